@@ -1,0 +1,1 @@
+//! The client of Lapis for engines on the same host.

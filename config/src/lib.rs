@@ -1,0 +1,5 @@
+//! Words and numbers that every part of Lapis agrees on, and its options.
+
+pub mod words;
+
+pub use words::*;

@@ -1,0 +1,1 @@
+//! The Lapis daemon: one per GPU host.

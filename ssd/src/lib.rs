@@ -1,0 +1,1 @@
+//! The log of blocks on devices.

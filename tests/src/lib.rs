@@ -1,0 +1,1 @@
+//! Model, simulation, crash and process tests of Lapis.

@@ -1,0 +1,1 @@
+//! Shared memory of the tiers: block table, hazards, extents, copy kernels.

@@ -1,0 +1,102 @@
+//! What the core keeps where a restart finds it: the lines of the table, the private entries, the states of slots, the
+//! slab map. A plain array in replay; the shared table and two private memfds in the daemon and the simulator.
+
+use lapis_config::{ClientId, Entry, Key, LineId, PoolId, SlotId};
+
+/// Where a published block lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub slot: SlotId,
+    pub bytes: u32,
+    pub sum: u64,
+    pub tier: Tier,
+}
+
+/// The state of a line as readers see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    Dram,
+    /// In DRAM and not verified since the daemon's start: readers check the sum themselves.
+    DramUnverified,
+    /// Not in memory: readers ask the daemon.
+    Elsewhere,
+    Hbm,
+}
+
+/// No free line within reach of either home of the key: the lines that could be evicted to make room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoLine {
+    pub candidates: Vec<LineId>,
+}
+
+/// Who may write a slot now. Written before the slot number leaves the daemon, so that a restart knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotState {
+    Free,
+    /// Published (or about to be) at this line.
+    Used(LineId),
+    /// This client may be writing into it.
+    Granted(ClientId),
+    /// A device may be writing into it.
+    IoIn,
+    /// Unpublished, but a reader may still name it.
+    Aside,
+}
+
+/// One slab: memory given to one pool and cut into slots of one size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slab {
+    pub base: SlotId,
+    /// 4 KiB units in the slab; a power of two.
+    pub units: u32,
+    pub pool: PoolId,
+    /// 4 KiB units per slot.
+    pub stride: u32,
+}
+
+impl Slab {
+    pub fn slots(&self) -> u32 {
+        self.units / self.stride
+    }
+    pub fn slot(&self, index: u32) -> SlotId {
+        SlotId(self.base.0 + index * self.stride)
+    }
+}
+
+/// One live line, as adoption finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Live {
+    pub pool: PoolId,
+    pub key: Key,
+    pub place: Place,
+    /// Changed whenever the bond of key and slot changed.
+    pub generation: u64,
+}
+
+/// The kept memory, as the core uses it. All calls are single-threaded; none blocks.
+pub trait Kept {
+    fn lines(&self) -> u32;
+    fn find(&self, pool: PoolId, key: &Key) -> Option<LineId>;
+    /// `None` if the line is free.
+    fn live(&self, line: LineId) -> Option<Live>;
+    /// Puts a new key into the table, visible to readers when this returns.
+    fn publish(&mut self, pool: PoolId, key: &Key, place: Place) -> Result<LineId, NoLine>;
+    /// Same key, other place (demotion, promotion).
+    fn rebind(&mut self, line: LineId, place: Place);
+    /// The bytes at an unverified line fit their sum; the generation stays.
+    fn verified(&mut self, line: LineId);
+    fn unpublish(&mut self, line: LineId);
+    fn entry(&self, line: LineId) -> &Entry;
+    fn entry_mut(&mut self, line: LineId) -> &mut Entry;
+
+    /// `slab` is the slab that holds the slot, `index` the slot's number in it.
+    fn slot_state(&self, slab: &Slab, index: u32) -> SlotState;
+    fn set_slot_state(&mut self, slab: &Slab, index: u32, state: SlotState);
+    /// Records that the slab exists (before any of its slots is used), or with `forget` that it does not any more.
+    fn set_slab(&mut self, slab: &Slab);
+    fn forget_slab(&mut self, slab: &Slab);
+
+    /// For each of `slots` (all unpublished before): whether a reader still names it. Fences, then scans all hazard
+    /// pages once. `named` is cleared first.
+    fn named(&mut self, slots: &[SlotId], named: &mut Vec<bool>);
+}

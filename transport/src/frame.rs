@@ -1,0 +1,75 @@
+//! The frames of the request and completion rings between a client and the daemon of its host. One frame a call,
+//! batches inside. The daemon copies a frame out of shared memory once and parses the copy.
+
+use lapis_config::{Hint, HitPolicy, Key, PoolId, Refusal, SlotId, Wait};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ParentRef {
+    None,
+    /// The item before it in the same frame.
+    Previous,
+    Key(Key),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CommitItem {
+    pub slot: SlotId,
+    pub key: Key,
+    pub parent: ParentRef,
+    pub bytes: u32,
+    pub sum: u64,
+}
+
+/// Client to daemon. `token` names the call in its answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Answered by `Committed`.
+    Commit { token: u64, pool: PoolId, items: Vec<CommitItem> },
+    /// More slots of `slot_bytes` for the magazine. Answered by `Granted` with 1 to `count` slots, or `Refused`.
+    Refill { token: u64, pool: PoolId, slot_bytes: u32, count: u32, deadline_us: u64 },
+    /// Answered by `Reserved`.
+    Reserve { token: u64, pool: PoolId, slot_bytes: u32, parent: ParentRef, deadline_us: u64, keys: Vec<Key> },
+    /// Slots given back unfilled: an abort, or an answer to a recall. No answer.
+    Abort { slots: Vec<SlotId> },
+    /// Answered by `Got`; the hit blocks stay until `Release` of the same token.
+    Get { token: u64, asks: Vec<(PoolId, HitPolicy)>, wait: Wait, deadline_us: u64, keys: Vec<Key> },
+    /// No answer.
+    Release { token: u64 },
+    /// No answer.
+    Prefetch { pool: PoolId, keys: Vec<Key> },
+    /// No answer.
+    HintKeys { pool: PoolId, hint: Hint, keys: Vec<Key> },
+    /// Answered by `Removed`.
+    Remove { token: u64, pool: PoolId, keys: Vec<Key> },
+    /// Every block of the pool. Answered by `Removed`.
+    Purge { token: u64, pool: PoolId },
+}
+
+/// Per item of a commit: 0 stored, 1 exists, else 16 + refusal code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PutResult {
+    Stored,
+    Exists,
+    Refused(Refusal),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReserveResult {
+    Slot(SlotId),
+    Exists,
+    Refused(Refusal),
+}
+
+/// Daemon to client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Completion {
+    Committed { token: u64, results: Vec<PutResult> },
+    /// Token 0: a top-up that nobody asked for.
+    Granted { token: u64, pool: PoolId, slot_bytes: u32, slots: Vec<SlotId> },
+    Reserved { token: u64, results: Vec<ReserveResult> },
+    Got { token: u64, hit: u32 },
+    Removed { token: u64, blocks: u64 },
+    Refused { token: u64, reason: Refusal },
+    /// Give back the magazine of this pool.
+    Recall { pool: PoolId },
+}
