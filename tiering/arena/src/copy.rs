@@ -1,0 +1,193 @@
+//! Copies between private memory and memory that others write. The bytes move in `asm!`: the compiler sees no plain
+//! access that could race, and a torn read is only a wrong byte, found by the check that follows.
+//!
+//! Two kernels. `Plain` is libc's memcpy. `Streaming` loads with a prefetch 4 KiB ahead and stores past the caches
+//! (AVX2), which saves reading the destination first: better for batches of large blocks, worse for one small block
+//! that is used at once. After streaming, [`sfence`] before anyone else is told of the bytes.
+
+use std::mem::MaybeUninit;
+
+use crate::{Mapping, Sum};
+
+/// Single blocks below this go by `Plain`: the caller is about to read them, and 64 KiB fit its cache.
+pub const SINGLE_STREAMING_BYTES: usize = 256 << 10;
+/// Blocks of a batch from this size on stream.
+pub const BATCH_STREAMING_BYTES: usize = 64 << 10;
+/// Parts of a block (pieces, iovecs) below this never stream.
+const PART_STREAMING_BYTES: usize = 4 << 10;
+/// Bytes of the next slot worth prefetching while one is copied.
+const NEXT_BYTES: usize = 1 << 10;
+/// How much is summed and then copied at a time: fits the first-level cache beside the hash's state.
+const FUSED_BYTES: usize = 8 << 10;
+
+/// How bytes are moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    Plain,
+    /// Falls back to `Plain` where the processor or the range does not suit.
+    Streaming,
+}
+
+impl Kernel {
+    /// The better one for a batch of `blocks` blocks of `block_bytes`.
+    pub fn choose(block_bytes: usize, blocks: usize) -> Self {
+        let from = if blocks > 1 { BATCH_STREAMING_BYTES } else { SINGLE_STREAMING_BYTES };
+        if block_bytes >= from { Self::Streaming } else { Self::Plain }
+    }
+}
+
+/// Copies `dst.len()` bytes at `offset` out of shared memory and returns them, initialised.
+#[inline]
+pub fn out<'a>(mapping: &Mapping, offset: usize, dst: &'a mut [MaybeUninit<u8>], kernel: Kernel) -> &'a mut [u8] {
+    let from = mapping.range(offset, dst.len());
+    // SAFETY: `range` checked the source; `dst` is exclusively ours and of the same length, so they do not overlap: no
+    // reference into a mapping exists. `bytes` initialises all of it.
+    unsafe {
+        bytes(from.as_ptr(), dst.as_mut_ptr().cast(), dst.len(), kernel);
+        std::slice::from_raw_parts_mut(dst.as_mut_ptr().cast(), dst.len())
+    }
+}
+
+/// Copies `src` to `offset` in shared memory.
+#[inline]
+pub fn into(mapping: &Mapping, offset: usize, src: &[u8], kernel: Kernel) {
+    let to = mapping.range_mut(offset, src.len());
+    // SAFETY: `range_mut` checked the destination; no reference into a mapping exists, so `src` is elsewhere.
+    unsafe { bytes(src.as_ptr(), to.as_ptr(), src.len(), kernel) };
+}
+
+/// Like [`into`], feeding the same bytes to `sum` on the way, so that memory is read once.
+#[inline]
+pub fn into_summed(mapping: &Mapping, offset: usize, src: &[u8], kernel: Kernel, sum: &mut Sum) {
+    let mut at = offset;
+    for chunk in src.chunks(FUSED_BYTES) {
+        sum.update(chunk);
+        into(mapping, at, chunk, kernel);
+        at += chunk.len();
+    }
+}
+
+/// Hints that the slot at `offset` is copied next.
+#[inline]
+pub fn prefetch_next(mapping: &Mapping, offset: usize) {
+    for line in (0..NEXT_BYTES).step_by(64) {
+        mapping.prefetch(offset + line);
+    }
+}
+
+/// Orders streamed stores before whatever tells others of them: a Release store does not.
+#[inline]
+pub fn sfence() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a fence has no precondition.
+    unsafe {
+        std::arch::asm!("sfence", options(nostack, preserves_flags));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    std::sync::atomic::fence(std::sync::atomic::Ordering::Release);
+}
+
+/// # Safety
+/// `src` is valid for reads and `dst` for writes of `len` bytes, and they do not overlap. Others may write `src`, or
+/// read `dst`, at the same time.
+#[inline]
+unsafe fn bytes(src: *const u8, dst: *mut u8, len: usize, kernel: Kernel) {
+    #[cfg(target_arch = "x86_64")]
+    if kernel == Kernel::Streaming && len >= PART_STREAMING_BYTES && std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: as for this function; AVX2 is there.
+        return unsafe { streaming_avx2(src, dst, len) };
+    }
+    let _ = (kernel, PART_STREAMING_BYTES);
+    // SAFETY: as for this function.
+    unsafe { plain(src, dst, len) };
+}
+
+/// libc's memcpy, called where the compiler cannot see which function it is.
+///
+/// # Safety
+/// As for [`bytes`].
+#[inline]
+unsafe fn plain(src: *const u8, dst: *mut u8, len: usize) {
+    let memcpy =
+        libc::memcpy as unsafe extern "C" fn(*mut libc::c_void, *const libc::c_void, usize) -> *mut libc::c_void;
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a C call with its three arguments in place; everything that a C function may change is declared; without
+    // `nostack` the stack is aligned for a call.
+    unsafe {
+        std::arch::asm!(
+            "call {f}",
+            f = in(reg) memcpy,
+            inout("rdi") dst => _,
+            inout("rsi") src => _,
+            inout("rdx") len => _,
+            clobber_abi("C"),
+        );
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!(
+            "blr {f}",
+            f = in(reg) memcpy,
+            inout("x0") dst => _,
+            inout("x1") src => _,
+            inout("x2") len => _,
+            clobber_abi("C"),
+        );
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    // SAFETY: as for this function; the black box hides that this is a plain copy.
+    unsafe {
+        std::hint::black_box(memcpy)(dst.cast(), src.cast(), len);
+    }
+}
+
+/// # Safety
+/// As for [`bytes`]; the processor has AVX2 and `len` is at least 64.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+unsafe fn streaming_avx2(src: *const u8, dst: *mut u8, len: usize) {
+    let head = dst.align_offset(64);
+    let blocks = (len - head) / 128;
+    let tail = (len - head) % 128;
+    // SAFETY: head, body and tail lie within the two ranges: head < 64 <= len, and the three add up to `len`. The body's
+    // stores are to multiples of 64 from `dst + head` on. Prefetches may go past the end: they never fault. The
+    // registers changed are declared (ymm0-3 as xmm0-3); vzeroupper leaves the upper halves clean.
+    unsafe {
+        if head > 0 {
+            plain(src, dst, head);
+        }
+        let (mut from, mut to) = (src.add(head), dst.add(head));
+        if blocks > 0 {
+            std::arch::asm!(
+                "2:",
+                "prefetcht0 [{from} + 4096]",
+                "prefetcht0 [{from} + 4160]",
+                "vmovdqu ymm0, [{from}]",
+                "vmovdqu ymm1, [{from} + 32]",
+                "vmovdqu ymm2, [{from} + 64]",
+                "vmovdqu ymm3, [{from} + 96]",
+                "vmovntdq [{to}], ymm0",
+                "vmovntdq [{to} + 32], ymm1",
+                "vmovntdq [{to} + 64], ymm2",
+                "vmovntdq [{to} + 96], ymm3",
+                "add {from}, 128",
+                "add {to}, 128",
+                "dec {blocks}",
+                "jnz 2b",
+                "vzeroupper",
+                from = inout(reg) from,
+                to = inout(reg) to,
+                blocks = inout(reg) blocks => _,
+                out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
+                out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
+                out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
+                out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
+                options(nostack),
+            );
+        }
+        if tail > 0 {
+            plain(from, to, tail);
+        }
+    }
+}

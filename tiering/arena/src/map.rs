@@ -1,0 +1,303 @@
+//! Mappings. `Mapping` is memory that others may write: words by atomics, bytes by copies. `Private` is ours alone.
+
+use std::{
+    fmt,
+    marker::PhantomData,
+    mem::MaybeUninit,
+    ops::{Deref, DerefMut, Range},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    ptr::NonNull,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+};
+
+use memmap2::{MmapOptions, MmapRaw};
+use rustix::mm::Advice;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::{ArenaError, copy, memfd};
+
+/// Whether stores are possible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    ReadOnly,
+    ReadWrite,
+}
+
+/// A shared mapping. Other processes map it too, so no reference into its bytes is ever formed. Clones are cheap and
+/// keep it mapped. Offsets are ours, never a client's unchecked number: one out of range panics.
+#[derive(Clone)]
+pub struct Mapping {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    raw: MmapRaw,
+    access: Access,
+}
+
+impl fmt::Debug for Mapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Mapping({} bytes, {:?})", self.len(), self.inner.access)
+    }
+}
+
+impl Mapping {
+    /// Maps the first `bytes` of a descriptor that was made by [`memfd::create`] or passed [`memfd::check`].
+    pub fn shared(fd: BorrowedFd<'_>, bytes: u64, access: Access) -> Result<Self, ArenaError> {
+        let failed = |e| ArenaError::io("mmap", bytes, e);
+        let len = usize::try_from(bytes).map_err(|_| failed(std::io::ErrorKind::OutOfMemory.into()))?;
+        let mut options = MmapOptions::new();
+        options.len(len);
+        let raw = match access {
+            Access::ReadOnly => options.map_raw_read_only(fd.as_raw_fd()),
+            Access::ReadWrite => options.map_raw(fd.as_raw_fd()),
+        };
+        Ok(Self { inner: Arc::new(Inner { raw: raw.map_err(failed)?, access }) })
+    }
+
+    /// Memory of this process alone; for tests and simulation.
+    pub fn anonymous(bytes: u64) -> Result<Self, ArenaError> {
+        let failed = |e| ArenaError::io("mmap", bytes, e);
+        let len = usize::try_from(bytes).map_err(|_| failed(std::io::ErrorKind::OutOfMemory.into()))?;
+        let map = MmapOptions::new().len(len).map_anon().map_err(failed)?;
+        Ok(Self { inner: Arc::new(Inner { raw: map.into(), access: Access::ReadWrite }) })
+    }
+
+    /// Bytes mapped.
+    pub fn len(&self) -> usize {
+        self.inner.raw.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn is_writable(&self) -> bool {
+        self.inner.access == Access::ReadWrite
+    }
+
+    /// The address of `offset`, for a device or a caller's own copy. Valid while a clone of the mapping lives.
+    pub fn as_ptr(&self, offset: usize) -> *mut u8 {
+        self.range(offset, 0).as_ptr()
+    }
+
+    /// The address of a checked range.
+    #[inline]
+    pub(crate) fn range(&self, offset: usize, bytes: usize) -> NonNull<u8> {
+        let end = offset.checked_add(bytes);
+        assert!(end.is_some_and(|end| end <= self.len()), "{bytes} bytes at {offset} of {}", self.len());
+        // SAFETY: `offset` is within the mapping, as just checked; a mapping never starts at address 0.
+        unsafe { NonNull::new_unchecked(self.inner.raw.as_mut_ptr().add(offset)) }
+    }
+
+    /// Like `range`, for a range that is about to be written.
+    #[inline]
+    pub(crate) fn range_mut(&self, offset: usize, bytes: usize) -> NonNull<u8> {
+        assert!(self.is_writable(), "a store into read-only memory");
+        self.range(offset, bytes)
+    }
+
+    #[inline]
+    fn word64(&self, offset: usize) -> &AtomicU64 {
+        assert!(offset.is_multiple_of(8), "unaligned word at {offset}");
+        // SAFETY: eight aligned bytes within the mapping; ours are atomic accesses only.
+        unsafe { AtomicU64::from_ptr(self.range(offset, 8).as_ptr().cast()) }
+    }
+
+    #[inline]
+    fn word32(&self, offset: usize) -> &AtomicU32 {
+        assert!(offset.is_multiple_of(4), "unaligned word at {offset}");
+        // SAFETY: four aligned bytes within the mapping; ours are atomic accesses only.
+        unsafe { AtomicU32::from_ptr(self.range(offset, 4).as_ptr().cast()) }
+    }
+
+    #[inline]
+    pub fn load64(&self, offset: usize, order: Ordering) -> u64 {
+        self.word64(offset).load(order)
+    }
+
+    #[inline]
+    pub fn store64(&self, offset: usize, value: u64, order: Ordering) {
+        self.range_mut(offset, 8);
+        self.word64(offset).store(value, order);
+    }
+
+    #[inline]
+    pub fn load32(&self, offset: usize, order: Ordering) -> u32 {
+        self.word32(offset).load(order)
+    }
+
+    #[inline]
+    pub fn store32(&self, offset: usize, value: u32, order: Ordering) {
+        self.range_mut(offset, 4);
+        self.word32(offset).store(value, order);
+    }
+
+    #[inline]
+    pub fn swap64(&self, offset: usize, value: u64, order: Ordering) -> u64 {
+        self.range_mut(offset, 8);
+        self.word64(offset).swap(value, order)
+    }
+
+    #[inline]
+    pub fn fetch_add64(&self, offset: usize, value: u64, order: Ordering) -> u64 {
+        self.range_mut(offset, 8);
+        self.word64(offset).fetch_add(value, order)
+    }
+
+    #[inline]
+    pub fn fetch_or64(&self, offset: usize, value: u64, order: Ordering) -> u64 {
+        self.range_mut(offset, 8);
+        self.word64(offset).fetch_or(value, order)
+    }
+
+    /// Copies `dst.len()` bytes out; afterwards `dst` is initialised. Somebody may be writing them: whatever was torn
+    /// must be caught by what the caller checks next (a generation, a sum).
+    #[inline]
+    pub fn copy_out(&self, offset: usize, dst: &mut [MaybeUninit<u8>]) {
+        copy::out(self, offset, dst, copy::Kernel::Plain);
+    }
+
+    /// Copies `src` in.
+    #[inline]
+    pub fn copy_in(&self, offset: usize, src: &[u8]) {
+        copy::into(self, offset, src, copy::Kernel::Plain);
+    }
+
+    /// `bytes` bytes from `offset` on, as a vector: for records that are parsed from their copy.
+    pub fn to_vec(&self, offset: usize, bytes: usize) -> Vec<u8> {
+        let mut out = Vec::with_capacity(bytes);
+        self.copy_out(offset, &mut out.spare_capacity_mut()[..bytes]);
+        // SAFETY: `copy_out` initialised the first `bytes` bytes.
+        unsafe { out.set_len(bytes) };
+        out
+    }
+
+    /// A hint that the cache line of `offset` is wanted soon; any offset is allowed.
+    #[inline]
+    pub fn prefetch(&self, offset: usize) {
+        prefetch_address(self.inner.raw.as_ptr().wrapping_add(offset));
+    }
+
+    /// Asks for transparent huge pages, for what is touched from now on. A kernel that has none is no error.
+    pub fn advise_huge(&self) {
+        // SAFETY: the range is the mapping's own; the advice changes no content.
+        let advised = unsafe { rustix::mm::madvise(self.as_ptr(0).cast(), self.len(), Advice::LinuxHugepage) };
+        if let Err(error) = advised {
+            tracing::debug!(%error, bytes = self.len(), "no transparent huge pages");
+        }
+    }
+
+    /// Maps the pages of a range for reading, so that the first copy takes no faults. Blocks for about 0.1 s a GiB.
+    pub fn populate_read(&self, range: Range<usize>) -> Result<(), ArenaError> {
+        self.populate(range, Advice::LinuxPopulateRead)
+    }
+
+    /// Allocates and maps the pages of a range; content stays. Blocks, for fresh memory 0.5-3 s a GiB. No memory left
+    /// is an error here and a SIGBUS in whoever touches such a page unpopulated.
+    pub fn populate_write(&self, range: Range<usize>) -> Result<(), ArenaError> {
+        assert!(self.is_writable(), "populating read-only memory for writes");
+        self.populate(range, Advice::LinuxPopulateWrite)
+    }
+
+    fn populate(&self, range: Range<usize>, advice: Advice) -> Result<(), ArenaError> {
+        let page = rustix::param::page_size();
+        let start = range.start / page * page;
+        let end = range.end.next_multiple_of(page).min(self.len());
+        if start >= end {
+            return Ok(());
+        }
+        let bytes = end - start;
+        let address = self.range(start, bytes);
+        loop {
+            // SAFETY: the range is the mapping's own, as checked; populating changes no content.
+            match unsafe { rustix::mm::madvise(address.as_ptr().cast(), bytes, advice) } {
+                Ok(()) => return Ok(()),
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
+                // Before Linux 5.14.
+                Err(rustix::io::Errno::INVAL) => {
+                    self.touch(start..end, page, advice);
+                    return Ok(());
+                }
+                Err(e) => return Err(ArenaError::io("populating memory", bytes as u64, e)),
+            }
+        }
+    }
+
+    fn touch(&self, range: Range<usize>, page: usize, advice: Advice) {
+        for offset in range.step_by(page).filter(|offset| offset + 8 <= self.len()) {
+            match advice {
+                Advice::LinuxPopulateWrite => self.fetch_or64(offset, 0, Ordering::Relaxed),
+                _ => self.load64(offset, Ordering::Relaxed),
+            };
+        }
+    }
+}
+
+#[inline]
+pub(crate) fn prefetch_address(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch never faults and changes nothing that a program can see.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) address, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = address;
+}
+
+/// Memory with a descriptor that this daemon alone maps: an array that outlives the process. Sparse: what was never
+/// touched is zero and takes no memory.
+pub struct Private<T> {
+    raw: MmapRaw,
+    count: usize,
+    /// While this is open no other `Private` of the same memory exists, here or elsewhere.
+    _owner: OwnedFd,
+    of: PhantomData<T>,
+}
+
+impl<T> fmt::Debug for Private<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Private({} of {} bytes)", self.count, size_of::<T>())
+    }
+}
+
+impl<T: FromBytes + IntoBytes + Immutable + KnownLayout> Private<T> {
+    /// Locks and maps a memfd of at least `count` values. The descriptor must never have been given to a client.
+    pub fn map(fd: BorrowedFd<'_>, count: usize) -> Result<Self, ArenaError> {
+        const { assert!(size_of::<T>() > 0 && align_of::<T>() <= 4096, "values of a mapping") };
+        let bytes = (count as u64).saturating_mul(size_of::<T>() as u64);
+        let found = memfd::size(fd)?;
+        if found < bytes || count == 0 {
+            return Err(ArenaError::Size { expected: bytes, found });
+        }
+        let owner = memfd::lock_owner(fd)?;
+        let raw = MmapOptions::new().len(bytes as usize).map_raw(owner.as_fd().as_raw_fd());
+        let raw = raw.map_err(|e| ArenaError::io("mmap", bytes, e))?;
+        Ok(Self { raw, count, _owner: owner, of: PhantomData })
+    }
+}
+
+impl<T: FromBytes + IntoBytes + Immutable + KnownLayout> Deref for Private<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        // SAFETY: `map` checked the size; a mapping is page-aligned; any bytes are a valid T (FromBytes); nobody else
+        // writes: the memory is locked by `_owner` and its descriptor goes to no client.
+        unsafe { std::slice::from_raw_parts(self.raw.as_ptr().cast(), self.count) }
+    }
+}
+
+impl<T: FromBytes + IntoBytes + Immutable + KnownLayout> DerefMut for Private<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as for `deref`; `&mut self` keeps other references of this process out, and T has no padding
+        // (IntoBytes), so that every byte stays initialised.
+        unsafe { std::slice::from_raw_parts_mut(self.raw.as_mut_ptr().cast(), self.count) }
+    }
+}

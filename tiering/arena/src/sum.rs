@@ -1,0 +1,107 @@
+//! Sums: what tells a block's bytes from any other bytes. 64-bit, keyed by what makes the pool (not by its number), by
+//! the key and by the length; not by generation or place, so that a sum goes with its block from tier to tier.
+//!
+//! This is a format: sums lie in tables, in slots and on devices. The tests hold known values.
+
+use std::mem::MaybeUninit;
+
+use lapis_config::{Key, PoolKind, PoolShape};
+use twox_hash::xxhash3_64::Hasher;
+
+use crate::{Mapping, copy};
+
+/// Bytes hashed at a time where memory is shared: copied first, small enough to stay in the first-level cache.
+const CHUNK_BYTES: usize = 8 << 10;
+/// In place of a piece's index: the sum of a whole block.
+const WHOLE: u64 = u64::MAX;
+/// In place of a piece's index: the sum over the sums of all pieces.
+const COMBINED: u64 = u64::MAX - 1;
+
+/// The seed of all sums of a pool: 64 bits of BLAKE3 of its shape. Equal for equal shapes, on any host.
+pub fn pool_seed(shape: &PoolShape) -> u64 {
+    let mut hasher = blake3::Hasher::new_derive_key("lapis 2025 pool seed of block sums");
+    hasher.update(&shape.namespace.0);
+    hasher.update(&(shape.label.len() as u64).to_le_bytes());
+    hasher.update(shape.label.as_bytes());
+    hasher.update(&[match shape.kind {
+        PoolKind::Chain => 1,
+        PoolKind::Object => 2,
+    }]);
+    hasher.update(&shape.block_bytes.to_le_bytes());
+    hasher.update(&shape.pieces.to_le_bytes());
+    let bytes: [u8; 8] = hasher.finalize().as_bytes()[..8].try_into().expect("8 of 32 bytes");
+    u64::from_le_bytes(bytes)
+}
+
+/// A sum under way.
+pub struct Sum {
+    hasher: Hasher,
+}
+
+impl Sum {
+    /// Of a block of one piece: `bytes` of payload follow by `update`.
+    #[inline]
+    pub fn new(seed: u64, key: &Key, bytes: u64) -> Self {
+        Self::part(seed, key, bytes, WHOLE)
+    }
+
+    /// Of one piece of a block of `bytes` (of all pieces together); the piece's bytes follow.
+    #[inline]
+    pub fn piece(seed: u64, key: &Key, bytes: u64, index: u16) -> Self {
+        Self::part(seed, key, bytes, u64::from(index))
+    }
+
+    fn part(seed: u64, key: &Key, bytes: u64, part: u64) -> Self {
+        let mut header = [0u8; 48];
+        header[..32].copy_from_slice(&key.to_bytes());
+        header[32..40].copy_from_slice(&bytes.to_le_bytes());
+        header[40..].copy_from_slice(&part.to_le_bytes());
+        let keyed = Hasher::oneshot_with_seed(seed, &header);
+        Self { hasher: Hasher::with_seed(keyed) }
+    }
+
+    #[inline]
+    pub fn update(&mut self, bytes: &[u8]) {
+        std::hash::Hasher::write(&mut self.hasher, bytes);
+    }
+
+    #[inline]
+    pub fn finish(self) -> u64 {
+        std::hash::Hasher::finish(&self.hasher)
+    }
+}
+
+/// The sum of a block of one piece that lies in private memory.
+pub fn of_bytes(seed: u64, key: &Key, payload: &[u8]) -> u64 {
+    let mut sum = Sum::new(seed, key, payload.len() as u64);
+    sum.update(payload);
+    sum.finish()
+}
+
+/// The sum of a block of several pieces, `bytes` long in all, from the sums of its pieces in their order.
+pub fn combine(seed: u64, key: &Key, bytes: u64, pieces: &[u64]) -> u64 {
+    let mut sum = Sum::part(seed, key, bytes, COMBINED);
+    for piece in pieces {
+        sum.update(&piece.to_le_bytes());
+    }
+    sum.finish()
+}
+
+/// Feeds shared memory to a sum, in place of `update`: each byte is read once, through a small copy.
+pub fn update_from(sum: &mut Sum, mapping: &Mapping, offset: usize, bytes: usize) {
+    let mut chunk = [MaybeUninit::<u8>::uninit(); CHUNK_BYTES];
+    let mut done = 0;
+    while done < bytes {
+        let part = &mut chunk[..CHUNK_BYTES.min(bytes - done)];
+        sum.update(copy::out(mapping, offset + done, part, copy::Kernel::Plain));
+        done += part.len();
+    }
+}
+
+/// The sum of a block of one piece as it lies in a slot now. The caller checks the line's generation afterwards if the
+/// slot could be reused meanwhile.
+pub fn of_mapping(seed: u64, key: &Key, mapping: &Mapping, offset: usize, bytes: u32) -> u64 {
+    let mut sum = Sum::new(seed, key, u64::from(bytes));
+    update_from(&mut sum, mapping, offset, bytes as usize);
+    sum.finish()
+}
