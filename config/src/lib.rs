@@ -1,5 +1,28 @@
 //! Words and numbers that every part of Lapis agrees on, and its options.
+#![forbid(unsafe_code)]
 
 pub mod words;
 
+mod check;
+mod effective;
+mod file;
+mod flags;
+mod load;
+mod machine;
+mod mistake;
+mod nearest;
+mod options;
+mod tables;
+mod units;
+
+pub use effective::example;
+pub use flags::Flags;
+pub use load::{ConfigFile, Effective, LoadInput};
+pub use machine::{Machine, RUNTIME_FOLDER};
+pub use mistake::{ConfigError, ConfigErrors, Mistake, Source};
+pub use options::{
+    DRAM_BYTES_MIN, DRAM_STEP_BYTES, Definition, GROUPS_MAX, Group, HugePages, LogLevel, Options, PolicyName, Verify,
+};
+pub use tables::{Tables, lines};
+pub use units::{Bytes, Choice, Described, Raw, Seconds, Unit, duration, size};
 pub use words::*;

@@ -24,8 +24,9 @@ pub const REGISTER_BYTES: u64 = 1 << 30;
 pub const HAZARDS: usize = 8192;
 
 /// A block key: the engine's hash (zero-padded), or BLAKE3 of a longer name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct Key(pub [u64; 4]);
 
@@ -224,8 +225,7 @@ pub enum Hint {
 /// What the core remembers of the block at one line, beside what the line itself says. Lives in the daemon's private
 /// memory, kept over restarts; after one, only `parent` (if its generation still fits), `class` and `last_use` are
 /// believed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Entry {
     /// Neighbours in the policy's list; line numbers.

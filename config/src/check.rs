@@ -1,0 +1,196 @@
+//! Whether the options fit each other and the machine; puts numbers where "auto" was. Decides without I/O.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use crate::load::{Loading, group_key};
+use crate::machine::{Machine, RUNTIME_FOLDER};
+use crate::mistake::{Mistake, Source};
+use crate::options::{DRAM_STEP_BYTES, GROUPS_MAX, Group};
+use crate::tables::Tables;
+use crate::units::{Bytes, KIB, MIB};
+
+/// Bytes of a block for which `index.entries_max` is made by default.
+const ENTRY_BYTES_DEFAULT: u64 = 64 * KIB;
+
+pub(crate) fn check(loading: &mut Loading, machine: &Machine) {
+    dram(loading, machine);
+    client_limits(loading);
+    index(loading);
+    if loading.options.groups.is_empty() {
+        default_group(loading, machine);
+    } else if loading.sources.contains_key("server.socket") {
+        loading.notes.push("server.socket is not used: the file has [[group]]".into());
+    }
+    groups(loading);
+    names(loading);
+    table_memory(loading, machine);
+    metrics(loading);
+}
+
+fn dram(loading: &mut Loading, machine: &Machine) {
+    let source = loading.source("dram.bytes");
+    let given = loading.options.dram_bytes;
+    let wanted = if source == Source::Default { machine.dram_bytes_default(given) } else { given };
+    if wanted < given {
+        loading.notes.push(format!(
+            "dram.bytes is {}, a quarter of this machine's memory, where the default is {}",
+            Bytes(rounded(wanted)),
+            Bytes(given)
+        ));
+    } else if !wanted.is_multiple_of(DRAM_STEP_BYTES) {
+        loading.notes.push(format!("dram.bytes = {} is rounded down to {}", Bytes(wanted), Bytes(rounded(wanted))));
+    }
+    loading.options.dram_bytes = rounded(wanted);
+    let Some(memory) = machine.memory_bytes.filter(|_| !loading.is_broken("dram.bytes")) else { return };
+    let reserve = Machine::reserve_bytes(memory);
+    if source != Source::Default && given > memory - reserve {
+        loading.wrong(source, "dram.bytes", Mistake::OverMemory { given, memory, reserve });
+    }
+}
+
+fn rounded(bytes: u64) -> u64 {
+    bytes / DRAM_STEP_BYTES * DRAM_STEP_BYTES
+}
+
+fn client_limits(loading: &mut Loading) {
+    let options = &mut loading.options;
+    let dram = options.dram_bytes;
+    if options.client_magazine_bytes_max == 0 {
+        options.client_magazine_bytes_max = (dram / 64).clamp(MIB, 256 * MIB);
+    }
+    if options.client_pin_bytes_max == 0 {
+        options.client_pin_bytes_max = dram / 4;
+    }
+    let limits = [
+        ("client.magazine_bytes_max", options.client_magazine_bytes_max),
+        ("client.pin_bytes_max", options.client_pin_bytes_max),
+    ];
+    for (name, given) in limits {
+        if given > dram && !loading.is_broken("dram.bytes") {
+            loading.wrong(loading.source(name), name, Mistake::OverDram { given, dram });
+        }
+    }
+}
+
+fn index(loading: &mut Loading) {
+    let options = &mut loading.options;
+    if options.index_entries_max == 0 {
+        options.index_entries_max = (options.dram_bytes / ENTRY_BYTES_DEFAULT).max(1024);
+    }
+}
+
+/// The group that is there when the file has none: everything, for everyone who may open the socket.
+fn default_group(loading: &mut Loading, machine: &Machine) {
+    let source = loading.source("server.socket");
+    if source == Source::Default && machine.runtime_folder == Some(false) {
+        match &machine.user_runtime_folder {
+            Some(folder) => {
+                let socket = folder.join("lapis/lapis.sock");
+                loading.notes.push(format!("server.socket is {}: {RUNTIME_FOLDER} is not there", socket.display()));
+                loading.options.server_socket = socket;
+            }
+            None => {
+                let mistake = Mistake::NoRuntimeFolder { folder: RUNTIME_FOLDER.into() };
+                loading.wrong(source, "server.socket", mistake);
+            }
+        }
+    }
+    let socket = loading.options.server_socket.clone();
+    loading.options.groups.push(Group { socket, ..Group::default() });
+}
+
+/// Floors and ceilings.
+fn groups(loading: &mut Loading) {
+    let dram = loading.options.dram_bytes;
+    let dram_known = !loading.is_broken("dram.bytes");
+    let mut floors = 0u64;
+    for i in 0..loading.options.groups.len() {
+        let (floor_key, ceiling_key) = (group_key(i, "group.dram_floor"), group_key(i, "group.dram_ceiling"));
+        let floor_known = !loading.is_broken(&floor_key);
+        let ceiling_known = !loading.is_broken(&ceiling_key);
+        let group = &mut loading.options.groups[i];
+        group.dram_floor = rounded(group.dram_floor);
+        group.dram_ceiling = if group.dram_ceiling == 0 { dram } else { rounded(group.dram_ceiling) };
+        let (floor, ceiling) = (group.dram_floor, group.dram_ceiling);
+        floors = floors.saturating_add(if floor_known { floor } else { 0 });
+        if ceiling_known && dram_known && ceiling > dram {
+            let mistake = Mistake::OverDram { given: ceiling, dram };
+            loading.wrong(loading.source(&ceiling_key), "group.dram_ceiling", mistake);
+        }
+        if floor_known && ceiling_known && floor > ceiling && (dram_known || ceiling < dram) {
+            let mistake = Mistake::FloorOverCeiling { floor, ceiling };
+            loading.wrong(loading.source(&floor_key), "group.dram_floor", mistake);
+        }
+        if floors > dram && floors - floor <= dram && floor <= ceiling && dram_known {
+            let mistake = Mistake::FloorsOverDram { floors, dram };
+            loading.wrong(loading.source(&floor_key), "group.dram_floor", mistake);
+        }
+    }
+    let count = loading.options.groups.len();
+    if count > GROUPS_MAX {
+        let place = loading.source(&format!("group[{GROUPS_MAX}]"));
+        loading.wrong(place, "group", Mistake::TooManyGroups { count, most: GROUPS_MAX });
+    }
+    let may_put = |(i, group): (usize, &Group)| group.may_put || loading.is_broken(&group_key(i, "group.may_put"));
+    if !loading.options.groups.iter().enumerate().any(may_put) {
+        loading.wrong(loading.source(&group_key(0, "group.may_put")), "group.may_put", Mistake::NobodyMayPut);
+    }
+}
+
+/// No two groups of one name, no two sockets of one path.
+fn names(loading: &mut Loading) {
+    let mut names: BTreeMap<String, Source> = BTreeMap::new();
+    let mut sockets: BTreeMap<PathBuf, Source> = BTreeMap::new();
+    if let Some(hold) = &loading.options.hold_socket {
+        sockets.insert(hold.clone(), loading.source("hold.socket"));
+    }
+    let mut wrong = Vec::new();
+    for (i, group) in loading.options.groups.iter().enumerate() {
+        let (name_key, socket_key) = (group_key(i, "group.name"), group_key(i, "group.socket"));
+        let place = loading.source(&name_key);
+        if !loading.is_broken(&name_key)
+            && let Some(first) = names.insert(group.name.clone(), place.clone())
+        {
+            wrong.push((place, "group.name", group.name.clone(), first));
+        }
+        // The default group's socket is called server.socket.
+        let single = !loading.sources.contains_key(&socket_key);
+        let key = if single { "server.socket" } else { "group.socket" };
+        let place = loading.source(if single { key } else { &socket_key });
+        if !loading.is_broken(&socket_key)
+            && let Some(first) = sockets.insert(group.socket.clone(), place.clone())
+        {
+            wrong.push((place, key, group.socket.display().to_string(), first));
+        }
+    }
+    for (place, key, name, first) in wrong {
+        loading.wrong(place, key, Mistake::Duplicate { name, by: first.to_string() });
+    }
+}
+
+/// The tables must fit beside the blocks.
+fn table_memory(loading: &mut Loading, machine: &Machine) {
+    let Some(memory) = machine.memory_bytes else { return };
+    if loading.is_broken("index.entries_max") || loading.is_broken("dram.bytes") {
+        return;
+    }
+    let options = &loading.options;
+    let tables = options.groups.iter().map(|group| Tables::of(options, group, 0).resident_bytes()).sum::<u64>();
+    let (dram, reserve) = (options.dram_bytes, Machine::reserve_bytes(memory));
+    let room = memory - reserve;
+    if dram <= room && tables > room - dram {
+        let name = "index.entries_max";
+        let mistake = Mistake::TablesOverMemory { tables, dram, memory, reserve };
+        loading.wrong(loading.source(name), name, mistake);
+    }
+}
+
+fn metrics(loading: &mut Loading) {
+    let options = &loading.options;
+    let Some(address) = options.metrics_listen else { return };
+    if !address.ip().is_loopback() && !options.metrics_public && !loading.is_broken("metrics.public") {
+        let mistake = Mistake::NotLoopback { address: address.to_string() };
+        loading.wrong(loading.source("metrics.listen"), "metrics.listen", mistake);
+    }
+}

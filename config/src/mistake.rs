@@ -1,0 +1,134 @@
+//! What can be wrong with a configuration, and where it was said. Pure.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::units::Bytes;
+
+/// Where a value came from; also where a mistake is. Later ones beat earlier ones.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    #[default]
+    Default,
+    /// A line (from 1) of the configuration file; 0 = the file as a whole.
+    File { path: PathBuf, line: u32 },
+    /// The name of an environment variable.
+    Variable(String),
+    /// A flag, with its dashes.
+    Flag(String),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File { path, line: 0 } => write!(f, "{}", path.display()),
+            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::Variable(name) => f.write_str(name),
+            Self::Flag(flag) => f.write_str(flag),
+        }
+    }
+}
+
+/// One mistake, with the option it is about and the place where it was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    pub source: Source,
+    /// Name of the option ("dram.bytes"), or as much of it as was given; empty for the file as a whole.
+    pub key: String,
+    pub mistake: Mistake,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.source)?;
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
+        }
+        write!(f, "{}", self.mistake)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Every mistake of one configuration, in the order of sources and lines; one a line when shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigErrors(pub Vec<ConfigError>);
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, error) in self.0.iter().enumerate() {
+            if i > 0 {
+                f.write_str("\n")?;
+            }
+            write!(f, "{error}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Mistake {
+    #[error("cannot be read: {0}")]
+    Unreadable(String),
+    #[error("{bytes} bytes, more than the {most} that a configuration file may have")]
+    FileTooLong { bytes: u64, most: u64 },
+    #[error("not TOML: {0}")]
+    Syntax(String),
+    #[error("unknown option{}", near(.nearest))]
+    UnknownKey { nearest: Option<String> },
+    #[error("unknown variable{}", near(.nearest))]
+    UnknownVariable { nearest: Option<String> },
+    #[error("expected {expected}, found {found}")]
+    WrongType { expected: &'static str, found: String },
+    #[error("{given:?} has no unit: write {suggestion}")]
+    NoUnit { given: String, suggestion: String },
+    #[error("unknown unit in {given:?}: use one of {units}")]
+    UnknownUnit { given: String, units: &'static str },
+    #[error("{given:?} is not {expected}")]
+    NotA { given: String, expected: &'static str },
+    #[error("{given:?} is not one of {allowed}")]
+    NotOneOf { given: String, allowed: String },
+    #[error("{given} is less than the least, {least}")]
+    TooSmall { given: String, least: String },
+    #[error("{given} is more than the most, {most}")]
+    TooLarge { given: String, most: String },
+    #[error("{given:?} is {bytes} bytes long; a socket's path has at most {most}")]
+    PathTooLong { given: String, bytes: usize, most: usize },
+    #[error("is missing in this [[group]]")]
+    Missing,
+    #[error("{name:?} is already used by {by}")]
+    Duplicate { name: String, by: String },
+    #[error("the floor {} is above the group's ceiling {}", Bytes(*.floor), Bytes(*.ceiling))]
+    FloorOverCeiling { floor: u64, ceiling: u64 },
+    #[error("the floors of all groups add up to {}, more than dram.bytes = {}", Bytes(*.floors), Bytes(*.dram))]
+    FloorsOverDram { floors: u64, dram: u64 },
+    #[error("{} is more than dram.bytes = {}", Bytes(*.given), Bytes(*.dram))]
+    OverDram { given: u64, dram: u64 },
+    #[error(
+        "{} is more than this machine can give: {} of memory less {} kept for everything else",
+        Bytes(*.given), Bytes(*.memory), Bytes(*.reserve)
+    )]
+    OverMemory { given: u64, memory: u64, reserve: u64 },
+    #[error(
+        "tables of {} beside dram.bytes = {} are more than this machine can give: {} of memory less {} kept for \
+         everything else", Bytes(*.tables), Bytes(*.dram), Bytes(*.memory), Bytes(*.reserve)
+    )]
+    TablesOverMemory { tables: u64, dram: u64, memory: u64, reserve: u64 },
+    #[error(
+        "{address} is not a loopback address; anyone who reaches it may read: set metrics.public = true to allow it"
+    )]
+    NotLoopback { address: String },
+    #[error("no group may put: the cache would stay empty")]
+    NobodyMayPut,
+    #[error("{count} groups, the most is {most}")]
+    TooManyGroups { count: usize, most: usize },
+    #[error("{folder} does not exist and only root can make it: give a path with --server-socket")]
+    NoRuntimeFolder { folder: String },
+}
+
+fn near(nearest: &Option<String>) -> String {
+    nearest.as_ref().map_or(String::new(), |name| format!(", did you mean {name}?"))
+}

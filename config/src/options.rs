@@ -1,0 +1,217 @@
+//! Every option of Lapis, defined once: name, field, unit, default, help. The file, the flags, the variables, the
+//! example and the help texts all derive from these two tables.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::mistake::Mistake;
+use crate::units::*;
+
+/// One option: what its users see of it.
+pub struct Definition {
+    /// As in the file, with its table: "dram.bytes".
+    pub name: &'static str,
+    /// As a word: what a flag would be given.
+    pub default: &'static str,
+    pub help: &'static str,
+    pub unit: &'static dyn Described,
+}
+
+impl Definition {
+    /// "--dram-bytes".
+    pub fn flag(&self) -> String {
+        format!("--{}", self.name.replace(['.', '_'], "-"))
+    }
+
+    /// "LAPIS_DRAM_BYTES".
+    pub fn variable(&self) -> String {
+        format!("LAPIS_{}", self.name.replace('.', "_").to_uppercase())
+    }
+}
+
+macro_rules! options {
+    (
+        $(#[$doc:meta])* $struct:ident
+        $( $name:literal $field:ident: $type:ty = $default:literal, $unit:expr, $help:literal; )*
+        $( also $(#[$extra_doc:meta])* $extra:ident: $extra_type:ty; )*
+    ) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq)]
+        pub struct $struct {
+            $( #[doc = $help] pub $field: $type, )*
+            $( $(#[$extra_doc])* pub $extra: $extra_type, )*
+        }
+
+        impl $struct {
+            pub const DEFINITIONS: &'static [Definition] =
+                &[$( Definition { name: $name, default: $default, help: $help, unit: &$unit } ),*];
+
+            /// Reads `raw` as the option called `name`, which must be one of [`Self::DEFINITIONS`].
+            pub(crate) fn set(&mut self, name: &str, raw: &Raw) -> Result<(), Mistake> {
+                match name {
+                    $( $name => self.$field = ($unit).read(raw)?, )*
+                    _ => unreachable!("the caller looked the name up"),
+                }
+                Ok(())
+            }
+
+            /// The value of the option called `name`, as in the file but without quotes.
+            pub(crate) fn show(&self, name: &str) -> String {
+                match name {
+                    $( $name => ($unit).show(&self.$field), )*
+                    _ => unreachable!("the caller looked the name up"),
+                }
+            }
+        }
+
+        impl Default for $struct {
+            fn default() -> Self {
+                Self {
+                    $( $field: ($unit).read(&Raw::Word($default.into())).expect("a default is valid"), )*
+                    $( $extra: Default::default(), )*
+                }
+            }
+        }
+    };
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HugePages {
+    /// Reserved huge pages if there are any, else transparent ones.
+    Auto,
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verify {
+    /// When bytes cross a tier, a restart or a host.
+    Auto,
+    /// At every hit too.
+    Always,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PolicyName {
+    Lru,
+}
+
+impl PolicyName {
+    pub const CHOICES: Choice<Self> = Choice(&[("lru", Self::Lru)]);
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// Memory comes in these: a huge page.
+pub const DRAM_STEP_BYTES: u64 = 2 * MIB;
+/// Least memory of the DRAM tier and of a group's ceiling.
+pub const DRAM_BYTES_MIN: u64 = 16 * MIB;
+/// Most trust groups of one daemon.
+pub const GROUPS_MAX: usize = 64;
+
+const DRAM: Size = Size { least: DRAM_BYTES_MIN, most: 16 * TIB, auto: false };
+const DEADLINE: Span = Span { least: Duration::from_millis(1), most: Duration::from_secs(3600) };
+
+options! {
+    /// What the daemon was told. What "auto" stands for is already in its place.
+    Options
+    "verify" verify: Verify = "auto",
+        Choice(&[("auto", Verify::Auto), ("always", Verify::Always)]),
+        "When a block's checksum is compared with its bytes: when they cross a tier, a restart or a host (auto), or at every local hit too (always).";
+    "dram.bytes" dram_bytes: u64 = "4GiB", DRAM,
+        "Memory of the DRAM tier, all groups together; rounded down to 2 MiB. The default is a quarter of the machine's memory where that is less.";
+    "dram.huge_pages" dram_huge_pages: HugePages = "auto",
+        Choice(&[("auto", HugePages::Auto), ("off", HugePages::Off)]),
+        "Back the arena with huge pages: reserved ones if there are enough, else transparent ones (auto), or 4 KiB pages (off).";
+    "dram.populate_threads" dram_populate_threads: u64 = "2", Count { least: 1, most: 64, auto: false },
+        "Threads that touch fresh memory in the background; a slot is handed out only once its memory is there.";
+    "index.entries_max" index_entries_max: u64 = "auto",
+        Count { least: 1024, most: 3_000_000_000, auto: true },
+        "Most blocks that can be known at once; a group with a lower DRAM ceiling gets its share. A full table evicts. auto: dram.bytes / 64KiB.";
+    "server.socket" server_socket: PathBuf = "/run/lapis/lapis.sock", SocketPath,
+        "Unix socket of the group \"default\", which is there when the file has no [[group]]. Who may open it may use the cache. Without /run/lapis and not as root: $XDG_RUNTIME_DIR/lapis/lapis.sock.";
+    "server.socket_mode" server_socket_mode: u32 = "0660", FileMode,
+        "Permissions of every group's socket.";
+    "server.clients_max" server_clients_max: u64 = "256", Count { least: 1, most: 4096, auto: false },
+        "Most clients connected to one group.";
+    "client.magazine_bytes_max" client_magazine_bytes_max: u64 = "auto",
+        Size { least: MIB, most: 16 * TIB, auto: true },
+        "Free memory that one client may hold in advance for its puts. auto: dram.bytes / 64, at least 1MiB and at most 256MiB.";
+    "client.pin_bytes_max" client_pin_bytes_max: u64 = "auto", Size { least: MIB, most: 16 * TIB, auto: true },
+        "Bytes that one client may pin by views before it is warned and, under pressure, disconnected. auto: dram.bytes / 4.";
+    "client.pin_age_max" client_pin_age_max: Duration = "60s",
+        Span { least: Duration::from_millis(100), most: Duration::from_secs(86400) },
+        "How long a client over its pin limit may stay warned before it is disconnected.";
+    "client.idle_recall" client_idle_recall: Duration = "10s",
+        Span { least: Duration::from_millis(100), most: Duration::from_secs(86400) },
+        "After this long without a put, a client is asked to give back the free memory it holds.";
+    "client.lookup_deadline" client_lookup_deadline: Duration = "50ms", DEADLINE,
+        "How long a look-up may take, unless the call says otherwise.";
+    "client.get_deadline" client_get_deadline: Duration = "50ms", DEADLINE,
+        "How long a get may take, unless the call says otherwise; its bytes are allowed extra time at client.get_rate_min.";
+    "client.get_rate_min" client_get_rate_min: u64 = "500MB",
+        Size { least: MIB, most: TIB, auto: false },
+        "Bytes a second: a get's deadline grows by the asked bytes over this.";
+    "client.put_deadline" client_put_deadline: Duration = "1s", DEADLINE,
+        "How long a put may wait for a slot, unless the call says otherwise.";
+    "policy.name" policy_name: PolicyName = "lru", PolicyName::CHOICES,
+        "What is evicted first: the least recently used block without a resident child (lru).";
+    "metrics.listen" metrics_listen: Option<SocketAddr> = "127.0.0.1:7850", OrOff(Address),
+        "Where Prometheus text is served over HTTP.";
+    "metrics.public" metrics_public: bool = "false", Switch,
+        "Allow metrics.listen to be an address that other hosts reach. There is no password.";
+    "log.level" log_level: LogLevel = "info",
+        Choice(&[
+            ("error", LogLevel::Error),
+            ("warn", LogLevel::Warn),
+            ("info", LogLevel::Info),
+            ("debug", LogLevel::Debug),
+            ("trace", LogLevel::Trace),
+        ]),
+        "Least important messages that are logged.";
+    "hold.socket" hold_socket: Option<PathBuf> = "off", OrOff(SocketPath),
+        "Socket of the `lapis hold` that keeps the memory while the daemon restarts. Under systemd its descriptor store is used, whatever this says.";
+    "drain.timeout" drain_timeout: Duration = "10s",
+        Span { least: Duration::ZERO, most: Duration::from_secs(3600) },
+        "How long a stopping daemon waits for operations and views to end.";
+    also
+        /// The trust groups, at least one; the group "default" if the file has none.
+        groups: Vec<Group>;
+}
+
+options! {
+    /// A trust group: clients that trust each other's code and share blocks. Nothing is shared between groups.
+    Group
+    "group.name" name: String = "default", Name,
+        "Name in logs, metrics and kept memory.";
+    "group.socket" socket: PathBuf = "/run/lapis/lapis.sock", SocketPath,
+        "The group's own Unix socket.";
+    "group.uids" uids: Vec<u32> = "[]", Uids,
+        "Numbers of the users who may connect; none given: everyone who may open the socket.";
+    "group.dram_floor" dram_floor: u64 = "0B", Size { least: 0, most: 16 * TIB, auto: false },
+        "Memory that the group always has.";
+    "group.dram_ceiling" dram_ceiling: u64 = "auto", Size { least: DRAM_BYTES_MIN, most: 16 * TIB, auto: true },
+        "Memory that the group never exceeds. auto: dram.bytes.";
+    "group.may_put" may_put: bool = "true", Switch,
+        "Whether its clients may store blocks; else they map the memory read-only.";
+}
+
+impl Group {
+    /// Entries of this group's table: its share of `index.entries_max` by its ceiling.
+    pub fn entries_max(&self, options: &Options) -> u64 {
+        let share = u128::from(options.index_entries_max) * u128::from(self.dram_ceiling);
+        (share.div_ceil(u128::from(options.dram_bytes.max(1))) as u64).max(1024)
+    }
+
+    /// Whether a user may connect to the group's socket, once the file system let it.
+    pub fn admits(&self, uid: u32) -> bool {
+        self.uids.is_empty() || self.uids.contains(&uid)
+    }
+}

@@ -1,0 +1,532 @@
+//! How the value of an option is written, and what it becomes: sizes, durations, counts, choices, paths. Pure.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::mistake::Mistake;
+
+pub(crate) const KIB: u64 = 1 << 10;
+pub(crate) const MIB: u64 = 1 << 20;
+pub(crate) const GIB: u64 = 1 << 30;
+pub(crate) const TIB: u64 = 1 << 40;
+
+/// Longest path of a Unix socket, bytes: `sun_path` less its final zero.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// A value as it was given, before anything is known of what it should be.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Raw {
+    /// From a flag or a variable: no type of its own.
+    Word(String),
+    Text(String),
+    Integer(i64),
+    Boolean(bool),
+    List(Vec<Raw>),
+    /// Anything else that TOML has; its name.
+    Other(&'static str),
+}
+
+impl Raw {
+    fn kind(&self) -> String {
+        match self {
+            Self::Word(text) | Self::Text(text) => format!("the text {text:?}"),
+            Self::Integer(n) => format!("the number {n}"),
+            Self::Boolean(b) => format!("{b}"),
+            Self::List(_) => "a list".into(),
+            Self::Other(name) => format!("a {name}"),
+        }
+    }
+
+    fn text(&self, expected: &'static str) -> Result<&str, Mistake> {
+        match self {
+            Self::Word(text) | Self::Text(text) => Ok(text.trim()),
+            other => Err(Mistake::WrongType { expected, found: other.kind() }),
+        }
+    }
+
+    fn integer(&self, expected: &'static str) -> Result<i64, Mistake> {
+        match self {
+            Self::Integer(n) => Ok(*n),
+            Self::Word(text) => text.trim().parse().map_err(|_| Mistake::NotA { given: text.clone(), expected }),
+            other => Err(Mistake::WrongType { expected, found: other.kind() }),
+        }
+    }
+}
+
+/// How values of one kind are read and shown.
+pub trait Unit: Described {
+    type Value;
+    fn read(&self, raw: &Raw) -> Result<Self::Value, Mistake>;
+    /// As in the file, without quotes.
+    fn show(&self, value: &Self::Value) -> String;
+}
+
+/// What help texts say of a unit.
+pub trait Described: Sync {
+    /// The placeholder in `--help`.
+    fn hint(&self) -> &'static str;
+    /// What may be given, in words; empty if anything goes.
+    fn bounds(&self) -> String;
+    /// Whether the TOML file has it in quotes.
+    fn quoted(&self) -> bool {
+        true
+    }
+}
+
+/// Bytes, shown in the largest binary unit that divides them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bytes(pub u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")];
+        let unit = units.iter().find(|(bytes, _)| self.0 != 0 && self.0.is_multiple_of(*bytes));
+        match unit {
+            Some((bytes, name)) => write!(f, "{}{name}", self.0 / bytes),
+            None => write!(f, "{}B", self.0),
+        }
+    }
+}
+
+/// A duration, shown in the largest unit that divides it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seconds(pub Duration);
+
+impl fmt::Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let us = self.0.as_micros();
+        let units = [(3_600_000_000, "h"), (60_000_000, "min"), (1_000_000, "s"), (1_000, "ms")];
+        match units.iter().find(|(unit, _)| us != 0 && us.is_multiple_of(*unit)) {
+            Some((unit, name)) => write!(f, "{}{name}", us / unit),
+            None => write!(f, "{us}us"),
+        }
+    }
+}
+
+const SIZE_UNITS: &[(&str, u64)] = &[
+    ("B", 1),
+    ("KiB", KIB),
+    ("MiB", MIB),
+    ("GiB", GIB),
+    ("TiB", TIB),
+    ("kB", 1_000),
+    ("KB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("TB", 1_000_000_000_000),
+];
+const SIZE_UNIT_NAMES: &str = "B, KiB, MiB, GiB, TiB, kB, MB, GB, TB";
+
+const TIME_UNITS: &[(&str, u64)] =
+    &[("us", 1), ("ms", 1_000), ("s", 1_000_000), ("min", 60_000_000), ("h", 3_600_000_000)];
+const TIME_UNIT_NAMES: &str = "us, ms, s, min, h";
+
+/// Bytes of a text such as "64GiB", "1.5 GiB" or "4096B".
+pub fn size(text: &str) -> Result<u64, Mistake> {
+    quantity(text, SIZE_UNITS, SIZE_UNIT_NAMES, "a size like \"64GiB\" of whole bytes", "GiB", "B")
+}
+
+/// The duration of a text such as "50ms" or "1.5 s", to the microsecond.
+pub fn duration(text: &str) -> Result<Duration, Mistake> {
+    let expected = "a duration like \"50ms\" of whole microseconds";
+    quantity(text, TIME_UNITS, TIME_UNIT_NAMES, expected, "ms", "s").map(Duration::from_micros)
+}
+
+/// Digits, perhaps with a decimal point, then a unit. The result must be a whole number of the smallest unit: what
+/// is written is what is meant.
+fn quantity(
+    text: &str,
+    units: &[(&str, u64)],
+    names: &'static str,
+    expected: &'static str,
+    suggest: &str,
+    otherwise: &str,
+) -> Result<u64, Mistake> {
+    let given = text.trim();
+    let not_a = || Mistake::NotA { given: given.into(), expected };
+    let digits = given.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(given.len());
+    let (number, unit) = (&given[..digits], given[digits..].trim_start());
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if whole.is_empty() || fraction.contains('.') || (number.contains('.') && fraction.is_empty()) {
+        return Err(not_a());
+    }
+    if unit.is_empty() {
+        let suggestion = format!("\"{number}{suggest}\" or \"{number}{otherwise}\"");
+        return Err(Mistake::NoUnit { given: given.into(), suggestion });
+    }
+    let &(_, scale) = units
+        .iter()
+        .find(|(name, _)| *name == unit)
+        .ok_or_else(|| Mistake::UnknownUnit { given: given.into(), units: names })?;
+    let too_large = |_| Mistake::TooLarge { given: given.into(), most: u64::MAX.to_string() };
+    let whole: u64 = whole.parse().map_err(too_large)?;
+    let fraction = scaled_fraction(fraction, scale).ok_or_else(not_a)?;
+    let total = u128::from(whole) * u128::from(scale) + u128::from(fraction);
+    u64::try_from(total).map_err(|_| Mistake::TooLarge { given: given.into(), most: u64::MAX.to_string() })
+}
+
+/// `scale` times 0.`digits`, or `None` if that is not whole.
+fn scaled_fraction(digits: &str, scale: u64) -> Option<u64> {
+    let digits = digits.trim_end_matches('0');
+    if digits.is_empty() {
+        return Some(0);
+    }
+    // 2^40 times the first 20 digits fits in 128 bits; longer ones are never whole at these scales.
+    let numerator: u64 = digits.get(..digits.len().min(20))?.parse().ok()?;
+    let denominator = 10u128.checked_pow(u32::try_from(digits.len()).ok()?)?;
+    let product = u128::from(numerator) * u128::from(scale);
+    (digits.len() <= 19 && product.is_multiple_of(denominator)).then(|| (product / denominator) as u64)
+}
+
+fn within<T: Ord>(value: T, least: T, most: T, show: impl Fn(&T) -> String) -> Result<T, Mistake> {
+    if value < least {
+        return Err(Mistake::TooSmall { given: show(&value), least: show(&least) });
+    }
+    if value > most {
+        return Err(Mistake::TooLarge { given: show(&value), most: show(&most) });
+    }
+    Ok(value)
+}
+
+/// Bytes. With `auto`, the word "auto" is 0 until the configuration is loaded, which puts the number in its place.
+pub struct Size {
+    pub least: u64,
+    pub most: u64,
+    pub auto: bool,
+}
+
+impl Described for Size {
+    fn hint(&self) -> &'static str {
+        "SIZE"
+    }
+    fn bounds(&self) -> String {
+        let auto = if self.auto { ", or \"auto\"" } else { "" };
+        format!("{} to {}{auto}", Bytes(self.least), Bytes(self.most))
+    }
+}
+
+impl Unit for Size {
+    type Value = u64;
+    fn read(&self, raw: &Raw) -> Result<u64, Mistake> {
+        if let Raw::Integer(n) = raw {
+            let suggestion = format!("\"{n}GiB\" or \"{n}B\"");
+            return Err(Mistake::NoUnit { given: n.to_string(), suggestion });
+        }
+        let text = raw.text("a size like \"64GiB\"")?;
+        if self.auto && text == "auto" {
+            return Ok(0);
+        }
+        within(size(text)?, self.least, self.most, |b| Bytes(*b).to_string())
+    }
+    fn show(&self, value: &u64) -> String {
+        if self.auto && *value == 0 { "auto".into() } else { Bytes(*value).to_string() }
+    }
+}
+
+pub struct Span {
+    pub least: Duration,
+    pub most: Duration,
+}
+
+impl Described for Span {
+    fn hint(&self) -> &'static str {
+        "DURATION"
+    }
+    fn bounds(&self) -> String {
+        format!("{} to {}", Seconds(self.least), Seconds(self.most))
+    }
+}
+
+impl Unit for Span {
+    type Value = Duration;
+    fn read(&self, raw: &Raw) -> Result<Duration, Mistake> {
+        if let Raw::Integer(n) = raw {
+            return Err(Mistake::NoUnit { given: n.to_string(), suggestion: format!("\"{n}ms\" or \"{n}s\"") });
+        }
+        let value = duration(raw.text("a duration like \"50ms\"")?)?;
+        within(value, self.least, self.most, |d| Seconds(*d).to_string())
+    }
+    fn show(&self, value: &Duration) -> String {
+        Seconds(*value).to_string()
+    }
+}
+
+/// A whole number. With `auto`, the word "auto" is 0 until the configuration is loaded.
+pub struct Count {
+    pub least: u64,
+    pub most: u64,
+    pub auto: bool,
+}
+
+impl Described for Count {
+    fn hint(&self) -> &'static str {
+        "COUNT"
+    }
+    fn bounds(&self) -> String {
+        let auto = if self.auto { ", or \"auto\"" } else { "" };
+        format!("{} to {}{auto}", self.least, self.most)
+    }
+    fn quoted(&self) -> bool {
+        false
+    }
+}
+
+impl Unit for Count {
+    type Value = u64;
+    fn read(&self, raw: &Raw) -> Result<u64, Mistake> {
+        if let Raw::Text(text) | Raw::Word(text) = raw
+            && self.auto
+            && text.trim() == "auto"
+        {
+            return Ok(0);
+        }
+        let n = raw.integer("a whole number")?;
+        let n =
+            u64::try_from(n).map_err(|_| Mistake::TooSmall { given: n.to_string(), least: self.least.to_string() })?;
+        within(n, self.least, self.most, u64::to_string)
+    }
+    fn show(&self, value: &u64) -> String {
+        if self.auto && *value == 0 { "auto".into() } else { value.to_string() }
+    }
+}
+
+pub struct Switch;
+
+impl Described for Switch {
+    fn hint(&self) -> &'static str {
+        "BOOL"
+    }
+    fn bounds(&self) -> String {
+        "true or false".into()
+    }
+    fn quoted(&self) -> bool {
+        false
+    }
+}
+
+impl Unit for Switch {
+    type Value = bool;
+    fn read(&self, raw: &Raw) -> Result<bool, Mistake> {
+        match raw {
+            Raw::Boolean(value) => Ok(*value),
+            Raw::Word(word) if word == "true" => Ok(true),
+            Raw::Word(word) if word == "false" => Ok(false),
+            other => Err(Mistake::WrongType { expected: "true or false", found: other.kind() }),
+        }
+    }
+    fn show(&self, value: &bool) -> String {
+        value.to_string()
+    }
+}
+
+/// One of a few words, each standing for a value.
+pub struct Choice<T: 'static>(pub &'static [(&'static str, T)]);
+
+impl<T: Sync> Choice<T> {
+    fn words(&self) -> String {
+        let words: Vec<String> = self.0.iter().map(|(word, _)| format!("{word:?}")).collect();
+        words.join(", ")
+    }
+}
+
+impl<T: Sync> Described for Choice<T> {
+    fn hint(&self) -> &'static str {
+        "WORD"
+    }
+    fn bounds(&self) -> String {
+        self.words()
+    }
+}
+
+impl<T: Copy + PartialEq + Sync> Unit for Choice<T> {
+    type Value = T;
+    fn read(&self, raw: &Raw) -> Result<T, Mistake> {
+        let text = raw.text("a text in quotes")?;
+        let found = self.0.iter().find(|(word, _)| *word == text);
+        found.map(|(_, value)| *value).ok_or_else(|| Mistake::NotOneOf { given: text.into(), allowed: self.words() })
+    }
+    fn show(&self, value: &T) -> String {
+        let found = self.0.iter().find(|(_, v)| v == value);
+        found.map_or("?", |(word, _)| *word).into()
+    }
+}
+
+/// An absolute path of a Unix socket.
+pub struct SocketPath;
+
+impl Described for SocketPath {
+    fn hint(&self) -> &'static str {
+        "PATH"
+    }
+    fn bounds(&self) -> String {
+        format!("an absolute path of at most {SOCKET_PATH_BYTES_MAX} bytes")
+    }
+}
+
+impl Unit for SocketPath {
+    type Value = PathBuf;
+    fn read(&self, raw: &Raw) -> Result<PathBuf, Mistake> {
+        let text = raw.text("a path in quotes")?;
+        if !text.starts_with('/') || text.ends_with('/') || text.contains('\0') {
+            return Err(Mistake::NotA { given: text.into(), expected: "an absolute path of a socket" });
+        }
+        if text.len() > SOCKET_PATH_BYTES_MAX {
+            let (bytes, most) = (text.len(), SOCKET_PATH_BYTES_MAX);
+            return Err(Mistake::PathTooLong { given: text.into(), bytes, most });
+        }
+        Ok(PathBuf::from(text))
+    }
+    fn show(&self, value: &PathBuf) -> String {
+        value.display().to_string()
+    }
+}
+
+/// Something that the word "off" turns off.
+pub struct OrOff<U>(pub U);
+
+impl<U: Described> Described for OrOff<U> {
+    fn hint(&self) -> &'static str {
+        self.0.hint()
+    }
+    fn bounds(&self) -> String {
+        format!("{}, or \"off\"", self.0.bounds())
+    }
+}
+
+impl<U: Unit> Unit for OrOff<U> {
+    type Value = Option<U::Value>;
+    fn read(&self, raw: &Raw) -> Result<Self::Value, Mistake> {
+        match raw {
+            Raw::Text(word) | Raw::Word(word) if word == "off" => Ok(None),
+            other => self.0.read(other).map(Some),
+        }
+    }
+    fn show(&self, value: &Self::Value) -> String {
+        value.as_ref().map_or("off".into(), |v| self.0.show(v))
+    }
+}
+
+/// An IP address with a port; no names, which could resolve to anything.
+pub struct Address;
+
+impl Described for Address {
+    fn hint(&self) -> &'static str {
+        "IP:PORT"
+    }
+    fn bounds(&self) -> String {
+        "an IP address and a port".into()
+    }
+}
+
+impl Unit for Address {
+    type Value = SocketAddr;
+    fn read(&self, raw: &Raw) -> Result<SocketAddr, Mistake> {
+        let expected = "an IP address with a port, like \"127.0.0.1:7850\"";
+        let text = raw.text(expected)?;
+        text.parse().map_err(|_| Mistake::NotA { given: text.into(), expected })
+    }
+    fn show(&self, value: &SocketAddr) -> String {
+        value.to_string()
+    }
+}
+
+/// Permission bits of a file, in octal.
+pub struct FileMode;
+
+impl Described for FileMode {
+    fn hint(&self) -> &'static str {
+        "OCTAL"
+    }
+    fn bounds(&self) -> String {
+        "octal digits, \"0600\" to \"0777\"".into()
+    }
+}
+
+impl Unit for FileMode {
+    type Value = u32;
+    fn read(&self, raw: &Raw) -> Result<u32, Mistake> {
+        let expected = "a file mode in octal, \"0600\" to \"0777\"";
+        let text = raw.text(expected)?;
+        let mode = u32::from_str_radix(text, 8).ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()));
+        // Without its owner's right to write, nobody but root could connect.
+        mode.filter(|mode| *mode <= 0o777 && mode & 0o600 == 0o600)
+            .ok_or_else(|| Mistake::NotA { given: text.into(), expected })
+    }
+    fn show(&self, value: &u32) -> String {
+        format!("{value:04o}")
+    }
+}
+
+/// A short name: it appears in file names, logs and the names of kept descriptors.
+pub struct Name;
+
+impl Described for Name {
+    fn hint(&self) -> &'static str {
+        "NAME"
+    }
+    fn bounds(&self) -> String {
+        "1 to 32 of a-z, 0-9, - and _".into()
+    }
+}
+
+impl Unit for Name {
+    type Value = String;
+    fn read(&self, raw: &Raw) -> Result<String, Mistake> {
+        let text = raw.text("a name in quotes")?;
+        let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
+        if text.is_empty() || text.len() > 32 || !text.bytes().all(fits) {
+            return Err(Mistake::NotA { given: text.into(), expected: "a name of 1 to 32 of a-z, 0-9, - and _" });
+        }
+        Ok(text.into())
+    }
+    fn show(&self, value: &String) -> String {
+        value.clone()
+    }
+}
+
+/// Numbers of users.
+pub struct Uids;
+
+impl Described for Uids {
+    fn hint(&self) -> &'static str {
+        "LIST"
+    }
+    fn bounds(&self) -> String {
+        "a list of numbers of users".into()
+    }
+    fn quoted(&self) -> bool {
+        false
+    }
+}
+
+impl Unit for Uids {
+    type Value = Vec<u32>;
+    fn read(&self, raw: &Raw) -> Result<Vec<u32>, Mistake> {
+        let expected = "a list of numbers of users, like [1000, 1001]";
+        let words;
+        let items = match raw {
+            Raw::List(items) => items,
+            Raw::Word(text) => {
+                let text = text.trim().trim_start_matches('[').trim_end_matches(']');
+                words = text.split(',').filter(|w| !w.trim().is_empty()).map(|w| Raw::Word(w.into())).collect();
+                &words
+            }
+            other => return Err(Mistake::WrongType { expected, found: other.kind() }),
+        };
+        let uid = |item: &Raw| {
+            let n = item.integer("the number of a user")?;
+            // The last number is the kernel's word for "no user".
+            u32::try_from(n)
+                .ok()
+                .filter(|uid| *uid != u32::MAX)
+                .ok_or_else(|| Mistake::NotA { given: n.to_string(), expected: "the number of a user" })
+        };
+        items.iter().map(uid).collect()
+    }
+    fn show(&self, value: &Vec<u32>) -> String {
+        let words: Vec<String> = value.iter().map(u32::to_string).collect();
+        format!("[{}]", words.join(", "))
+    }
+}
