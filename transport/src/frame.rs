@@ -1,7 +1,18 @@
 //! The frames of the request and completion rings between a client and the daemon of its host. One frame a call,
 //! batches inside. The daemon copies a frame out of shared memory once and parses the copy.
 
+mod completion;
+mod request;
+
 use lapis_config::{Hint, HitPolicy, Key, PoolId, Refusal, SlotId, Wait};
+
+pub use crate::code::CodeError;
+
+/// Most items of one `Commit`; the client library splits longer batches (the first item of a part then names its
+/// parent by key).
+pub const COMMIT_ITEMS_MAX: usize = 256;
+/// Most pools that one `Get` asks.
+pub const ASKS_MAX: usize = 256;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParentRef {
@@ -63,13 +74,35 @@ pub enum ReserveResult {
 /// Daemon to client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Completion {
-    Committed { token: u64, results: Vec<PutResult> },
+    Committed {
+        token: u64,
+        results: Vec<PutResult>,
+    },
     /// Token 0: a top-up that nobody asked for.
-    Granted { token: u64, pool: PoolId, slot_bytes: u32, slots: Vec<SlotId> },
-    Reserved { token: u64, results: Vec<ReserveResult> },
-    Got { token: u64, hit: u32 },
-    Removed { token: u64, blocks: u64 },
-    Refused { token: u64, reason: Refusal },
+    Granted {
+        token: u64,
+        pool: PoolId,
+        slot_bytes: u32,
+        slots: Vec<SlotId>,
+    },
+    Reserved {
+        token: u64,
+        results: Vec<ReserveResult>,
+    },
+    Got {
+        token: u64,
+        hit: u32,
+    },
+    Removed {
+        token: u64,
+        blocks: u64,
+    },
+    Refused {
+        token: u64,
+        reason: Refusal,
+    },
     /// Give back the magazine of this pool.
-    Recall { pool: PoolId },
+    Recall {
+        pool: PoolId,
+    },
 }

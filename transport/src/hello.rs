@@ -1,13 +1,98 @@
 //! The messages of the Unix socket: one SEQPACKET datagram each. The first 16 bytes of every message (magic, layout
 //! major and minor, kind, length) never change, so that the oldest client and the newest daemon can refuse each other
-//! by name.
+//! by name; nor does the body of `Refused`.
 
-use lapis_config::{ClientId, PoolId, PoolShape, SlotId};
+mod to_client;
+mod to_daemon;
+
+use lapis_config::{ClientId, HAZARDS, PoolId, PoolShape, SlotId};
+
+use crate::code::{CodeError, Reader, Writer, cut};
 
 /// Layout version of the table, the client memfd, the rings and these messages. A differing major is refused; a
 /// daemon serves any minor up to its own.
 pub const LAYOUT_MAJOR: u16 = 1;
 pub const LAYOUT_MINOR: u16 = 0;
+
+/// Largest message of the socket, bytes; a longer one is garbled.
+pub const MESSAGE_BYTES_MAX: usize = 64 << 10;
+/// Most descriptors in one message.
+pub const MESSAGE_FDS_MAX: usize = 64;
+/// Longest name a client gives itself, bytes; cut when sent.
+pub const NAME_BYTES_MAX: usize = 256;
+/// Longest label of a pool, bytes.
+pub const LABEL_BYTES_MAX: usize = 48;
+/// Longest reason of a refusal, bytes; cut when sent.
+pub const REASON_BYTES_MAX: usize = 1024;
+/// Most of a status document in one message, bytes.
+pub const STATUS_BYTES_MAX: usize = 32 << 10;
+/// Most slots in `Resume::writing`.
+pub const WRITING_MAX: usize = HAZARDS;
+
+const MAGIC: u32 = u32::from_le_bytes(*b"LPIS");
+
+/// Why a datagram is no message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HelloError {
+    #[error("not a message of lapis: {bytes} bytes without its head")]
+    NoHead { bytes: usize },
+    #[error("a message of {bytes} bytes says that it has {said}")]
+    Length { bytes: usize, said: u32 },
+    #[error("a message of {bytes} bytes, the limit is {MESSAGE_BYTES_MAX}")]
+    TooLong { bytes: usize },
+    #[error("the other side speaks layout {major}.{minor}, this one {LAYOUT_MAJOR}.{LAYOUT_MINOR}")]
+    Version { major: u16, minor: u16 },
+    #[error("a daemon of layout {LAYOUT_MAJOR}.{LAYOUT_MINOR} does not serve the newer {major}.{minor}")]
+    Newer { major: u16, minor: u16 },
+    #[error("message of kind {kind}")]
+    Body { kind: u32, source: CodeError },
+}
+
+/// What every version understands of every message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Head {
+    major: u16,
+    minor: u16,
+    kind: u32,
+}
+
+/// Starts a message in `out`; `finish` sets its length.
+fn start(out: &mut Vec<u8>) -> Writer<'_> {
+    out.clear();
+    let mut w = Writer(out);
+    w.u32(MAGIC);
+    w.u16(LAYOUT_MAJOR);
+    w.u16(LAYOUT_MINOR);
+    w.u64(0);
+    w
+}
+
+fn finish(out: &mut [u8], kind: u32) {
+    assert!(out.len() <= MESSAGE_BYTES_MAX, "a message of {} bytes", out.len());
+    out[8..12].copy_from_slice(&kind.to_le_bytes());
+    let bytes = out.len() as u32;
+    out[12..16].copy_from_slice(&bytes.to_le_bytes());
+}
+
+/// The head, and what follows it.
+fn head(message: &[u8]) -> Result<(Head, Reader<'_>), HelloError> {
+    let bytes = message.len();
+    if bytes > MESSAGE_BYTES_MAX {
+        return Err(HelloError::TooLong { bytes });
+    }
+    let mut r = Reader::new(message);
+    let mut fields = || -> Result<_, CodeError> {
+        Ok((r.u32("magic")?, r.u16("major")?, r.u16("minor")?, r.u32("kind")?, r.u32("length")?))
+    };
+    let (magic, major, minor, kind, said) = fields().map_err(|_| HelloError::NoHead { bytes })?;
+    if magic != MAGIC {
+        return Err(HelloError::NoHead { bytes });
+    }
+    if said as usize != bytes {
+        return Err(HelloError::Length { bytes, said });
+    }
+    Ok((Head { major, minor, kind }, r))
+}
 
 /// What a returning client still holds from before the hang-up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,8 +108,16 @@ pub struct Resume {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToDaemon {
     /// First message of an engine's connection. `writes_by_dma`: granted slots wait a grace after death.
-    Hello { resume: Option<Resume>, name: String, may_put: bool, writes_by_dma: bool },
-    OpenPool { token: u64, shape: PoolShape },
+    Hello {
+        resume: Option<Resume>,
+        name: String,
+        may_put: bool,
+        writes_by_dma: bool,
+    },
+    OpenPool {
+        token: u64,
+        shape: PoolShape,
+    },
     /// The client has unmapped everything and writes nothing any more: what it held is free at once. No answer.
     Bye,
     /// Instead of `Hello`: a person asks. Answered by `Status`.
@@ -44,16 +137,51 @@ pub struct Geometry {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToClient {
-    /// Descriptors, in this order: table (read-only), the client's own memfd, eventfd to wake the daemon, eventfd on
-    /// which the daemon wakes the client, lifeline (write end of a pipe: the daemon sees its hang-up when the last
-    /// process that inherited it has ended, also over a daemon restart). Extents follow in `Extents` messages (at most 64 descriptors each).
-    Welcome { client: ClientId, secret: u64, geometry: Geometry, may_put: bool, resumed: bool, magazine_bytes_max: u64 },
+    /// Descriptors, in this order: table (read-only), the client's own memfd, eventfd to wake the daemon, pipe's read
+    /// end on which the daemon wakes the client (see [`crate::wire::Doorbells`]), lifeline (write end of a pipe: the daemon sees its hang-up when the last
+    /// process that inherited it has ended, also over a daemon restart; not sent to a resumed client, which has it). Extents follow in `Extents` messages (at most 64 descriptors each).
+    Welcome {
+        client: ClientId,
+        secret: u64,
+        geometry: Geometry,
+        may_put: bool,
+        resumed: bool,
+        magazine_bytes_max: u64,
+    },
     /// Descriptors of extents `first..first + n`, read-only unless the client may put. Sent after `Welcome`, and again
     /// when the group gets memory later (`extents_bytes` are those of this message).
-    Extents { first: u32, extents_bytes: Vec<u64> },
-    Pool { token: u64, pool: PoolId, slot_bytes: u32 },
+    Extents {
+        first: u32,
+        extents_bytes: Vec<u64>,
+    },
+    Pool {
+        token: u64,
+        pool: PoolId,
+        slot_bytes: u32,
+    },
     /// The last message before the daemon closes the connection, or the answer to one `OpenPool` (its token; else 0).
-    Refused { token: u64, reason: String },
+    Refused {
+        token: u64,
+        reason: String,
+    },
     /// A JSON document; long ones come in several messages, `last` on the final one.
-    Status { json: String, last: bool },
+    Status {
+        json: String,
+        last: bool,
+    },
+}
+
+impl ToClient {
+    /// The messages that carry a status document.
+    pub fn status(mut json: &str) -> Vec<Self> {
+        let mut messages = Vec::with_capacity(json.len() / STATUS_BYTES_MAX + 1);
+        loop {
+            let part = cut(json, STATUS_BYTES_MAX);
+            json = &json[part.len()..];
+            messages.push(Self::Status { json: part.to_owned(), last: json.is_empty() });
+            if json.is_empty() {
+                return messages;
+            }
+        }
+    }
 }

@@ -25,18 +25,36 @@ pub struct Peer {
 #[derive(Debug)]
 pub enum Event {
     /// `listener` is the index of the listening socket, one per group.
-    Connected { conn: ConnId, listener: usize, peer: Peer },
-    Message { conn: ConnId, message: ToDaemon },
+    Connected {
+        conn: ConnId,
+        listener: usize,
+        peer: Peer,
+    },
+    Message {
+        conn: ConnId,
+        message: ToDaemon,
+    },
     /// A message that is no message: the reason is for the peer and for the log. The connection is still open.
-    Garbled { conn: ConnId, reason: String },
+    Garbled {
+        conn: ConnId,
+        reason: String,
+    },
     /// The socket hung up: every process that had it closed it.
-    HungUp { conn: ConnId },
+    HungUp {
+        conn: ConnId,
+    },
     /// The process itself ended (pidfd).
-    Exited { conn: ConnId },
+    Exited {
+        conn: ConnId,
+    },
     /// Every process that inherited the lifeline ended or closed it.
-    LifelineEnded { conn: ConnId },
+    LifelineEnded {
+        conn: ConnId,
+    },
     /// The client rang: its request ring may have frames.
-    Doorbell { conn: ConnId },
+    Doorbell {
+        conn: ConnId,
+    },
     /// `Waker::wake` was called (a mover has completions, a signal came).
     Woken,
 }

@@ -1,0 +1,98 @@
+//! The touch ring: what the policy should hear of hits that the daemon had no part in. One entry a call, lossy.
+//!
+//! An entry is two words: line and low half of its bind; hit, asked and the low half of its position + 1. Line and bind
+//! share a word, so that a torn entry still names one bond of key and slot.
+//! Invariant: any word here may be a lie; what is wrong costs the liar's own group a little order.
+
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
+use lapis_arena::{MappedWords, Mapping, Words};
+use lapis_config::LineId;
+
+use super::{TOUCHES, TOUCHES_AT, TOUCHES_OFFSET, WORD};
+
+/// One call's hits: its deepest line, how many keys it asked and how many of them it found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Touch {
+    pub line: LineId,
+    pub bind_low: u32,
+    pub hit: u16,
+    pub asked: u16,
+}
+
+/// The client's end; any thread may use it.
+#[derive(Clone, Debug)]
+pub struct Touches {
+    mapping: Mapping,
+    entries: MappedWords,
+}
+
+impl Touches {
+    pub(super) fn new(mapping: &Mapping) -> Self {
+        Self { mapping: mapping.clone(), entries: entries(mapping) }
+    }
+
+    /// Leaves an entry, over the oldest one if the daemon is behind.
+    pub fn touch(&self, touch: Touch) {
+        let position = self.mapping.fetch_add64(TOUCHES_AT * WORD, 1, Relaxed);
+        let at = entry(position);
+        let sequence = position.wrapping_add(1) as u32;
+        self.entries.store(at, u64::from(touch.line.0) | u64::from(touch.bind_low) << 32, Relaxed);
+        let rest = u64::from(touch.hit) | u64::from(touch.asked) << 16 | u64::from(sequence) << 32;
+        self.entries.store(at + 1, rest, Release);
+    }
+}
+
+/// The daemon's end.
+#[derive(Debug)]
+pub(super) struct TouchDrain {
+    mapping: Mapping,
+    entries: MappedWords,
+    seen: u64,
+}
+
+impl TouchDrain {
+    /// Starts with what is left from now on.
+    pub(super) fn new(mapping: &Mapping) -> Self {
+        let seen = mapping.load64(TOUCHES_AT * WORD, Relaxed);
+        Self { mapping: mapping.clone(), entries: entries(mapping), seen }
+    }
+
+    /// Hands out at most `max` entries, oldest first; returns how many were lost.
+    pub(super) fn drain(&mut self, max: usize, touched: &mut impl FnMut(Touch)) -> u64 {
+        let tail = self.mapping.load64(TOUCHES_AT * WORD, Relaxed);
+        let waiting = tail.wrapping_sub(self.seen);
+        let mut lost = waiting.saturating_sub(TOUCHES as u64);
+        self.seen = self.seen.wrapping_add(lost);
+        for _ in 0..max.min(waiting.min(TOUCHES as u64) as usize) {
+            match self.take(self.seen) {
+                Some(touch) => touched(touch),
+                None => lost += 1,
+            }
+            self.seen = self.seen.wrapping_add(1);
+        }
+        lost
+    }
+
+    /// The entry of a position, unless it is overwritten already or not written yet.
+    fn take(&self, position: u64) -> Option<Touch> {
+        let at = entry(position);
+        let rest = self.entries.load(at + 1, Acquire);
+        let first = self.entries.load(at, Relaxed);
+        let touch = Touch {
+            line: LineId(first as u32),
+            bind_low: (first >> 32) as u32,
+            hit: rest as u16,
+            asked: (rest >> 16) as u16,
+        };
+        ((rest >> 32) as u32 == position.wrapping_add(1) as u32).then_some(touch)
+    }
+}
+
+fn entries(mapping: &Mapping) -> MappedWords {
+    MappedWords::new(mapping, TOUCHES_OFFSET, TOUCHES * 2)
+}
+
+fn entry(position: u64) -> usize {
+    position as usize % TOUCHES * 2
+}

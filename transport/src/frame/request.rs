@@ -1,0 +1,284 @@
+//! Requests as bytes: docs/formats.md, "Request frames". Pure.
+
+use lapis_config::{BATCH_KEYS_MAX, Hint, HitPolicy, Key, PoolId, SlotId, Wait};
+
+use super::{ASKS_MAX, COMMIT_ITEMS_MAX, CommitItem, ParentRef, Request};
+use crate::code::{CodeError, Reader, Writer};
+
+const COMMIT: u32 = 1;
+const REFILL: u32 = 2;
+const RESERVE: u32 = 3;
+const ABORT: u32 = 4;
+const GET: u32 = 5;
+const RELEASE: u32 = 6;
+const PREFETCH: u32 = 7;
+const HINT_KEYS: u32 = 8;
+const REMOVE: u32 = 9;
+const PURGE: u32 = 10;
+
+impl Request {
+    /// Replaces `out` by the payload and returns the frame's kind.
+    ///
+    /// # Panics
+    /// If a list is longer than its limit, or the first item of a commit names the one before it.
+    pub fn encode(&self, out: &mut Vec<u8>) -> u32 {
+        out.clear();
+        let mut w = Writer(out);
+        match self {
+            Self::Commit { token, pool, items } => {
+                assert!(
+                    items.first().is_none_or(|item| item.parent != ParentRef::Previous),
+                    "the first item of a commit has none before it"
+                );
+                w.u64(*token);
+                w.pool(*pool);
+                w.u16(0);
+                w.count(items.len(), COMMIT_ITEMS_MAX);
+                items.iter().for_each(|item| put_item(&mut w, item));
+                COMMIT
+            }
+            Self::Refill { token, pool, slot_bytes, count, deadline_us } => {
+                w.u64(*token);
+                w.u64(*deadline_us);
+                w.pool(*pool);
+                w.u16(0);
+                w.u32(*slot_bytes);
+                w.u32(*count);
+                w.u32(0);
+                REFILL
+            }
+            Self::Reserve { token, pool, slot_bytes, parent, deadline_us, keys } => {
+                w.u64(*token);
+                w.u64(*deadline_us);
+                put_parent(&mut w, parent);
+                w.pool(*pool);
+                w.u16(0);
+                w.u32(*slot_bytes);
+                w.u32(0);
+                w.count(keys.len(), BATCH_KEYS_MAX);
+                w.keys(keys);
+                RESERVE
+            }
+            Self::Abort { slots } => {
+                w.u32(0);
+                w.count(slots.len(), BATCH_KEYS_MAX);
+                w.slots(slots);
+                ABORT
+            }
+            Self::Get { token, asks, wait, deadline_us, keys } => {
+                w.u64(*token);
+                w.u64(*deadline_us);
+                w.u32(match wait {
+                    Wait::Present => 0,
+                    Wait::Filling => 1,
+                    Wait::Absent => 2,
+                });
+                w.u32(0);
+                w.count(asks.len(), ASKS_MAX);
+                w.count(keys.len(), BATCH_KEYS_MAX);
+                asks.iter().for_each(|(pool, policy)| put_ask(&mut w, *pool, *policy));
+                w.keys(keys);
+                GET
+            }
+            Self::Release { token } => {
+                w.u64(*token);
+                RELEASE
+            }
+            Self::Prefetch { pool, keys } => {
+                put_pool_keys(&mut w, *pool, keys);
+                PREFETCH
+            }
+            Self::HintKeys { pool, hint, keys } => {
+                let (code, value) = match *hint {
+                    Hint::Ended => (0, 0),
+                    Hint::WillReturn => (1, 0),
+                    Hint::Pinned { ttl_ms } => (2, ttl_ms),
+                    Hint::Priority(priority) => (3, priority.into()),
+                };
+                w.u32(code);
+                w.u32(value);
+                put_pool_keys(&mut w, *pool, keys);
+                HINT_KEYS
+            }
+            Self::Remove { token, pool, keys } => {
+                w.u64(*token);
+                put_pool_keys(&mut w, *pool, keys);
+                REMOVE
+            }
+            Self::Purge { token, pool } => {
+                w.u64(*token);
+                w.pool(*pool);
+                w.u16(0);
+                w.u32(0);
+                PURGE
+            }
+        }
+    }
+
+    /// Parses a private copy of a payload.
+    pub fn decode(kind: u32, payload: &[u8]) -> Result<Self, CodeError> {
+        let mut r = Reader::new(payload);
+        let request = match kind {
+            COMMIT => {
+                let (token, pool) = (r.u64("token")?, r.pool()?);
+                r.spare(2)?;
+                let count = r.count("items", COMMIT_ITEMS_MAX)?;
+                let items: Vec<_> = (0..count).map(|_| item(&mut r)).collect::<Result<_, _>>()?;
+                if items.first().is_some_and(|item: &CommitItem| item.parent == ParentRef::Previous) {
+                    return Err(CodeError::Value { field: "parent of the first item", value: PARENT_PREVIOUS.into() });
+                }
+                Self::Commit { token, pool, items }
+            }
+            REFILL => {
+                let (token, deadline_us, pool) = (r.u64("token")?, r.u64("deadline_us")?, r.pool()?);
+                r.spare(2)?;
+                let (slot_bytes, count) = (r.u32("slot_bytes")?, r.u32("count")?);
+                r.spare(4)?;
+                Self::Refill { token, pool, slot_bytes, count, deadline_us }
+            }
+            RESERVE => {
+                let (token, deadline_us, parent, pool) =
+                    (r.u64("token")?, r.u64("deadline_us")?, parent(&mut r)?, r.pool()?);
+                r.spare(2)?;
+                let slot_bytes = r.u32("slot_bytes")?;
+                r.spare(4)?;
+                let count = r.key_count()?;
+                Self::Reserve { token, pool, slot_bytes, parent, deadline_us, keys: r.keys(count)? }
+            }
+            ABORT => {
+                r.spare(4)?;
+                let count = r.count("slots", BATCH_KEYS_MAX)?;
+                Self::Abort { slots: r.slots(count)? }
+            }
+            GET => get(&mut r)?,
+            RELEASE => Self::Release { token: r.u64("token")? },
+            PREFETCH => {
+                let (pool, keys) = pool_keys(&mut r)?;
+                Self::Prefetch { pool, keys }
+            }
+            HINT_KEYS => {
+                let hint = hint(&mut r)?;
+                let (pool, keys) = pool_keys(&mut r)?;
+                Self::HintKeys { pool, hint, keys }
+            }
+            REMOVE => {
+                let token = r.u64("token")?;
+                let (pool, keys) = pool_keys(&mut r)?;
+                Self::Remove { token, pool, keys }
+            }
+            PURGE => {
+                let (token, pool) = (r.u64("token")?, r.pool()?);
+                r.spare(6)?;
+                Self::Purge { token, pool }
+            }
+            kind => return Err(CodeError::UnknownKind { kind }),
+        };
+        r.end()?;
+        Ok(request)
+    }
+}
+
+fn get(r: &mut Reader<'_>) -> Result<Request, CodeError> {
+    let (token, deadline_us) = (r.u64("token")?, r.u64("deadline_us")?);
+    let wait = match r.u32("wait")? {
+        0 => Wait::Present,
+        1 => Wait::Filling,
+        2 => Wait::Absent,
+        value => return Err(CodeError::Value { field: "wait", value: value.into() }),
+    };
+    r.spare(4)?;
+    let (asks, keys) = (r.count("asks", ASKS_MAX)?, r.key_count()?);
+    let asks = (0..asks).map(|_| ask(r)).collect::<Result<_, _>>()?;
+    Ok(Request::Get { token, asks, wait, deadline_us, keys: r.keys(keys)? })
+}
+
+fn put_ask(w: &mut Writer<'_>, pool: PoolId, policy: HitPolicy) {
+    let (code, n) = match policy {
+        HitPolicy::Prefix => (0, 0),
+        HitPolicy::Trailing(n) => (1, n),
+        HitPolicy::Any => (2, 0),
+    };
+    w.pool(pool);
+    w.u16(code);
+    w.u32(n);
+}
+
+fn ask(r: &mut Reader<'_>) -> Result<(PoolId, HitPolicy), CodeError> {
+    let (pool, code, n) = (r.pool()?, r.u16("policy")?, r.u32("trailing")?);
+    let policy = match code {
+        0 => HitPolicy::Prefix,
+        1 => HitPolicy::Trailing(n),
+        2 => HitPolicy::Any,
+        value => return Err(CodeError::Value { field: "policy", value: value.into() }),
+    };
+    Ok((pool, policy))
+}
+
+const PARENT_NONE: u32 = 0;
+const PARENT_PREVIOUS: u32 = 1;
+const PARENT_KEY: u32 = 2;
+
+fn put_parent(w: &mut Writer<'_>, parent: &ParentRef) {
+    let (code, key) = match parent {
+        ParentRef::None => (PARENT_NONE, Key::default()),
+        ParentRef::Previous => (PARENT_PREVIOUS, Key::default()),
+        ParentRef::Key(key) => (PARENT_KEY, *key),
+    };
+    w.u32(code);
+    w.u32(0);
+    w.key(&key);
+}
+
+fn parent(r: &mut Reader<'_>) -> Result<ParentRef, CodeError> {
+    let code = r.u32("parent")?;
+    r.spare(4)?;
+    let key = r.key("parent key")?;
+    match code {
+        PARENT_NONE => Ok(ParentRef::None),
+        PARENT_PREVIOUS => Ok(ParentRef::Previous),
+        PARENT_KEY => Ok(ParentRef::Key(key)),
+        value => Err(CodeError::Value { field: "parent", value: value.into() }),
+    }
+}
+
+fn put_item(w: &mut Writer<'_>, item: &CommitItem) {
+    w.u32(item.slot.0);
+    w.u32(item.bytes);
+    w.u64(item.sum);
+    w.key(&item.key);
+    put_parent(w, &item.parent);
+}
+
+fn item(r: &mut Reader<'_>) -> Result<CommitItem, CodeError> {
+    let (slot, bytes, sum) = (SlotId(r.u32("slot")?), r.u32("bytes")?, r.u64("sum")?);
+    Ok(CommitItem { slot, key: r.key("key")?, parent: parent(r)?, bytes, sum })
+}
+
+fn hint(r: &mut Reader<'_>) -> Result<Hint, CodeError> {
+    let (code, value) = (r.u32("hint")?, r.u32("hint value")?);
+    match code {
+        0 => Ok(Hint::Ended),
+        1 => Ok(Hint::WillReturn),
+        2 => Ok(Hint::Pinned { ttl_ms: value }),
+        3 => {
+            let priority = u8::try_from(value);
+            let beyond = CodeError::Limit { field: "hint value", value: value.into(), max: u8::MAX.into() };
+            priority.map(Hint::Priority).map_err(|_| beyond)
+        }
+        value => Err(CodeError::Value { field: "hint", value: value.into() }),
+    }
+}
+
+fn put_pool_keys(w: &mut Writer<'_>, pool: PoolId, keys: &[Key]) {
+    w.pool(pool);
+    w.u16(0);
+    w.count(keys.len(), BATCH_KEYS_MAX);
+    w.keys(keys);
+}
+
+fn pool_keys(r: &mut Reader<'_>) -> Result<(PoolId, Vec<Key>), CodeError> {
+    let pool = r.pool()?;
+    r.spare(2)?;
+    let count = r.key_count()?;
+    Ok((pool, r.keys(count)?))
+}
