@@ -7,8 +7,8 @@ use crate::load::{Loading, group_key};
 use crate::machine::{Machine, RUNTIME_FOLDER};
 use crate::mistake::{Mistake, Source};
 use crate::options::{DRAM_STEP_BYTES, GROUPS_MAX, Group};
+use crate::quantity::{Bytes, KIB, MIB};
 use crate::tables::Tables;
-use crate::units::{Bytes, KIB, MIB};
 
 /// Bytes of a block for which `index.entries_max` is made by default.
 const ENTRY_BYTES_DEFAULT: u64 = 64 * KIB;

@@ -5,8 +5,8 @@ use std::fmt::Write;
 use crate::load::{Effective, group_key};
 use crate::mistake::Source;
 use crate::options::{Definition, Group, Options};
+use crate::quantity::Bytes;
 use crate::tables::Tables;
-use crate::units::Bytes;
 
 impl Effective {
     /// Every value with its source, then the bytes of each table; `control_bytes` is the memory of one client's
@@ -40,14 +40,16 @@ impl Effective {
     fn row(&self, definition: &Definition) -> [String; 3] {
         let value = quoted(definition, &self.options.show(definition.name));
         let source = self.source(definition.name);
-        [definition.name.into(), value, with_auto(&source, definition)]
+        let source = with_auto(&source, definition, &value);
+        [definition.name.into(), value, source]
     }
 
     fn group_row(&self, i: usize, group: &Group, definition: &Definition) -> [String; 3] {
         let name = group_key(i, definition.name);
         let source = self.source(&name);
         let value = quoted(definition, &group.show(definition.name));
-        [name, value, with_auto(&source, definition)]
+        let source = with_auto(&source, definition, &value);
+        [name, value, source]
     }
 
     fn tables(&self, group: &Group, control_bytes: u64) -> String {
@@ -67,9 +69,10 @@ impl Effective {
     }
 }
 
-fn with_auto(source: &Source, definition: &Definition) -> String {
+/// Says so where a number stands for the word "auto".
+fn with_auto(source: &Source, definition: &Definition, value: &str) -> String {
     match source {
-        Source::Default if definition.default == "auto" => "default (auto)".into(),
+        Source::Default if definition.default == "auto" && value != "\"auto\"" => "default (auto)".into(),
         source => source.to_string(),
     }
 }

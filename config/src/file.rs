@@ -59,7 +59,10 @@ pub(crate) fn parse(path: &Path, text: &str, errors: &mut Vec<ConfigError>) -> F
     }
     let items = reader.table("", document.get_ref(), 0);
     reader.found.items = items;
-    reader.found
+    let Reader { mut found, errors, .. } = reader;
+    // What the parser made of a line that is not TOML deserves no second error.
+    found.items.retain(|item| !errors.iter().any(|error| error.source == item.source));
+    found
 }
 
 struct Reader<'a> {

@@ -12,6 +12,7 @@ mod machine;
 mod mistake;
 mod nearest;
 mod options;
+mod quantity;
 mod tables;
 mod units;
 
@@ -23,6 +24,7 @@ pub use mistake::{ConfigError, ConfigErrors, Mistake, Source};
 pub use options::{
     DRAM_BYTES_MIN, DRAM_STEP_BYTES, Definition, GROUPS_MAX, Group, HugePages, LogLevel, Options, PolicyName, Verify,
 };
+pub use quantity::{Bytes, Seconds, duration, size};
 pub use tables::{Tables, lines};
-pub use units::{Bytes, Choice, Described, Raw, Seconds, Unit, duration, size};
+pub use units::{Choice, Described, Raw, Unit};
 pub use words::*;

@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::units::{GIB, MIB};
+use crate::quantity::{GIB, MIB};
 
 /// Folder of the default socket.
 pub const RUNTIME_FOLDER: &str = "/run/lapis";

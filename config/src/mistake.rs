@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::units::Bytes;
+use crate::quantity::Bytes;
 
 /// Where a value came from; also where a mistake is. Later ones beat earlier ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

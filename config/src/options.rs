@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::mistake::Mistake;
+use crate::quantity::{MIB, TIB};
 use crate::units::*;
 
 /// One option: what its users see of it.

@@ -1,0 +1,245 @@
+//! Every broken configuration is refused whole: each mistake with its place, its option and its reason.
+
+use std::path::PathBuf;
+
+use lapis_config::{ConfigErrors, ConfigFile, Effective, LoadInput, Machine, Options};
+
+const GIB: u64 = 1 << 30;
+
+fn machine() -> Machine {
+    Machine { memory_bytes: Some(64 * GIB), runtime_folder: Some(true), user_runtime_folder: None }
+}
+
+fn load(text: &str, env: &[(&str, &str)], flags: &[(&'static str, &str)]) -> Result<Effective, ConfigErrors> {
+    Options::load(&LoadInput {
+        file: Some(ConfigFile::Text(PathBuf::from("f"), text.into())),
+        env: env.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
+        flags: flags.iter().map(|(name, value)| (*name, value.to_string())).collect(),
+        machine: machine(),
+    })
+}
+
+/// Each expected error is the start of its line, "place: option:", then words that the rest has in this order.
+fn check(title: &str, result: Result<Effective, ConfigErrors>, expected: &[(&str, &str)]) {
+    let errors = match result {
+        Ok(_) => panic!("{title}: accepted"),
+        Err(errors) => errors,
+    };
+    let lines: Vec<String> = errors.0.iter().map(|e| e.to_string()).collect();
+    assert_eq!(lines.len(), expected.len(), "{title}:\n{}", lines.join("\n"));
+    for (line, (start, words)) in lines.iter().zip(expected) {
+        let rest = line.strip_prefix(start).unwrap_or_else(|| panic!("{title}: {line:?} does not start {start:?}"));
+        assert!(rest.contains(words), "{title}: {line:?} does not say {words:?}");
+        assert!(!line.contains('\n') && line.len() < 300, "{title}: one clear line: {line:?}");
+    }
+}
+
+type Case = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
+
+const GROUP: &str = "[[group]]\nname = \"a\"\nsocket = \"/s/a\"\n";
+
+const FILES: &[Case] = &[
+    ("number without unit", "[dram]\nbytes = 64", &[("f:2: dram.bytes:", "no unit: write \"64GiB\"")]),
+    ("text without unit", "[dram]\nbytes = \"64\"", &[("f:2: dram.bytes:", "no unit")]),
+    ("unit in the wrong case", "[dram]\nbytes = \"64gib\"", &[("f:2: dram.bytes:", "use one of B, KiB")]),
+    ("unit cut short", "[dram]\nbytes = \"64G\"", &[("f:2: dram.bytes:", "unknown unit")]),
+    ("unit of time for bytes", "[dram]\nbytes = \"64s\"", &[("f:2: dram.bytes:", "unknown unit")]),
+    ("negative size", "[dram]\nbytes = \"-1GiB\"", &[("f:2: dram.bytes:", "is not a size")]),
+    ("negative number", "[dram]\nbytes = -1", &[("f:2: dram.bytes:", "no unit")]),
+    ("empty size", "[dram]\nbytes = \"\"", &[("f:2: dram.bytes:", "is not a size")]),
+    ("half a byte", "[dram]\nbytes = \"16777216.5B\"", &[("f:2: dram.bytes:", "is not a size")]),
+    ("two points", "[dram]\nbytes = \"1.2.3GiB\"", &[("f:2: dram.bytes:", "is not a size")]),
+    ("point at the end", "[dram]\nbytes = \"1.GiB\"", &[("f:2: dram.bytes:", "is not a size")]),
+    ("size over 64 bits", "[dram]\nbytes = \"99999999999999999999B\"", &[("f:2: dram.bytes:", "is more than")]),
+    ("size that overflows", "[dram]\nbytes = \"99999999TiB\"", &[("f:2: dram.bytes:", "is more than")]),
+    ("float", "[dram]\nbytes = 1.5", &[("f:2: dram.bytes:", "found a number with a decimal point")]),
+    ("list", "[dram]\nbytes = [\"1GiB\"]", &[("f:2: dram.bytes:", "found a list")]),
+    ("boolean", "[dram]\nbytes = true", &[("f:2: dram.bytes:", "found true")]),
+    ("date", "[dram]\nbytes = 2026-01-01", &[("f:2: dram.bytes:", "found a date")]),
+    ("table for a value", "[dram.bytes]\nx = 1", &[("f:2: dram.bytes.x:", "unknown option, did you mean dram.bytes?")]),
+    ("too small", "[dram]\nbytes = \"8MiB\"", &[("f:2: dram.bytes:", "8MiB is less than the least, 16MiB")]),
+    ("too large", "[dram]\nbytes = \"32TiB\"", &[("f:2: dram.bytes:", "32TiB is more than the most, 16TiB")]),
+    ("more than the machine has", "[dram]\nbytes = \"63GiB\"", &[("f:2: dram.bytes:", "64GiB of memory less 4GiB")]),
+    ("slip in a key", "[dram]\nbyts = \"1GiB\"", &[("f:2: dram.byts:", "did you mean dram.bytes?")]),
+    ("slip in a table", "[drm]\nbytes = \"1GiB\"", &[("f:2: drm.bytes:", "did you mean dram.bytes?")]),
+    (
+        "key in the wrong table",
+        "[server]\nlisten = \"off\"",
+        &[("f:2: server.listen:", "did you mean metrics.listen?")],
+    ),
+    ("nonsense", "colour = \"red\"", &[("f:1: colour:", "unknown option")]),
+    ("value where a table is", "dram = \"4GiB\"", &[("f:1: dram:", "unknown option")]),
+    ("not TOML", "[dram\nbytes = \"1GiB\"", &[("f:1: ", "not TOML")]),
+    ("key twice", "[dram]\nbytes = \"1GiB\"\nbytes = \"2GiB\"", &[("f:3: ", "not TOML: duplicate key")]),
+    ("no value", "[dram]\nbytes =\n[log]\nlevel = \"loud\"", &[("f:2: ", "not TOML"), ("f:4: log.level:", "")]),
+    ("duration without unit", "[drain]\ntimeout = 10", &[("f:2: drain.timeout:", "write \"10ms\" or \"10s\"")]),
+    ("unknown unit of time", "[drain]\ntimeout = \"10 days\"", &[("f:2: drain.timeout:", "use one of us, ms")]),
+    (
+        "duration too long",
+        "[client]\nput_deadline = \"2h\"",
+        &[("f:2: client.put_deadline:", "2h is more than the most, 1h")],
+    ),
+    (
+        "duration of nothing",
+        "[client]\nput_deadline = \"0s\"",
+        &[("f:2: client.put_deadline:", "0us is less than the least, 1ms")],
+    ),
+    ("count in quotes", "[server]\nclients_max = \"many\"", &[("f:2: server.clients_max:", "expected a whole number")]),
+    ("count of none", "[server]\nclients_max = 0", &[("f:2: server.clients_max:", "0 is less than the least, 1")]),
+    ("count below none", "[server]\nclients_max = -3", &[("f:2: server.clients_max:", "-3 is less than the least")]),
+    (
+        "count over 63 bits",
+        "[server]\nclients_max = 0xffffffffffffffff",
+        &[("f:2: server.clients_max:", "number too large")],
+    ),
+    ("word that is no choice", "[policy]\nname = \"lfu\"", &[("f:2: policy.name:", "\"lfu\" is not one of \"lru\"")]),
+    ("choice in capitals", "verify = \"Always\"", &[("f:1: verify:", "is not one of \"auto\", \"always\"")]),
+    ("boolean for a word", "verify = true", &[("f:1: verify:", "expected a text in quotes, found true")]),
+    ("word for a boolean", "[metrics]\npublic = \"yes\"", &[("f:2: metrics.public:", "expected true or false")]),
+    ("relative socket", "[server]\nsocket = \"lapis.sock\"", &[("f:2: server.socket:", "is not an absolute path")]),
+    ("socket is a folder", "[server]\nsocket = \"/run/lapis/\"", &[("f:2: server.socket:", "is not an absolute path")]),
+    (
+        "name for an address",
+        "[metrics]\nlisten = \"localhost:7850\"",
+        &[("f:2: metrics.listen:", "is not an IP address")],
+    ),
+    ("address without port", "[metrics]\nlisten = \"127.0.0.1\"", &[("f:2: metrics.listen:", "is not an IP address")]),
+    ("public address", "[metrics]\nlisten = \"0.0.0.0:7850\"", &[("f:2: metrics.listen:", "not a loopback address")]),
+    ("mode that is not octal", "[server]\nsocket_mode = \"0888\"", &[("f:2: server.socket_mode:", "octal")]),
+    ("mode as a number", "[server]\nsocket_mode = 660", &[("f:2: server.socket_mode:", "expected a file mode")]),
+    ("mode that shuts out its owner", "[server]\nsocket_mode = \"0066\"", &[("f:2: server.socket_mode:", "octal")]),
+    (
+        "pins over the arena",
+        "[client]\npin_bytes_max = \"8GiB\"",
+        &[("f:2: client.pin_bytes_max:", "8GiB is more than dram.bytes = 4GiB")],
+    ),
+    ("tables over memory", "[index]\nentries_max = 2000000000", &[("f:2: index.entries_max:", "tables of")]),
+    (
+        "group without anything",
+        "[[group]]",
+        &[("f:1: group.name:", "is missing"), ("f:1: group.socket:", "is missing")],
+    ),
+    ("group as a table", "[group]\nname = \"a\"", &[("f:1: group:", "expected [[group]], found a table")]),
+    ("group as a text", "group = \"a\"", &[("f:1: group:", "expected [[group]], found string")]),
+    ("group of a number", "group = [1]", &[("f:1: group:", "expected [[group]], found integer")]),
+    ("slip in a group", "GROUP dram_flor = \"1GiB\"", &[("f:4: group.dram_flor:", "did you mean group.dram_floor?")]),
+    (
+        "group name in capitals",
+        "[[group]]\nname = \"A b\"\nsocket = \"/s/a\"",
+        &[("f:2: group.name:", "is not a name")],
+    ),
+    (
+        "floor over ceiling",
+        "GROUP dram_floor = \"2GiB\"\ndram_ceiling = \"1GiB\"",
+        &[("f:4: group.dram_floor:", "the floor 2GiB is above the group's ceiling 1GiB")],
+    ),
+    (
+        "ceiling over all",
+        "GROUP dram_ceiling = \"5GiB\"",
+        &[("f:4: group.dram_ceiling:", "5GiB is more than dram.bytes = 4GiB")],
+    ),
+    ("floor over all", "GROUP dram_floor = \"5GiB\"", &[("f:4: group.dram_floor:", "above the group's ceiling 4GiB")]),
+    (
+        "floors over all",
+        "GROUP dram_floor = \"3GiB\"\n[[group]]\nname = \"b\"\nsocket = \"/s/b\"\ndram_floor = \"2GiB\"",
+        &[("f:8: group.dram_floor:", "add up to 5GiB, more than dram.bytes = 4GiB")],
+    ),
+    (
+        "name twice",
+        "GROUP \n[[group]]\nname = \"a\"\nsocket = \"/s/b\"",
+        &[("f:6: group.name:", "\"a\" is already used by f:2")],
+    ),
+    (
+        "socket twice",
+        "GROUP \n[[group]]\nname = \"b\"\nsocket = \"/s/a\"",
+        &[("f:7: group.socket:", "already used by f:3")],
+    ),
+    (
+        "holder on a group's socket",
+        "[hold]\nsocket = \"/s/a\"\nGROUP ",
+        &[("f:5: group.socket:", "already used by f:2")],
+    ),
+    (
+        "holder on the server's socket",
+        "[hold]\nsocket = \"/s/x\"\n[server]\nsocket = \"/s/x\"",
+        &[("f:4: server.socket:", "already used by f:2")],
+    ),
+    ("nobody may put", "GROUP may_put = false", &[("f:4: group.may_put:", "no group may put")]),
+    ("uid of nobody", "GROUP uids = [4294967295]", &[("f:4: group.uids:", "not the number of a user")]),
+    ("uid as a name", "GROUP uids = [\"root\"]", &[("f:4: group.uids:", "expected the number of a user")]),
+    ("one uid, no list", "GROUP uids = 1000", &[("f:4: group.uids:", "expected a list")]),
+    (
+        "three mistakes",
+        "[dram]\nbytes = 64\n\n[server]\nsockt = \"/s\"\n[log]\nlevel = \"loud\"",
+        &[
+            ("f:2: dram.bytes:", ""),
+            ("f:5: server.sockt:", "did you mean server.socket?"),
+            ("f:7: log.level:", "\"loud\""),
+        ],
+    ),
+    (
+        "a syntax error hides no other mistake",
+        "[dram]\nbytes = 64\n[log]\nlevel = info\n[server]\nclients_max = 0",
+        &[("f:2: dram.bytes:", "no unit"), ("f:4: ", "not TOML"), ("f:6: server.clients_max:", "less than")],
+    ),
+];
+
+#[test]
+fn each_broken_file_gets_its_own_errors_with_option_and_line() {
+    assert!(FILES.len() >= 40);
+    for (title, text, expected) in FILES {
+        check(title, load(&text.replace("GROUP ", GROUP), &[], &[]), expected);
+    }
+}
+
+#[test]
+fn variables_and_flags_are_refused_by_their_names() {
+    let of = |env: &[(&str, &str)], flags: &[(&'static str, &str)]| load("", env, flags);
+    check("variable", of(&[("LAPIS_DRAM_BYTES", "64")], &[]), &[("LAPIS_DRAM_BYTES: dram.bytes:", "no unit")]);
+    check("slip", of(&[("LAPIS_DRAM_BYTS", "1GiB")], &[]), &[("LAPIS_DRAM_BYTS: ", "did you mean LAPIS_DRAM_BYTES?")]);
+    check("flag", of(&[], &[("server.clients_max", "x")]), &[("--server-clients-max: server.clients_max:", "\"x\"")]);
+    check("switch", of(&[], &[("metrics.public", "1")]), &[("--metrics-public: metrics.public:", "true or false")]);
+    let all = load("[dram]\nbytes = 1", &[("LAPIS_VERIFY", "no")], &[("log.level", "loud")]);
+    check(
+        "all places",
+        all,
+        &[("f:2: dram.bytes:", ""), ("LAPIS_VERIFY: verify:", ""), ("--log-level: log.level:", "")],
+    );
+}
+
+#[test]
+fn a_mistake_is_an_error_even_where_a_better_source_overrules_it() {
+    let result = load("[dram]\nbytes = 64", &[], &[("dram.bytes", "1GiB")]);
+    check("overruled", result, &[("f:2: dram.bytes:", "no unit")]);
+}
+
+#[test]
+fn a_wrong_value_brings_no_second_error_by_way_of_its_default() {
+    let text = "[dram]\nbytes = \"80gb\"\n[client]\npin_bytes_max = \"20GiB\"\n[[group]]\nname = \"a\"\nsocket = \"/a\"\n\
+                dram_floor = \"30GiB\"\ndram_ceiling = \"40GiB\"";
+    check("one", load(text, &[], &[]), &[("f:2: dram.bytes:", "unknown unit")]);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_an_error_with_its_path() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let load = |path: PathBuf| {
+        Options::load(&LoadInput { file: Some(ConfigFile::Path(path)), machine: machine(), ..LoadInput::default() })
+    };
+    let missing = folder.path().join("lapis.toml");
+    let start = format!("{}: ", missing.display());
+    check("missing", load(missing.clone()), &[(&start, "cannot be read: No such file")]);
+    std::fs::write(&missing, [b'a', 0xff, b'b']).expect("a file");
+    check("not text", load(missing.clone()), &[(&start, "cannot be read")]);
+    std::fs::write(&missing, vec![b'#'; (1 << 20) + 1]).expect("a file");
+    check("too long", load(missing), &[(&start, "more than the 1048576")]);
+    let folder_start = format!("{}: ", folder.path().display());
+    check("folder", load(folder.path().into()), &[(&folder_start, "cannot be read")]);
+}
+
+#[test]
+fn without_a_runtime_folder_the_error_names_the_flag() {
+    let machine = Machine { runtime_folder: Some(false), ..machine() };
+    let result = Options::load(&LoadInput { machine, ..LoadInput::default() });
+    check("no folder", result, &[("default: server.socket:", "give a path with --server-socket")]);
+}

@@ -1,0 +1,155 @@
+//! Defaults, sources, what is shown of them, and the example file.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Command, FromArgMatches};
+use lapis_config::{ConfigFile, Effective, Flags, LoadInput, Machine, Options, Source, Tables, example, lines};
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+fn load(text: Option<&str>, env: &[(&str, &str)], flags: Flags) -> Effective {
+    let input = LoadInput {
+        file: text.map(|text| ConfigFile::Text(PathBuf::from("f"), text.into())),
+        env: env.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
+        flags: flags.0,
+        machine: Machine { memory_bytes: Some(64 * GIB), runtime_folder: Some(true), user_runtime_folder: None },
+    };
+    Options::load(&input).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+fn flags(words: &[&str]) -> Flags {
+    let command = Flags::augment_args(Command::new("lapis"));
+    let matches = command.try_get_matches_from(["lapis"].iter().chain(words)).expect("known flags");
+    Flags::from_arg_matches(&matches).expect("texts")
+}
+
+#[test]
+fn defaults_run_without_a_file() {
+    let effective = load(None, &[], Flags::default());
+    let options = &effective.options;
+    assert_eq!((options.dram_bytes, options.index_entries_max), (4 * GIB, 65536));
+    assert_eq!((options.client_magazine_bytes_max, options.client_pin_bytes_max), (64 * MIB, GIB));
+    assert_eq!((options.client_put_deadline, options.server_clients_max), (Duration::from_secs(1), 256));
+    let [group] = &options.groups[..] else { panic!("one group") };
+    assert_eq!(
+        (group.name.as_str(), group.dram_floor, group.dram_ceiling, group.may_put),
+        ("default", 0, 4 * GIB, true)
+    );
+    assert_eq!(group.socket, Path::new("/run/lapis/lapis.sock"));
+    assert!(group.admits(4711), "everyone who may open the socket");
+    assert!(effective.notes.is_empty());
+}
+
+#[test]
+fn a_flag_beats_a_variable_beats_the_file_beats_the_default() {
+    let text = "[dram]\nbytes = \"1GiB\"\n\n[server]\nclients_max = 7\n[log]\nlevel = \"warn\"\n";
+    let env = [("LAPIS_DRAM_BYTES", "2GiB"), ("LAPIS_SERVER_CLIENTS_MAX", "8"), ("PATH", "/bin")];
+    let effective = load(Some(text), &env, flags(&["--dram-bytes", "3GiB", "--metrics-public"]));
+    let options = &effective.options;
+    assert_eq!((options.dram_bytes, options.server_clients_max, options.metrics_public), (3 * GIB, 8, true));
+    let file = Source::File { path: "f".into(), line: 7 };
+    assert_eq!(effective.source("dram.bytes"), Source::Flag("--dram-bytes".into()));
+    assert_eq!(effective.source("server.clients_max"), Source::Variable("LAPIS_SERVER_CLIENTS_MAX".into()));
+    assert_eq!((effective.source("log.level"), effective.source("verify")), (file, Source::Default));
+    let shown = effective.render(1 << 20);
+    for line in ["dram.bytes \"3GiB\" --dram-bytes", "log.level \"warn\" f:7", "verify \"auto\" default"] {
+        let squeezed: Vec<String> = shown.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        assert!(squeezed.iter().any(|shown| shown == line), "{line:?} is not in\n{shown}");
+    }
+}
+
+#[test]
+fn groups_share_memory_and_table() {
+    let text = "[dram]\nbytes = \"8GiB\"\n[[group]]\nname = \"chat\"\nsocket = \"/s/chat\"\nuids = [1000, 1001]\n\
+                dram_floor = \"1GiB\"\ndram_ceiling = \"2GiB\"\n\
+                [[group]]\nname = \"batch\"\nsocket = \"/s/batch\"\nmay_put = false\n";
+    let effective = load(Some(text), &[], Flags::default());
+    let [chat, batch] = &effective.options.groups[..] else { panic!("two groups") };
+    assert!(chat.admits(1001) && !chat.admits(0) && !batch.may_put);
+    assert_eq!((chat.dram_floor, chat.dram_ceiling, batch.dram_ceiling), (GIB, 2 * GIB, 8 * GIB));
+    assert_eq!(chat.entries_max(&effective.options), 131_072 / 4);
+    let tables = Tables::of(&effective.options, chat, 1000);
+    assert_eq!(tables.lines, 40960);
+    assert_eq!((tables.table_bytes, tables.entries_bytes), (40960 * 64 + 4096, 40960 * 32));
+    assert_eq!((tables.slots_bytes, tables.controls_bytes), (2 * GIB / 4096 * 8, 256_000));
+    assert_eq!((lines(4), lines(5), lines(1)), (5, 7, 2));
+    let shown = effective.render(1000);
+    assert!(shown.contains("tables of group chat:") && shown.contains("group[1].may_put"), "{shown}");
+}
+
+#[test]
+fn memory_is_whole_huge_pages_and_the_rest_is_said() {
+    let effective = load(Some("[dram]\nbytes = \"100000000B\""), &[], Flags::default());
+    assert_eq!(effective.options.dram_bytes, 94 * MIB);
+    assert_eq!(effective.notes, ["dram.bytes = 100MB is rounded down to 94MiB"]);
+}
+
+#[test]
+fn a_small_machine_gets_a_small_default() {
+    let machine = Machine { memory_bytes: Some(3 * GIB), runtime_folder: Some(true), user_runtime_folder: None };
+    let effective = Options::load(&LoadInput { machine, ..LoadInput::default() }).expect("defaults run");
+    assert_eq!(effective.options.dram_bytes, 768 * MIB);
+    assert!(effective.notes[0].contains("a quarter of this machine's memory"));
+}
+
+#[test]
+fn a_user_without_the_runtime_folder_gets_a_socket_of_his_own() {
+    let user_runtime_folder = Some(PathBuf::from("/run/user/1000"));
+    let machine = Machine { runtime_folder: Some(false), user_runtime_folder, ..Machine::default() };
+    let effective = Options::load(&LoadInput { machine, ..LoadInput::default() }).expect("defaults run");
+    assert_eq!(effective.options.groups[0].socket, Path::new("/run/user/1000/lapis/lapis.sock"));
+    assert_eq!(effective.notes.len(), 1);
+}
+
+#[test]
+fn variables_of_others_are_noted_and_passed_over() {
+    let effective = load(None, &[("LAPIS_SERVICE_HOST", "10.0.0.1"), ("LAPIS_CONFIG", "x")], Flags::default());
+    assert_eq!(effective.notes, ["LAPIS_SERVICE_HOST is no option and is passed over"]);
+}
+
+#[test]
+fn the_example_is_all_comments_and_says_every_default() {
+    let commented = load(Some(&example()), &[], Flags::default());
+    assert!(commented.sources.is_empty());
+    // Comments with a space are prose, those without are options.
+    let group = example().find("#[[group]]").expect("the example has a group");
+    let given: String = example()[..group].lines().map(|line| option_line(line) + "\n").collect();
+    let effective = load(Some(&given), &[], Flags::default());
+    assert_eq!(effective.options, commented.options);
+    assert_eq!(effective.sources.len(), Options::DEFINITIONS.len());
+    let given: String = example().lines().map(|line| option_line(line) + "\n").collect();
+    assert_eq!(load(Some(&given), &[], Flags::default()).options, commented.options);
+}
+
+fn option_line(line: &str) -> String {
+    match line.strip_prefix('#') {
+        Some(rest) if !rest.starts_with(' ') => rest.into(),
+        _ => line.into(),
+    }
+}
+
+#[test]
+fn the_shipped_example_agrees_with_the_definitions() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../daemon/ops/lapis.toml");
+    if std::env::var_os("LAPIS_BLESS").is_some() {
+        std::fs::write(&path, example()).expect("the example can be written");
+    }
+    let shipped = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(shipped, example(), "LAPIS_BLESS=1 cargo test -p lapis-config writes it anew");
+}
+
+#[test]
+fn every_option_has_one_flag_one_variable_and_help_within_its_bounds() {
+    Flags::augment_args(Command::new("lapis")).debug_assert();
+    let mut names: Vec<String> = Options::DEFINITIONS.iter().map(|d| d.flag()).collect();
+    names.extend(Options::DEFINITIONS.iter().map(|d| d.variable()));
+    let count = names.len();
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), count);
+    for definition in Options::DEFINITIONS {
+        assert!(definition.help.ends_with('.') && definition.help.len() > 20, "{}", definition.name);
+    }
+}
