@@ -53,7 +53,7 @@ pub const RING_BYTES: usize = 512 << 10;
 const REQUESTS_OFFSET: usize = TOUCHES_OFFSET + TOUCHES * 16;
 const COMPLETIONS_OFFSET: usize = REQUESTS_OFFSET + RING_BYTES;
 /// Bytes of a client's memory.
-pub const BYTES: usize = COMPLETIONS_OFFSET + RING_BYTES;
+pub const BYTES: u64 = (COMPLETIONS_OFFSET + RING_BYTES) as u64;
 
 const _: () = assert!(hazard::BYTES == 32 << 10 && TOUCHES_OFFSET == 0x9000, "layout of shared memory");
 const _: () = assert!(REQUESTS_OFFSET == 0x19000 && COMPLETIONS_OFFSET == 0x99000, "layout of shared memory");
@@ -80,12 +80,12 @@ pub enum Warning {
     Expelled = 2,
 }
 
-/// What a client says it asked and found by itself; monotonic, as reported.
+/// What a client says it asked and found by itself, in keys and in bytes; monotonic, as reported.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     pub asked: u64,
     pub hit: u64,
-    pub hit_bytes: u64,
+    pub bytes: u64,
 }
 
 /// The client's memory is not what this build expects.
@@ -100,7 +100,7 @@ pub enum ControlError {
 }
 
 fn words(mapping: &Mapping) -> MappedWords {
-    MappedWords::new(mapping, 0, BYTES / WORD)
+    MappedWords::new(mapping, 0, BYTES as usize / WORD)
 }
 
 /// The asking half of a wake-up: after a push, whether the other side must be woken. The other half is to say "I sleep"

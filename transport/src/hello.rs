@@ -137,9 +137,10 @@ pub struct Geometry {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToClient {
-    /// Descriptors, in this order: table (read-only), the client's own memfd, eventfd to wake the daemon, pipe's read
-    /// end on which the daemon wakes the client (see [`crate::wire::Doorbells`]), lifeline (write end of a pipe: the daemon sees its hang-up when the last
-    /// process that inherited it has ended, also over a daemon restart; not sent to a resumed client, which has it). Extents follow in `Extents` messages (at most 64 descriptors each).
+    /// Descriptors, in this order: table (read-only), the client's own memfd, the doorbells to the daemon and to the
+    /// client (see [`crate::wire::Doorbells`]), lifeline (write end of a pipe: the daemon sees its hang-up when the last
+    /// process that inherited it has ended, also over a daemon restart; not sent to a resumed client, which has it).
+    /// Extents follow in `Extents` messages (at most 64 descriptors each).
     Welcome {
         client: ClientId,
         secret: u64,

@@ -62,9 +62,12 @@ pub enum Event {
 /// What a client needs to be woken and to wake, made by `open_doorbells`.
 #[derive(Debug)]
 pub struct Doorbells {
-    /// Rung by the client.
+    /// Rung by the client: an eventfd, to which it writes a `1u64`. The daemon never reads it (it watches for edges): a
+    /// client could make it blocking.
     pub to_daemon: OwnedFd,
-    /// Rung by the daemon.
+    /// Rung by the daemon: a pipe's read end, from which the client takes 8 bytes a ring, and end-of-file when the
+    /// daemon has hung up or died. No eventfd: a client could make that blocking, fill it, and so stop the daemon in its
+    /// write; the two ends of a pipe have their flags apart.
     pub to_client: OwnedFd,
 }
 
@@ -73,7 +76,7 @@ pub trait Wire {
     fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()>;
     /// Never blocks; a peer that does not read its socket is an error, and the caller hangs up.
     fn send(&mut self, conn: ConnId, message: &ToClient, fds: &[BorrowedFd<'_>]) -> io::Result<()>;
-    /// Makes the two eventfds of a connection and watches the daemon's one. The returned ones go to the client.
+    /// Makes the two doorbells of a connection and watches the daemon's one. The returned ones go to the client.
     fn open_doorbells(&mut self, conn: ConnId) -> io::Result<Doorbells>;
     /// Wakes the client.
     fn ring(&mut self, conn: ConnId);

@@ -26,7 +26,7 @@ pub struct ControlClient {
 impl ControlClient {
     /// The client's side of a memory that the daemon made. Its two ring ends are made by [`Self::rings`].
     pub fn new(mapping: &Mapping) -> Result<Self, ControlError> {
-        if mapping.len() != BYTES {
+        if mapping.len() as u64 != BYTES {
             return Err(ControlError::Size { found: mapping.len() });
         }
         let words = words(mapping);
@@ -70,7 +70,7 @@ impl ControlClient {
 
     /// Adds to the counters of look-ups that this client answered by itself.
     pub fn count(&self, more: Counters) {
-        for (at, more) in [(ASKED_AT, more.asked), (HIT_AT, more.hit), (HIT_BYTES_AT, more.hit_bytes)] {
+        for (at, more) in [(ASKED_AT, more.asked), (HIT_AT, more.hit), (HIT_BYTES_AT, more.bytes)] {
             self.mapping.fetch_add64(at * WORD, more, Relaxed);
         }
     }

@@ -6,18 +6,17 @@
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-use lapis_arena::{MappedWords, Mapping, Words};
-use lapis_config::LineId;
-
 use super::{TOUCHES, TOUCHES_AT, TOUCHES_OFFSET, WORD};
+use lapis_arena::{MappedWords, Mapping, Words};
 
-/// One call's hits: its deepest line, how many keys it asked and how many of them it found.
+/// One call's hits as its client tells them, unchecked: the number of the deepest line hit, the low half of that line's
+/// bind, how many keys were hit and how many asked (at most 65535 each).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Touch {
-    pub line: LineId,
+    pub line: u32,
     pub bind_low: u32,
-    pub hit: u16,
-    pub asked: u16,
+    pub hit: u32,
+    pub asked: u32,
 }
 
 /// The client's end; any thread may use it.
@@ -37,8 +36,9 @@ impl Touches {
         let position = self.mapping.fetch_add64(TOUCHES_AT * WORD, 1, Relaxed);
         let at = entry(position);
         let sequence = position.wrapping_add(1) as u32;
-        self.entries.store(at, u64::from(touch.line.0) | u64::from(touch.bind_low) << 32, Relaxed);
-        let rest = u64::from(touch.hit) | u64::from(touch.asked) << 16 | u64::from(sequence) << 32;
+        self.entries.store(at, u64::from(touch.line) | u64::from(touch.bind_low) << 32, Relaxed);
+        let [hit, asked] = [touch.hit, touch.asked].map(|count| u64::from(count.min(u16::MAX.into())));
+        let rest = hit | asked << 16 | u64::from(sequence) << 32;
         self.entries.store(at + 1, rest, Release);
     }
 }
@@ -80,10 +80,10 @@ impl TouchDrain {
         let rest = self.entries.load(at + 1, Acquire);
         let first = self.entries.load(at, Relaxed);
         let touch = Touch {
-            line: LineId(first as u32),
+            line: first as u32,
             bind_low: (first >> 32) as u32,
-            hit: rest as u16,
-            asked: (rest >> 16) as u16,
+            hit: u32::from(rest as u16),
+            asked: u32::from((rest >> 16) as u16),
         };
         ((rest >> 32) as u32 == position.wrapping_add(1) as u32).then_some(touch)
     }
