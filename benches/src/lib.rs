@@ -1,1 +1,6 @@
 //! Load generator, limits, replay, demo.
+
+pub mod bench;
+pub mod demo;
+pub mod pattern;
+pub mod trace;
