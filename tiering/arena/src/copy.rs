@@ -17,8 +17,8 @@ pub const BATCH_STREAMING_BYTES: usize = 64 << 10;
 const PART_STREAMING_BYTES: usize = 4 << 10;
 /// Bytes of the next slot worth prefetching while one is copied.
 const NEXT_BYTES: usize = 1 << 10;
-/// How much is summed and then copied at a time: fits the first-level cache beside the hash's state.
-const FUSED_BYTES: usize = 8 << 10;
+/// How much is summed and then copied at a time where that cannot be done at once: as far as the copy prefetches.
+const FUSED_BYTES: usize = 4 << 10;
 
 /// How bytes are moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,15 +56,78 @@ pub fn into(mapping: &Mapping, offset: usize, src: &[u8], kernel: Kernel) {
     unsafe { bytes(src.as_ptr(), to.as_ptr(), src.len(), kernel) };
 }
 
-/// Like [`into`], feeding the same bytes to `sum` on the way, so that memory is read once.
+/// Like [`into`], feeding the same bytes to `sum` on the way, so that memory is read once. Fastest if `src` is all that
+/// the sum is of.
 #[inline]
 pub fn into_summed(mapping: &Mapping, offset: usize, src: &[u8], kernel: Kernel, sum: &mut Sum) {
-    let mut at = offset;
-    for chunk in src.chunks(FUSED_BYTES) {
+    let to = mapping.range_mut(offset, src.len());
+    // SAFETY: as for `into`.
+    if unsafe { fused(src.as_ptr(), to.as_ptr(), src.len(), kernel, sum) } {
+        return;
+    }
+    for (chunk, at) in src.chunks(FUSED_BYTES).zip((offset..).step_by(FUSED_BYTES)) {
         sum.update(chunk);
         into(mapping, at, chunk, kernel);
-        at += chunk.len();
     }
+}
+
+/// Like [`out`], feeding the same bytes to `sum` on the way: for blocks that are not verified yet.
+#[inline]
+pub fn out_summed<'a>(
+    mapping: &Mapping,
+    offset: usize,
+    dst: &'a mut [MaybeUninit<u8>],
+    kernel: Kernel,
+    sum: &mut Sum,
+) -> &'a mut [u8] {
+    let from = mapping.range(offset, dst.len());
+    // SAFETY: as for `out`.
+    if !unsafe { fused(from.as_ptr(), dst.as_mut_ptr().cast(), dst.len(), kernel, sum) } {
+        for (chunk, at) in dst.chunks_mut(FUSED_BYTES).zip((offset..).step_by(FUSED_BYTES)) {
+            // Plain: the chunk is read again at once. What is summed is the copy, not the shared bytes.
+            sum.update(out(mapping, at, chunk, Kernel::Plain));
+        }
+    }
+    // SAFETY: `fused` initialised all of it, or else `out` each chunk.
+    unsafe { std::slice::from_raw_parts_mut(dst.as_mut_ptr().cast(), dst.len()) }
+}
+
+/// Hashes and copies all of a sum's payload at once; false, and nothing done, where that does not suit.
+///
+/// # Safety
+/// As for [`bytes`].
+#[inline]
+unsafe fn fused(src: *const u8, dst: *mut u8, len: usize, kernel: Kernel, sum: &mut Sum) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if sum.is_whole(len) && crate::fused::suits(len) {
+        use crate::fused::{hash_copy, store};
+        let stream = kernel == Kernel::Streaming && (dst as usize).is_multiple_of(32);
+        // SAFETY: `suits` said so, the alignment was checked; the ranges are as for this function.
+        sum.set_whole(unsafe {
+            if stream {
+                hash_copy::<{ store::STREAMED }>(src, dst, len)
+            } else {
+                hash_copy::<{ store::CACHED }>(src, dst, len)
+            }
+        });
+        return true;
+    }
+    let _ = (src, dst, len, kernel, sum);
+    false
+}
+
+/// Hashes all of a sum's payload where it lies; false, and nothing done, where that does not suit.
+pub(crate) fn hash_in_place(mapping: &Mapping, offset: usize, bytes: usize, sum: &mut Sum) -> bool {
+    let from = mapping.range(offset, bytes);
+    #[cfg(target_arch = "x86_64")]
+    if sum.is_whole(bytes) && crate::fused::suits(bytes) {
+        use crate::fused::{hash_copy, store};
+        // SAFETY: `suits` said so; `range` checked the source; nothing is stored.
+        sum.set_whole(unsafe { hash_copy::<{ store::NOWHERE }>(from.as_ptr(), std::ptr::null_mut(), bytes) });
+        return true;
+    }
+    let _ = (from, sum);
+    false
 }
 
 /// Hints that the slot at `offset` is copied next.
@@ -107,7 +170,7 @@ unsafe fn bytes(src: *const u8, dst: *mut u8, len: usize, kernel: Kernel) {
 /// # Safety
 /// As for [`bytes`].
 #[inline]
-unsafe fn plain(src: *const u8, dst: *mut u8, len: usize) {
+pub(crate) unsafe fn plain(src: *const u8, dst: *mut u8, len: usize) {
     let memcpy =
         libc::memcpy as unsafe extern "C" fn(*mut libc::c_void, *const libc::c_void, usize) -> *mut libc::c_void;
     #[cfg(target_arch = "x86_64")]

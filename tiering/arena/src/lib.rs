@@ -10,6 +10,7 @@ compile_error!("the layouts of shared memory are 64-bit little-endian");
 pub mod copy;
 pub mod error;
 pub mod extent;
+mod fused;
 pub mod hazard;
 pub mod map;
 pub mod memfd;

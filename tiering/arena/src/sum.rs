@@ -33,41 +33,80 @@ pub fn pool_seed(shape: &PoolShape) -> u64 {
     u64::from_le_bytes(bytes)
 }
 
-/// A sum under way.
+/// A sum under way: XXH3-64 of the payload, then XXH3-64 of what the payload belongs to and of that hash.
 pub struct Sum {
-    hasher: Hasher,
+    seed: u64,
+    key: Key,
+    block_bytes: u64,
+    part: u64,
+    /// Of payload to come, if it comes at once.
+    bytes: u64,
+    payload: Payload,
+}
+
+enum Payload {
+    Nothing,
+    /// Its hash: it came at once.
+    Whole(u64),
+    Parts(Box<Hasher>),
 }
 
 impl Sum {
-    /// Of a block of one piece: `bytes` of payload follow by `update`.
+    /// Of a block of one piece: `bytes` of payload follow, at once or by and by.
     #[inline]
     pub fn new(seed: u64, key: &Key, bytes: u64) -> Self {
-        Self::part(seed, key, bytes, WHOLE)
+        Self::part(seed, key, bytes, WHOLE, bytes)
     }
 
-    /// Of one piece of a block of `bytes` (of all pieces together); the piece's bytes follow.
+    /// Of one piece of a block of `block_bytes` (of all pieces together); `bytes` of this piece follow.
     #[inline]
-    pub fn piece(seed: u64, key: &Key, bytes: u64, index: u16) -> Self {
-        Self::part(seed, key, bytes, u64::from(index))
-    }
-
-    fn part(seed: u64, key: &Key, bytes: u64, part: u64) -> Self {
-        let mut header = [0u8; 48];
-        header[..32].copy_from_slice(&key.to_bytes());
-        header[32..40].copy_from_slice(&bytes.to_le_bytes());
-        header[40..].copy_from_slice(&part.to_le_bytes());
-        let keyed = Hasher::oneshot_with_seed(seed, &header);
-        Self { hasher: Hasher::with_seed(keyed) }
+    pub fn piece(seed: u64, key: &Key, block_bytes: u64, index: u16, bytes: u64) -> Self {
+        Self::part(seed, key, block_bytes, u64::from(index), bytes)
     }
 
     #[inline]
+    fn part(seed: u64, key: &Key, block_bytes: u64, part: u64, bytes: u64) -> Self {
+        Self { seed, key: *key, block_bytes, part, bytes, payload: Payload::Nothing }
+    }
+
+    /// Goes on with the next bytes of the payload.
     pub fn update(&mut self, bytes: &[u8]) {
-        std::hash::Hasher::write(&mut self.hasher, bytes);
+        if self.is_whole(bytes.len()) {
+            return self.set_whole(Hasher::oneshot(bytes));
+        }
+        if matches!(self.payload, Payload::Nothing) {
+            self.payload = Payload::Parts(Box::new(Hasher::new()));
+        }
+        match &mut self.payload {
+            Payload::Parts(hasher) => std::hash::Hasher::write(&mut **hasher, bytes),
+            _ => panic!("more than the {} bytes that this sum is of", self.bytes),
+        }
     }
 
+    /// True if `bytes` would be all of the payload.
     #[inline]
+    pub(crate) fn is_whole(&self, bytes: usize) -> bool {
+        matches!(self.payload, Payload::Nothing) && bytes as u64 == self.bytes
+    }
+
+    /// In place of `update` with all of the payload: its XXH3-64.
+    #[inline]
+    pub(crate) fn set_whole(&mut self, hash: u64) {
+        self.payload = Payload::Whole(hash);
+    }
+
     pub fn finish(self) -> u64 {
-        std::hash::Hasher::finish(&self.hasher)
+        let payload = match self.payload {
+            Payload::Nothing => Hasher::oneshot(&[]),
+            Payload::Whole(hash) => hash,
+            Payload::Parts(hasher) => std::hash::Hasher::finish(&*hasher),
+        };
+        let mut record = [0u8; 56];
+        record[..32].copy_from_slice(&self.key.to_bytes());
+        record[32..40].copy_from_slice(&self.block_bytes.to_le_bytes());
+        record[40..48].copy_from_slice(&self.part.to_le_bytes());
+        record[48..].copy_from_slice(&payload.to_le_bytes());
+        Hasher::oneshot_with_seed(self.seed, &record)
     }
 }
 
@@ -80,15 +119,16 @@ pub fn of_bytes(seed: u64, key: &Key, payload: &[u8]) -> u64 {
 
 /// The sum of a block of several pieces, `bytes` long in all, from the sums of its pieces in their order.
 pub fn combine(seed: u64, key: &Key, bytes: u64, pieces: &[u64]) -> u64 {
-    let mut sum = Sum::part(seed, key, bytes, COMBINED);
-    for piece in pieces {
-        sum.update(&piece.to_le_bytes());
-    }
+    let mut sum = Sum::part(seed, key, bytes, COMBINED, pieces.len() as u64 * 8);
+    sum.update(zerocopy::IntoBytes::as_bytes(pieces));
     sum.finish()
 }
 
-/// Feeds shared memory to a sum, in place of `update`: each byte is read once, through a small copy.
+/// Feeds shared memory to a sum, in place of `update`: each byte is read once.
 pub fn update_from(sum: &mut Sum, mapping: &Mapping, offset: usize, bytes: usize) {
+    if copy::hash_in_place(mapping, offset, bytes, sum) {
+        return;
+    }
     let mut chunk = [MaybeUninit::<u8>::uninit(); CHUNK_BYTES];
     let mut done = 0;
     while done < bytes {

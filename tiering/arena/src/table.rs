@@ -24,11 +24,8 @@ use crate::{ArenaError, MappedWords, Words};
 
 /// How often a line is read again that changed while it was read, or that is being written.
 const TRIES: u32 = 4;
-/// Homes are prefetched this many keys ahead,
 const HOME_AHEAD: usize = 24;
-/// and the lines that they point to this many.
-const LINE_AHEAD: usize = 8;
-/// Homes computed and not yet used; a power of two above `HOME_AHEAD`.
+const LINE_AHEAD: usize = 10;
 const HOMES_HELD: usize = 32;
 
 /// Where a live block is, as its line says.
@@ -143,8 +140,7 @@ impl<W: Words> Table<W> {
         found.len() - before
     }
 
-    /// Looks keys up in order until `each` returns false. Two stages of prefetch hide the memory's latency: without
-    /// them 8192 keys take three times as long.
+    /// Looks keys up in order until `each` returns false.
     #[inline]
     pub fn find_while(&self, pool: PoolId, keys: &[Key], mut each: impl FnMut(usize, Option<Found>) -> bool) {
         let mut held = [Homes::default(); HOMES_HELD];
@@ -169,6 +165,113 @@ impl<W: Words> Table<W> {
             }
         }
     }
+    /// A
+    pub fn prefix_a(&self, pool: PoolId, keys: &[Key], found: &mut Vec<Found>) -> usize {
+        let before = found.len();
+        self.find_while_n::<2, 24, 10>(pool, keys, |_, one| {
+            found.extend(one);
+            one.is_some()
+        });
+        found.len() - before
+    }
+    pub fn prefix_b(&self, pool: PoolId, keys: &[Key], found: &mut Vec<Found>) -> usize {
+        let before = found.len();
+        self.find_while_n::<3, 24, 10>(pool, keys, |_, one| {
+            found.extend(one);
+            one.is_some()
+        });
+        found.len() - before
+    }
+    pub fn prefix_c(&self, pool: PoolId, keys: &[Key], found: &mut Vec<Found>) -> usize {
+        let before = found.len();
+        self.find_while_n::<4, 24, 10>(pool, keys, |_, one| {
+            found.extend(one);
+            one.is_some()
+        });
+        found.len() - before
+    }
+    pub fn prefix_d(&self, pool: PoolId, keys: &[Key], found: &mut Vec<Found>) -> usize {
+        let before = found.len();
+        self.find_while_n::<5, 24, 10>(pool, keys, |_, one| {
+            found.extend(one);
+            one.is_some()
+        });
+        found.len() - before
+    }
+    #[inline]
+    fn find_while_n<const N: usize, const H: usize, const L: usize>(
+        &self,
+        pool: PoolId,
+        keys: &[Key],
+        mut each: impl FnMut(usize, Option<Found>) -> bool,
+    ) {
+        let mut held = [Homes::default(); HOMES_HELD];
+        for (i, key) in keys.iter().enumerate().take(H) {
+            held[i] = self.homes(pool, key);
+            self.words.prefetch(word::of(held[i].first));
+        }
+        for homes in held.iter().take(L.min(keys.len())) {
+            self.prefetch_lines_n::<N>(homes);
+        }
+        for (i, key) in keys.iter().enumerate() {
+            if let Some(later) = keys.get(i + H) {
+                let homes = self.homes(pool, later);
+                self.words.prefetch(word::of(homes.first));
+                held[(i + H) % HOMES_HELD] = homes;
+            }
+            if i + L < keys.len() {
+                self.prefetch_lines_n::<N>(&held[(i + L) % HOMES_HELD]);
+            }
+            if !each(i, self.find_at_n::<N>(held[i % HOMES_HELD], pool, key)) {
+                return;
+            }
+        }
+    }
+    #[inline(always)]
+    fn candidates_n<const N: usize>(&self, home: u32, near: u64) -> [u32; N] {
+        let mut map = near & near::MAP;
+        std::array::from_fn(|_| {
+            let line = layout::line_at(home, map.trailing_zeros() & 63, self.lines);
+            map &= map.wrapping_sub(1);
+            line
+        })
+    }
+    #[inline(always)]
+    fn prefetch_lines_n<const N: usize>(&self, homes: &Homes) {
+        let near = self.near(homes.first);
+        for line in self.candidates_n::<N>(homes.first, near) {
+            self.words.prefetch(word::of(line));
+        }
+        if near & near::SECOND != 0 {
+            self.words.prefetch(word::of(homes.second));
+        }
+    }
+    #[inline(always)]
+    fn find_at_n<const N: usize>(&self, homes: Homes, pool: PoolId, key: &Key) -> Option<Found> {
+        let near = self.near(homes.first);
+        let lines = self.candidates_n::<N>(homes.first, near);
+        let mut likely = lines[0];
+        for line in &lines[1..] {
+            let is = self.words.load(word::of(*line) + word::KEY, Ordering::Relaxed) == key.0[0];
+            likely = std::hint::select_unpredictable(is, *line, likely);
+        }
+        if near & near::MAP != 0
+            && let Some(found) = self.read(likely, pool, key)
+        {
+            return Some(found);
+        }
+        self.find_in_all(homes, near, pool, key)
+    }
+    #[inline]
+    fn prefetch_lines(&self, homes: &Homes) {
+        let near = self.near(homes.first);
+        let [first, second] = self.candidates(homes.first, near);
+        self.words.prefetch(word::of(first));
+        self.words.prefetch(word::of(second));
+        if near & near::SECOND != 0 {
+            self.words.prefetch(word::of(homes.second));
+        }
+    }
 
     /// True if the bond of key and slot is what it was: call it after the copy, or after the fence of the pin. Orders
     /// all loads before it with its own.
@@ -189,25 +292,32 @@ impl<W: Words> Table<W> {
         self.words.load(word::of(home) + word::NEAR, Ordering::Acquire)
     }
 
-    fn prefetch_lines(&self, homes: &Homes) {
-        let near = self.near(homes.first);
-        let mut map = near & near::MAP;
-        // Two: a home holds 0.8 keys on average, and the line itself was prefetched.
-        for _ in 0..2 {
-            if map == 0 {
-                break;
-            }
-            self.words.prefetch(word::of(layout::line_at(homes.first, map.trailing_zeros(), self.lines)));
-            map &= map - 1;
-        }
-        if near & near::SECOND != 0 {
-            self.words.prefetch(word::of(homes.second));
-        }
+    /// The lines of a map's first two bits, without a branch; the home itself where there is no such bit.
+    #[inline]
+    fn candidates(&self, home: u32, near: u64) -> [u32; 2] {
+        let map = near & near::MAP;
+        let rest = map & map.wrapping_sub(1);
+        // 64 zeros, of an empty map, become 0 steps.
+        [map, rest].map(|map| layout::line_at(home, map.trailing_zeros() & 63, self.lines))
     }
 
     #[inline]
     fn find_at(&self, homes: Homes, pool: PoolId, key: &Key) -> Option<Found> {
         let near = self.near(homes.first);
+        // Which of two candidates it is cannot be predicted, and a branch guessed wrong costs as much as the rest of the
+        // look-up: so choose by the key's first word without one.
+        let [first, second] = self.candidates(homes.first, near);
+        let is_first = self.words.load(word::of(first) + word::KEY, Ordering::Relaxed) == key.0[0];
+        let likely = std::hint::select_unpredictable(is_first, first, second);
+        if near & near::MAP != 0
+            && let Some(found) = self.read(likely, pool, key)
+        {
+            return Some(found);
+        }
+        self.find_in_all(homes, near, pool, key)
+    }
+
+    fn find_in_all(&self, homes: Homes, near: u64, pool: PoolId, key: &Key) -> Option<Found> {
         let found = self.search(homes.first, near, pool, key);
         if found.is_some() || near & near::SECOND == 0 {
             return found;
