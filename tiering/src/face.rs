@@ -79,6 +79,8 @@ pub enum Action {
     Fetch { op: OpId, peer: u32, pool: PoolId, key: Key, slot: SlotId, bytes: u32 },
     /// The copy on SSD is not wanted any more.
     Discard { at: u64 },
+    /// No slab is free: the group could use one more extent if it may have one.
+    NeedMemory,
 }
 
 /// How an operation of a mover ended.
