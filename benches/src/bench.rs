@@ -1,5 +1,7 @@
 //! `lapis bench`: every figure of the data path beside its limit on this machine, measured in the same rounds.
 
+mod report;
+
 use clap::{Args, ValueEnum};
 
 /// Measures this machine: every figure beside its limit.

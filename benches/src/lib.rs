@@ -2,5 +2,8 @@
 
 pub mod bench;
 pub mod demo;
+pub mod host;
+pub mod limits;
 pub mod pattern;
+pub mod samples;
 pub mod trace;
