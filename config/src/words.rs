@@ -181,10 +181,13 @@ pub enum Refusal {
     Draining = 11,
     #[error("the daemon is gone")]
     Gone = 12,
+    /// The block may yet be stored.
+    #[error("the daemon did not answer before the deadline")]
+    Late = 13,
 }
 
 impl Refusal {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::AllPinned,
         Self::TooLarge,
         Self::NoExtentFits,
@@ -197,6 +200,7 @@ impl Refusal {
         Self::Limit,
         Self::Draining,
         Self::Gone,
+        Self::Late,
     ];
 
     pub fn from_code(code: u8) -> Option<Self> {
@@ -205,7 +209,7 @@ impl Refusal {
 
     /// True if the same put may succeed later without anyone's help.
     pub fn is_transient(self) -> bool {
-        matches!(self, Self::AllPinned | Self::NotReady | Self::NoLine | Self::Draining | Self::Gone)
+        matches!(self, Self::AllPinned | Self::NotReady | Self::NoLine | Self::Draining | Self::Gone | Self::Late)
     }
 }
 
