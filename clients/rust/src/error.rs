@@ -1,0 +1,74 @@
+//! What can go wrong in the client, in the words of whoever has to act on it. A miss and a refused put are values.
+
+use std::{io, path::PathBuf, time::Duration};
+
+use lapis_arena::ArenaError;
+use lapis_config::{BATCH_KEYS_MAX, HAZARDS, OBJECT_NAME_BYTES_MAX};
+use lapis_transport::{control::ControlError, error::TransportError};
+
+use crate::keys::KEY_BYTES;
+
+/// Why a call did nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Connect anew in this process: the rings belong to the parent.
+    #[error("this client belongs to the process that this one was forked from")]
+    Closed,
+    #[error("{bytes} bytes of keys, expected a multiple of {KEY_BYTES}")]
+    KeyBytes { bytes: usize },
+    #[error("{keys} keys in one call, expected 1 to {BATCH_KEYS_MAX}")]
+    KeyCount { keys: usize },
+    #[error("a buffer of {found} bytes for {blocks} blocks, expected {expected}")]
+    BufferBytes { blocks: usize, expected: u64, found: usize },
+    #[error("{vectors} vectors for {blocks} blocks, expected the same number for each")]
+    VectorCount { blocks: usize, vectors: usize },
+    #[error("the vectors of block {block} hold {found} bytes, expected {expected}")]
+    VectorBytes { block: usize, expected: u64, found: u64 },
+    #[error("pieces {first} to {end} of a block that has {pieces}")]
+    Pieces { first: u16, end: u16, pieces: u16 },
+    #[error("{bytes} bytes at {offset} of a block of {block_bytes}")]
+    Range { offset: u64, bytes: usize, block_bytes: u64 },
+    /// This call is for pools of the other kind.
+    #[error("the pool {label:?} is no {expected} pool")]
+    Kind { label: String, expected: &'static str },
+    #[error("a name of {bytes} bytes, expected 1 to {OBJECT_NAME_BYTES_MAX}")]
+    Name { bytes: usize },
+    #[error("a pool label of {bytes} bytes, expected at most {max} of ASCII")]
+    Label { bytes: usize, max: usize },
+    /// Release some views first.
+    #[error("{wanted} views asked of this client while it holds {held} of {HAZARDS}")]
+    Views { wanted: usize, held: usize },
+    /// The daemon said why; what was asked has to change.
+    #[error("the daemon refused: {reason}")]
+    Refused { reason: String },
+    #[error("no answer of the daemon within {after:?}")]
+    Late { after: Duration },
+    /// The client reconnects by itself.
+    #[error("the daemon is gone")]
+    Gone,
+    #[error("connecting to {path}")]
+    Connect { path: PathBuf, source: TransportError },
+    #[error("the daemon's welcome lacks {what}")]
+    Welcome { what: &'static str },
+    #[error("mapping the daemon's memory")]
+    Memory(#[from] ArenaError),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error("{op}")]
+    Io { op: &'static str, source: io::Error },
+}
+
+impl ClientError {
+    pub(crate) fn io(op: &'static str, source: impl Into<io::Error>) -> Self {
+        Self::Io { op, source: source.into() }
+    }
+
+    /// True if the same call may succeed later without a change of what is asked.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Views { .. } | Self::Late { .. } | Self::Gone => true,
+            Self::Connect { source, .. } => source.is_transient(),
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,528 @@
+//! One client's half of the protocol: what it mapped, what it asked, what it was granted. No sockets, no threads, no
+//! clock, and nothing here blocks, so that a simulation can drive it; [`crate::Client`] adds those.
+//!
+//! Look-ups, copies and views work from the mapped table alone, from any thread, without a system call, and go on while
+//! no daemon is there. Everything else is a frame in a ring: `submit`, later `poll`, then `take`.
+//!
+//! Invariant: bytes are handed out only after the line was checked again (`Table::still`), or while a hazard names them.
+
+mod calls;
+mod commits;
+mod get;
+mod maps;
+mod pins;
+mod put;
+mod reserve;
+mod view;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    os::fd::{BorrowedFd, OwnedFd},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use lapis_arena::{Access, Found, Mapping, memfd};
+use lapis_config::{ClientId, HitPolicy, Key, POOLS_MAX, PoolId};
+use lapis_transport::{
+    control::{self, Completions, ControlClient, Counters, Touch, Warning},
+    frame::Request,
+    hello::{Geometry, Resume, ToClient},
+};
+
+pub(crate) use self::maps::Maps;
+use self::{calls::Calls, pins::Pins};
+pub use self::{
+    calls::{Answer, Busy, Token},
+    get::{BlockStatus, GetJob, GetOptions, Got},
+    put::PutJob,
+    reserve::{CommitJob, Reservation, ReserveJob},
+    view::{View, Views},
+};
+use crate::{ClientError, Pool, fork::Birthplace, present::Present, stats::Counts};
+
+/// When the bytes of a local hit are checked against their sum, beside the re-check of the line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verify {
+    /// When nobody has checked them since the daemon's start.
+    #[default]
+    Crossings,
+    /// Always. Costs one more pass over the bytes.
+    Always,
+}
+
+/// What a job needs next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    Done,
+    /// A frame was posted and there is more to do: ring the daemon if it sleeps, then go on.
+    Posted,
+    /// Nothing to do before the next completion.
+    Waiting,
+    /// There was no room for a frame: again a little later.
+    Full,
+}
+
+/// The daemon's first answer, as values.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Welcome {
+    pub client: ClientId,
+    pub secret: u64,
+    pub geometry: Geometry,
+    pub may_put: bool,
+    pub resumed: bool,
+    pub magazine_bytes_max: u64,
+}
+
+impl Welcome {
+    /// Of the message of that name.
+    pub fn of(message: ToClient) -> Option<Self> {
+        match message {
+            ToClient::Welcome { client, secret, geometry, may_put, resumed, magazine_bytes_max } => {
+                Some(Self { client, secret, geometry, may_put, resumed, magazine_bytes_max })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A client of one daemon, from its welcome until the daemon knows it no more.
+pub struct Session {
+    // Declared in the order in which they are to go: everything mapped first, then what tells the daemon so.
+    maps: Arc<Maps>,
+    control: ControlClient,
+    pins: Pins,
+    completions: Mutex<Completions>,
+    calls: Mutex<Calls>,
+    lifeline: Option<OwnedFd>,
+    last: Mutex<Option<Box<dyn Send>>>,
+
+    client: ClientId,
+    secret: u64,
+    may_put: bool,
+    magazine_bytes_max: u64,
+    verify: Verify,
+    /// Number of the daemon's life that this session is registered with.
+    instance: AtomicU64,
+    connected: AtomicBool,
+    /// Replaced by another session: its memory is no daemon's any more.
+    retired: AtomicBool,
+    /// Completions dispatched and connections lost.
+    events: AtomicU64,
+    /// Number and slot bytes of each pool, by its index in the client's list; `UNKNOWN` until the daemon said it.
+    pools: Box<[AtomicU64]>,
+    /// Lines whose bytes did not fit their sum, with the generation in which they did not.
+    corrupt: RwLock<HashMap<u32, u64>>,
+    any_corrupt: AtomicBool,
+    counts: Arc<Counts>,
+    birthplace: Birthplace,
+}
+
+const UNKNOWN: u64 = u64::MAX;
+/// Corrupt lines remembered; when there are more, all are forgotten and found again.
+const CORRUPT_MAX: usize = 4096;
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Session(client {}, table {:016x})", self.client.0, self.maps.table.table_id())
+    }
+}
+
+impl Session {
+    /// Maps what came with a welcome; extents are added as they come. `former` is the session before, whose maps are
+    /// used further if they still are the daemon's.
+    pub fn open(
+        welcome: &Welcome,
+        table: BorrowedFd<'_>,
+        control: BorrowedFd<'_>,
+        lifeline: Option<OwnedFd>,
+        verify: Verify,
+        former: Option<&Session>,
+    ) -> Result<Self, ClientError> {
+        let shared = former.map(|former| &former.maps).filter(|maps| maps.serve(welcome)).cloned();
+        let maps = match shared {
+            Some(maps) => maps,
+            None => Arc::new(Maps::open(welcome, table)?),
+        };
+        memfd::check(control, control::BYTES)?;
+        let control = ControlClient::new(&Mapping::shared(control, control::BYTES, Access::ReadWrite)?)?;
+        let (requests, completions) = control.rings();
+        Ok(Self {
+            pins: Pins::new(control.hazards()),
+            completions: Mutex::new(completions),
+            calls: Mutex::new(Calls::new(requests)),
+            lifeline,
+            last: Mutex::new(None),
+            client: welcome.client,
+            secret: welcome.secret,
+            may_put: welcome.may_put,
+            magazine_bytes_max: welcome.magazine_bytes_max,
+            verify,
+            instance: AtomicU64::new(welcome.geometry.instance),
+            connected: AtomicBool::new(true),
+            retired: AtomicBool::new(false),
+            events: AtomicU64::new(0),
+            pools: (0..POOLS_MAX).map(|_| AtomicU64::new(UNKNOWN)).collect(),
+            corrupt: RwLock::new(HashMap::new()),
+            any_corrupt: AtomicBool::new(false),
+            counts: former.map_or_else(Arc::default, |former| former.counts.clone()),
+            birthplace: Birthplace::here(),
+            maps,
+            control,
+        })
+    }
+
+    /// Maps the extents of an `Extents` message, those that are new.
+    pub fn add_extents(&self, first: u32, extents_bytes: &[u64], fds: &[OwnedFd]) -> Result<(), ClientError> {
+        Ok(self.maps.add(first, extents_bytes, fds)?)
+    }
+
+    /// Extents mapped so far.
+    pub fn extents(&self) -> usize {
+        self.maps.extents.len()
+    }
+
+    /// Of the lives of the same pools in other sessions of the client.
+    pub fn pool_opened(&self, pool: &Pool, id: PoolId, slot_bytes: u32) {
+        self.pools[pool.index()].store(u64::from(slot_bytes) << 16 | u64::from(id.0), Ordering::Release);
+    }
+
+    /// The pool's number here, if the daemon of this session was asked to open it.
+    pub fn pool_id(&self, pool: &Pool) -> Option<PoolId> {
+        match self.pools[pool.index()].load(Ordering::Acquire) {
+            UNKNOWN => None,
+            known => Some(PoolId(known as u16)),
+        }
+    }
+
+    /// The same numbers as in the session before: for one of the same table.
+    pub fn take_pools_of(&self, former: &Session) {
+        for (own, theirs) in self.pools.iter().zip(&former.pools) {
+            own.store(theirs.load(Ordering::Acquire), Ordering::Release);
+        }
+    }
+
+    pub fn client(&self) -> ClientId {
+        self.client
+    }
+
+    pub fn table_id(&self) -> u64 {
+        self.maps.table.table_id()
+    }
+
+    pub fn may_put(&self) -> bool {
+        self.may_put
+    }
+
+    /// True from the welcome to `lost`.
+    pub fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Acquire)
+    }
+
+    /// What is dropped after everything is unmapped and nothing of the client writes any more: the place to say `Bye`.
+    pub fn set_last(&self, last: Box<dyn Send>) {
+        *lock(&self.last) = Some(last);
+    }
+
+    // ---- Look-ups ----
+
+    /// Where a block is, as the table says now. A claim only: see [`lapis_arena::Found`].
+    #[inline]
+    pub fn find(&self, pool: &Pool, key: &Key) -> Option<Found> {
+        self.maps.table.find(self.pool_id(pool)?, key)
+    }
+
+    /// Whether Lapis holds a block, in memory or where the daemon would fetch it from.
+    #[inline]
+    pub fn exists(&self, pool: &Pool, key: &Key) -> bool {
+        self.find(pool, key).is_some_and(|found| self.counts_as_there(&found))
+    }
+
+    /// Which of the keys are there.
+    pub fn exists_many(&self, pool: &Pool, keys: &[Key]) -> Present {
+        let mut present = Present::new(keys.len());
+        if let Some(id) = self.pool_id(pool) {
+            self.maps.table.find_many(id, keys, |i, found| {
+                if found.is_some_and(|found| self.counts_as_there(&found)) {
+                    present.set(i);
+                }
+            });
+        }
+        self.counts.looked_up(keys.len(), present.count());
+        present
+    }
+
+    /// How many leading keys are there under every pool's policy; for `Any` alone, how many of all.
+    ///
+    /// Counts the keys beyond the answer as asked: those before it count when they are read.
+    pub fn match_prefix(&self, pools: &[(Pool, HitPolicy)], keys: &[Key]) -> usize {
+        let matched = crate::present::longest(
+            pools,
+            keys.len(),
+            |pool, limit| {
+                let mut run = 0;
+                if let Some(id) = self.pool_id(pool) {
+                    self.maps.table.find_while(id, &keys[..limit], |_, found| {
+                        let there = found.is_some_and(|found| self.counts_as_there(&found));
+                        run += usize::from(there);
+                        there
+                    });
+                }
+                run
+            },
+            |pool, limit| self.present(pool, &keys[..limit]),
+        );
+        self.counts.looked_up(keys.len(), matched);
+        self.control.count(Counters { asked: (keys.len() - matched) as u64, hit: 0, bytes: 0 });
+        matched
+    }
+
+    fn present(&self, pool: &Pool, keys: &[Key]) -> Present {
+        let mut present = Present::new(keys.len());
+        if let Some(id) = self.pool_id(pool) {
+            self.maps.table.find_many(id, keys, |i, found| {
+                if found.is_some_and(|found| self.counts_as_there(&found)) {
+                    present.set(i);
+                }
+            });
+        }
+        present
+    }
+
+    /// What is not in memory is only there while somebody can fetch it.
+    #[inline]
+    fn counts_as_there(&self, found: &Found) -> bool {
+        found.state.is_readable() || self.is_connected()
+    }
+
+    // ---- Frames ----
+
+    /// Begins a call; `request` makes its frame from the token's number. For calls without slots in their answer.
+    pub fn submit(&self, request: impl FnOnce(u64) -> Request) -> Result<Token, Busy> {
+        self.here()?;
+        self.calls().submit(0, request)
+    }
+
+    /// Sends a frame that has no answer.
+    pub fn post(&self, request: Request) {
+        if self.birthplace.is_here() {
+            self.calls().post(request);
+        }
+    }
+
+    /// Takes in the completions that are there and returns how many they were. 0 if another thread is about it.
+    pub fn poll(&self) -> usize {
+        if !self.birthplace.is_here() || !self.is_connected() {
+            return 0;
+        }
+        let mut completions = match self.completions.try_lock() {
+            Ok(completions) => completions,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return 0,
+        };
+        self.drain(&mut completions)
+    }
+
+    /// Takes in the completions that are there, by the thread that has their ring.
+    pub(crate) fn drain(&self, completions: &mut Completions) -> usize {
+        let mut taken = 0;
+        while let Some(completion) = self.pop(completions) {
+            self.calls().dispatch(completion);
+            taken += 1;
+        }
+        if taken > 0 {
+            self.events.fetch_add(taken as u64, Ordering::Release);
+        }
+        taken
+    }
+
+    fn pop(&self, completions: &mut Completions) -> Option<lapis_transport::frame::Completion> {
+        if !self.is_connected() {
+            return None;
+        }
+        match completions.pop() {
+            Ok(completion) => completion,
+            Err(fault) => {
+                let mut calls = self.calls();
+                if !calls.broken {
+                    tracing::error!(%fault, "the completion ring was overwritten: this process has a wild write");
+                    calls.broken = true;
+                }
+                None
+            }
+        }
+    }
+
+    /// The answer of a call, if it has come.
+    pub fn take(&self, token: Token) -> Option<Answer> {
+        self.calls().take(token)
+    }
+
+    /// Nobody will take this answer.
+    pub fn abandon(&self, token: Token) {
+        if self.birthplace.is_here() {
+            self.calls().abandon(token);
+        }
+    }
+
+    /// True if frames were pushed since the last call and the daemon sleeps: it must be rung.
+    pub fn must_ring(&self) -> bool {
+        let pushed = std::mem::take(&mut self.calls().pushed);
+        pushed && self.control.must_ring(|| self.maps.table.daemon_sleeping())
+    }
+
+    /// Rises with every completion taken in and when the connection is lost: if it did not rise, nobody's answer came.
+    pub fn events(&self) -> u64 {
+        self.events.load(Ordering::Acquire)
+    }
+
+    /// True if a ring was overwritten: the connection is of no use any more.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.calls().broken
+    }
+
+    pub(crate) fn completions(&self) -> MutexGuard<'_, Completions> {
+        lock(&self.completions)
+    }
+
+    pub(crate) fn try_completions(&self) -> Option<MutexGuard<'_, Completions>> {
+        match self.completions.try_lock() {
+            Ok(completions) => Some(completions),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    pub(crate) fn control(&self) -> &ControlClient {
+        &self.control
+    }
+
+    pub(crate) fn maps(&self) -> &Arc<Maps> {
+        &self.maps
+    }
+
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    fn calls(&self) -> MutexGuard<'_, Calls> {
+        lock(&self.calls)
+    }
+
+    // ---- The connection's life ----
+
+    /// The daemon hung up. Calls under way are answered `Gone`; hits in memory go on.
+    pub fn lost(&self) {
+        // In this order: nobody drains a ring that is being emptied for the next connection.
+        self.connected.store(false, Ordering::SeqCst);
+        self.calls().lost();
+        self.events.fetch_add(1, Ordering::Release);
+    }
+
+    /// What to say when reconnecting; `None` if this client cannot come back as the same.
+    pub fn resume(&self) -> Option<Resume> {
+        if self.retired.load(Ordering::Acquire) || self.control.warning() == Warning::Expelled {
+            return None;
+        }
+        let writing = self.calls().resume()?;
+        Some(Resume { table_id: self.table_id(), client: self.client, secret: self.secret, writing })
+    }
+
+    /// The daemon took the client back: same table, same numbers, fresh rings. False, and nothing done, if the welcome
+    /// is for somebody else: then a new session is needed.
+    pub fn resumed(&self, welcome: &Welcome) -> bool {
+        let same = welcome.resumed && welcome.client == self.client && self.maps.serve(welcome);
+        if same {
+            let mut completions = self.completions();
+            let (requests, fresh) = self.control.rings();
+            *completions = fresh;
+            self.calls().resumed(requests);
+            self.instance.store(welcome.geometry.instance, Ordering::Release);
+            self.connected.store(true, Ordering::SeqCst);
+        }
+        same
+    }
+
+    /// Another session takes over. Views of this one say that they are not valid any more.
+    pub fn retire(&self) {
+        self.lost();
+        self.retired.store(true, Ordering::Release);
+    }
+
+    /// Whether views may be given: the daemon is the one that knows our hazards, and heeds them.
+    #[inline]
+    fn views_are_safe(&self) -> bool {
+        self.maps.table.instance() == self.instance.load(Ordering::Acquire)
+            && !self.retired.load(Ordering::Acquire)
+            && self.control.warning() != Warning::Expelled
+    }
+
+    /// What the daemon thinks of the views held.
+    pub fn warning(&self) -> Warning {
+        self.control.warning()
+    }
+
+    /// Fails in a forked child, before any lock or ring is touched.
+    #[inline]
+    pub(crate) fn here(&self) -> Result<(), Busy> {
+        if self.birthplace.is_here() { Ok(()) } else { Err(Busy::Gone) }
+    }
+
+    // ---- Hits ----
+
+    /// Tells the daemon of a call's hits: one entry for the deepest line, and counters that lose nothing.
+    #[inline]
+    fn report(&self, deepest: Option<Found>, hit: usize, asked: usize, bytes: u64) {
+        self.control.count(Counters { asked: asked as u64, hit: hit as u64, bytes });
+        self.counts.got(asked, hit, bytes);
+        if let Some(found) = deepest.filter(|_| self.is_connected()) {
+            let [hit, asked] = [hit, asked].map(|count| count as u32);
+            self.control.touch(Touch { line: found.line.0, bind_low: found.bind as u32, hit, asked });
+        }
+    }
+
+    #[inline]
+    fn must_check(&self, found: &Found, verify: Option<Verify>) -> bool {
+        found.state == lapis_arena::LineState::Unverified || verify.unwrap_or(self.verify) == Verify::Always
+    }
+
+    #[inline]
+    fn is_corrupt(&self, found: &Found) -> bool {
+        self.any_corrupt.load(Ordering::Acquire)
+            && self.corrupt.read().unwrap_or_else(PoisonError::into_inner).get(&found.line.0)
+                == Some(&found.generation())
+    }
+
+    /// A copy did not fit its sum though the line stayed the same. Not read again under this generation.
+    #[cold]
+    fn remember_corrupt(&self, found: &Found) {
+        self.counts.corrupt();
+        tracing::error!(line = found.line.0, slot = found.slot.0, "a block does not fit its sum: answered as a miss");
+        let mut corrupt = self.corrupt.write().unwrap_or_else(PoisonError::into_inner);
+        if corrupt.len() == CORRUPT_MAX {
+            corrupt.clear();
+        }
+        corrupt.insert(found.line.0, found.generation());
+        self.any_corrupt.store(true, Ordering::Release);
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // A forked child shares rings and socket with the process whose they are: it says nothing.
+        if !self.birthplace.is_here()
+            && let Some(last) = lock(&self.last).take()
+        {
+            std::mem::forget(last);
+        }
+        let _ = &self.lifeline;
+    }
+}
+
+/// What a panicking thread left under a lock of ours is whole: nothing unwinds in the middle of a change.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

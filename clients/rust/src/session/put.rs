@@ -1,0 +1,276 @@
+//! Puts: slots from the magazine, copies fused with their sums, commits posted every few blocks so that the daemon works
+//! while we copy and a sleeping one wakes early. A batch larger than the magazine flows through it.
+
+use std::{sync::Arc, time::Duration};
+
+use lapis_arena::{copy, sum};
+use lapis_config::{Key, PoolId, PoolKind, Refusal, SlotId, sizes};
+use lapis_transport::frame::{COMMIT_ITEMS_MAX, PutResult, Request};
+
+use super::{Answer, Busy, Session, Step, Token, commits::Commits};
+use crate::{
+    ClientError, Pool, keys,
+    sums::BlockSum,
+    vectors::{Blocks, Src},
+};
+
+/// Bytes filled between two commits.
+const COMMIT_BYTES: u64 = 256 << 10;
+
+/// How much of a deadline the daemon may use, so that its answer arrives within it.
+pub(super) fn daemons_share_us(left: Duration) -> u64 {
+    let spare = (left / 4).min(Duration::from_millis(5));
+    u64::try_from((left - spare).as_micros()).unwrap_or(u64::MAX)
+}
+
+/// A put under way.
+pub struct PutJob<'a> {
+    session: Arc<Session>,
+    pool: Pool,
+    id: PoolId,
+    keys: &'a [Key],
+    parent: Option<Key>,
+    blocks: Blocks<Src<'a>>,
+    /// Indices of the keys that are not there, in order; the first `next` of them are filled.
+    todo: Vec<u32>,
+    next: usize,
+    /// Slots taken and not filled yet.
+    slots: Vec<SlotId>,
+    refill: Option<Token>,
+    commits: Commits,
+}
+
+impl<'a> PutJob<'a> {
+    /// Checks what is asked, and which keys are there already; copies nothing yet.
+    pub fn new(
+        session: Arc<Session>,
+        pool: &Pool,
+        keys: &'a [Key],
+        parent: Option<Key>,
+        src: Src<'a>,
+    ) -> Result<Self, ClientError> {
+        if session.here().is_err() {
+            return Err(ClientError::Closed);
+        }
+        keys::check(keys.len())?;
+        pool.expect_kind(PoolKind::Chain)?;
+        let blocks = Blocks::from(src, keys.len(), pool.block_bytes())?;
+        let id = session.pool_id(pool);
+        let mut commits = Commits::new(session.clone(), id.unwrap_or_default(), keys.len());
+        let mut todo: Vec<u32> = Vec::new();
+        match id {
+            Some(id) => session.maps.table.find_many(id, keys, |i, found| match found {
+                Some(_) => commits.set(i, PutResult::Exists),
+                None => todo.push(i as u32),
+            }),
+            None => commits.refuse(0..keys.len(), Refusal::Gone),
+        }
+        if !session.may_put {
+            commits.refuse(todo.drain(..).map(|i| i as usize), Refusal::ReadOnly);
+        }
+        Ok(Self {
+            session,
+            pool: pool.clone(),
+            id: id.unwrap_or_default(),
+            keys,
+            parent,
+            blocks,
+            todo,
+            next: 0,
+            slots: Vec::new(),
+            refill: None,
+            commits,
+        })
+    }
+
+    /// Goes on as far as possible without waiting. `left`: until the caller's deadline.
+    pub fn step(&mut self, left: Duration) -> Step {
+        self.commits.collect();
+        self.take_refill();
+        if self.commits.pending() == self.commit_blocks() || (self.is_filled() && self.commits.pending() > 0) {
+            return self.post();
+        }
+        if self.is_filled() {
+            return if self.commits.under_way() == 0 { self.end() } else { Step::Waiting };
+        }
+        if self.slots.is_empty() {
+            let wanted = (self.todo.len() - self.next).min(self.commit_blocks() - self.commits.pending());
+            self.session.take_slots(&self.pool, self.id, wanted, &mut self.slots);
+        }
+        let asked = self.ask_ahead(left);
+        if self.slots.is_empty() {
+            // The magazine is dry: let the daemon have what is filled while we wait for more.
+            return if self.commits.pending() > 0 { self.post() } else { asked };
+        }
+        for slot in std::mem::take(&mut self.slots) {
+            self.fill(slot);
+        }
+        self.post()
+    }
+
+    /// All results; what has none yet is late.
+    pub fn finish(mut self) -> Vec<PutResult> {
+        if let Some(token) = self.refill.take() {
+            self.session.abandon(token);
+        }
+        self.session.give_back(&std::mem::take(&mut self.slots));
+        let none = Commits::new(self.session.clone(), self.id, 0);
+        std::mem::replace(&mut self.commits, none).finish()
+    }
+
+    /// Blocks to a commit.
+    fn commit_blocks(&self) -> usize {
+        ((COMMIT_BYTES / self.pool.block_bytes()) as usize).clamp(1, COMMIT_ITEMS_MAX)
+    }
+
+    fn is_filled(&self) -> bool {
+        self.next == self.todo.len()
+    }
+
+    fn post(&mut self) -> Step {
+        match self.commits.post() {
+            Ok(()) => Step::Posted,
+            Err(Busy::Full) => Step::Full,
+            Err(Busy::Gone) => self.refuse_rest(Refusal::Gone),
+        }
+    }
+
+    fn refuse_rest(&mut self, reason: Refusal) -> Step {
+        let rest = self.todo[self.next..].iter().map(|i| *i as usize);
+        self.commits.refuse(rest, reason);
+        self.next = self.todo.len();
+        // Answers to what was posted may still come, or have come as `Gone`.
+        self.commits.collect();
+        if self.commits.under_way() == 0 && self.commits.pending() == 0 { Step::Done } else { Step::Waiting }
+    }
+
+    /// At the end the magazine is filled up again for the next batch like this one, while nobody waits for it.
+    fn end(&mut self) -> Step {
+        if self.refill.is_none() && !self.todo.is_empty() {
+            let have = self.session.slots_ready(self.id, self.pool.slot_bytes());
+            let wanted = self.todo.len().min(self.session.magazine_slots(&self.pool));
+            if have < wanted / 2 {
+                let asked = self.submit_refill(wanted - have, Duration::from_secs(1));
+                self.todo.clear();
+                self.next = 0;
+                if let Ok(token) = asked {
+                    self.session.abandon(token);
+                    return Step::Posted;
+                }
+            }
+        }
+        Step::Done
+    }
+
+    fn take_refill(&mut self) {
+        let Some(answer) = self.refill.and_then(|token| self.session.take(token)) else { return };
+        self.refill = None;
+        let Answer::Refused(reason) = answer else { return };
+        let others = self.session.slots_ready(self.id, self.pool.slot_bytes()) > 0 || !self.slots.is_empty();
+        // At the limit of this client, slots come back as its commits are taken in.
+        let later = reason == Refusal::Limit && self.commits.under_way() + self.commits.pending() > 0;
+        if !others && !later {
+            self.refuse_rest(reason);
+        }
+    }
+
+    /// Asks for what the magazine is short of, before it is needed.
+    fn ask_ahead(&mut self, left: Duration) -> Step {
+        let missing = self.todo.len() - self.next - self.slots.len();
+        let ready = self.session.slots_ready(self.id, self.pool.slot_bytes());
+        if self.refill.is_some() || ready >= missing {
+            return Step::Waiting;
+        }
+        let count = (missing - ready).min(self.session.magazine_slots(&self.pool));
+        match self.submit_refill(count, left) {
+            Ok(token) => {
+                self.refill = Some(token);
+                Step::Posted
+            }
+            Err(Busy::Full) => Step::Full,
+            Err(Busy::Gone) if self.slots.is_empty() => self.refuse_rest(Refusal::Gone),
+            Err(Busy::Gone) => Step::Waiting,
+        }
+    }
+
+    fn submit_refill(&self, count: usize, left: Duration) -> Result<Token, Busy> {
+        let (pool, slot_bytes) = (self.id, self.pool.slot_bytes());
+        let (count, deadline_us) = (count as u32, daemons_share_us(left));
+        self.session.submit(|token| Request::Refill { token, pool, slot_bytes, count, deadline_us })
+    }
+
+    /// Copies the next block into a slot, with its sum.
+    fn fill(&mut self, slot: SlotId) {
+        let i = self.todo[self.next] as usize;
+        self.next += 1;
+        let bytes = self.pool.block_bytes();
+        let place = self.session.maps.extents.locate(slot, u64::from(self.pool.slot_bytes()));
+        let Some((mapping, offset)) = place.filter(|(mapping, _)| mapping.is_writable()) else {
+            tracing::error!(slot = slot.0, "the daemon granted a slot outside of the arena");
+            self.session.give_back(&[slot]);
+            return self.commits.set(i, PutResult::Refused(Refusal::NotGranted));
+        };
+        let kernel = copy::Kernel::choose(bytes as usize, self.todo.len());
+        let mut sum = BlockSum::new(&self.pool, &self.keys[i], bytes, 0);
+        let mut at = offset;
+        self.blocks.each_ref(i, |mut src| {
+            while !src.is_empty() {
+                let (part, run) = sum.run(src.len());
+                copy::into_summed(mapping, at, &src[..run], kernel, part);
+                sum.took(run);
+                (src, at) = (&src[run..], at + run);
+            }
+        });
+        let (whole, pieces) = sum.finish();
+        write_sums(mapping, offset + sizes::tail_offset(bytes) as usize, &pieces);
+        copy::sfence();
+        self.commits.push(i, self.keys, self.parent, slot, bytes as u32, whole);
+    }
+}
+
+impl Drop for PutJob<'_> {
+    fn drop(&mut self) {
+        if let Some(token) = self.refill.take() {
+            self.session.abandon(token);
+        }
+        self.session.give_back(&self.slots);
+    }
+}
+
+/// Writes the sums of pieces to the tail of a slot.
+pub(super) fn write_sums(mapping: &lapis_arena::Mapping, offset: usize, sums: &[u64]) {
+    if !sums.is_empty() {
+        let bytes: Vec<u8> = sums.iter().flat_map(|sum| sum.to_le_bytes()).collect();
+        mapping.copy_in(offset, &bytes);
+    }
+}
+
+impl Session {
+    /// Slots of this pool that the magazine may hold.
+    fn magazine_slots(&self, pool: &Pool) -> usize {
+        ((self.magazine_bytes_max / u64::from(pool.slot_bytes())) as usize).clamp(1, lapis_config::BATCH_KEYS_MAX)
+    }
+
+    fn slots_ready(&self, pool: PoolId, slot_bytes: u32) -> usize {
+        self.calls().slots_ready(pool, slot_bytes)
+    }
+
+    fn take_slots(&self, pool: &Pool, id: PoolId, count: usize, slots: &mut Vec<SlotId>) {
+        if self.here().is_ok() {
+            self.calls().take_slots(id, pool.slot_bytes(), count, slots);
+        }
+    }
+
+    /// The sum that a block of one piece has; for those who fill slots by themselves.
+    pub fn sum_of(pool: &Pool, key: &Key, payload: &[u8]) -> u64 {
+        let mut block = BlockSum::new(pool, key, payload.len() as u64, 0);
+        let mut at = 0;
+        while at < payload.len() {
+            let (part, run) = block.run(payload.len() - at);
+            sum::Sum::update(part, &payload[at..at + run]);
+            block.took(run);
+            at += run;
+        }
+        block.finish().0
+    }
+}
