@@ -10,6 +10,11 @@ mod adopt;
 mod layout;
 mod writer;
 
+#[cfg(test)]
+mod loom_tests;
+#[cfg(test)]
+mod model_tests;
+
 use std::sync::atomic::Ordering;
 
 use lapis_config::{Key, LineId, PoolId, SlotId};

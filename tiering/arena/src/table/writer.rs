@@ -100,7 +100,7 @@ impl<W: Words> TableWriter<W> {
         Some(LiveLine { pool, key, slot, bytes, sum: load(word::SUM), state, generation: bind::generation(bind) })
     }
 
-    /// Puts a key into the table; readers find it when this returns. The key must not be there. `Err` names the lines in
+    /// Puts a key into the table; readers find it when this returns. The key must not be there (ask `find`). `Err` names the lines in
     /// both windows: one of them must go first.
     pub fn publish(
         &mut self,
@@ -112,7 +112,6 @@ impl<W: Words> TableWriter<W> {
         state: LineState,
     ) -> Result<LineId, Vec<LineId>> {
         assert!(self.ready, "a publish before the adoption is done");
-        debug_assert!(self.find(pool, key).is_none(), "{key:?} is in the table already");
         let homes = self.table.homes(pool, key);
         let Some(line) = self.free_line(homes.first).or_else(|| self.free_line(homes.second)) else {
             return Err(self.occupants(homes));
