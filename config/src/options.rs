@@ -125,28 +125,35 @@ options! {
     Options
     "verify" verify: Verify = "auto",
         Choice(&[("auto", Verify::Auto), ("always", Verify::Always)]),
-        "When a block's checksum is compared with its bytes: when they cross a tier, a restart or a host (auto), or at every local hit too (always).";
+        "When a block's checksum is compared with its bytes: when they cross a tier, a restart or a host (auto), \
+         or at every local hit too (always).";
     "dram.bytes" dram_bytes: u64 = "4GiB", DRAM,
-        "Memory of the DRAM tier, all groups together; rounded down to 2 MiB. The default is a quarter of the machine's memory where that is less.";
+        "Memory of the DRAM tier, all groups together; rounded down to 2 MiB. The default is a quarter of the \
+         machine's memory where that is less.";
     "dram.huge_pages" dram_huge_pages: HugePages = "auto",
         Choice(&[("auto", HugePages::Auto), ("off", HugePages::Off)]),
-        "Back the arena with huge pages: reserved ones if there are enough, else transparent ones (auto), or 4 KiB pages (off).";
+        "Back the arena with huge pages: reserved ones if there are enough, else transparent ones (auto), or 4 \
+         KiB pages (off).";
     "dram.populate_threads" dram_populate_threads: u64 = "2", Count { least: 1, most: 64, auto: false },
         "Threads that touch fresh memory in the background; a slot is handed out only once its memory is there.";
     "index.entries_max" index_entries_max: u64 = "auto",
         Count { least: 1024, most: 3_000_000_000, auto: true },
-        "Most blocks that can be known at once; a group with a lower DRAM ceiling gets its share. A full table evicts. auto: dram.bytes / 64KiB.";
+        "Most blocks that can be known at once; a group with a lower DRAM ceiling gets its share. A full table \
+         evicts. auto: dram.bytes / 64KiB.";
     "server.socket" server_socket: PathBuf = "/run/lapis/lapis.sock", SocketPath,
-        "Unix socket of the group \"default\", which is there when the file has no [[group]]. Who may open it may use the cache. Without /run/lapis and not as root: $XDG_RUNTIME_DIR/lapis/lapis.sock.";
+        "Unix socket of the group \"default\", which is there when the file has no [[group]]. Who may open it may \
+         use the cache. Without /run/lapis and not as root: $XDG_RUNTIME_DIR/lapis/lapis.sock.";
     "server.socket_mode" server_socket_mode: u32 = "0660", FileMode,
         "Permissions of every group's socket.";
     "server.clients_max" server_clients_max: u64 = "256", Count { least: 1, most: 4096, auto: false },
         "Most clients connected to one group.";
     "client.magazine_bytes_max" client_magazine_bytes_max: u64 = "auto",
         Size { least: MIB, most: 16 * TIB, auto: true },
-        "Free memory that one client may hold in advance for its puts. auto: dram.bytes / 64, at least 1MiB and at most 256MiB.";
+        "Free memory that one client may hold in advance for its puts. auto: dram.bytes / 64, at least 1MiB and \
+         at most 256MiB.";
     "client.pin_bytes_max" client_pin_bytes_max: u64 = "auto", Size { least: MIB, most: 16 * TIB, auto: true },
-        "Bytes that one client may pin by views before it is warned and, under pressure, disconnected. auto: dram.bytes / 4.";
+        "Bytes that one client may pin by views before it is warned and, under pressure, disconnected. auto: \
+         dram.bytes / 4.";
     "client.pin_age_max" client_pin_age_max: Duration = "60s",
         Span { least: Duration::from_millis(100), most: Duration::from_secs(86400) },
         "How long a client over its pin limit may stay warned before it is disconnected.";
@@ -156,7 +163,8 @@ options! {
     "client.lookup_deadline" client_lookup_deadline: Duration = "50ms", DEADLINE,
         "How long a look-up may take, unless the call says otherwise.";
     "client.get_deadline" client_get_deadline: Duration = "50ms", DEADLINE,
-        "How long a get may take, unless the call says otherwise; its bytes are allowed extra time at client.get_rate_min.";
+        "How long a get may take, unless the call says otherwise; its bytes are allowed extra time at \
+         client.get_rate_min.";
     "client.get_rate_min" client_get_rate_min: u64 = "500MB",
         Size { least: MIB, most: TIB, auto: false },
         "Bytes a second: a get's deadline grows by the asked bytes over this.";
@@ -178,7 +186,8 @@ options! {
         ]),
         "Least important messages that are logged.";
     "hold.socket" hold_socket: Option<PathBuf> = "off", OrOff(SocketPath),
-        "Socket of the `lapis hold` that keeps the memory while the daemon restarts. Under systemd its descriptor store is used, whatever this says.";
+        "Socket of the `lapis hold` that keeps the memory while the daemon restarts. Under systemd its descriptor \
+         store is used, whatever this says.";
     "drain.timeout" drain_timeout: Duration = "10s",
         Span { least: Duration::ZERO, most: Duration::from_secs(3600) },
         "How long a stopping daemon waits for operations and views to end.";
