@@ -2,6 +2,7 @@
 //! Invariant: a `Reader` never reads past its bytes and never allocates more than they justify.
 
 use lapis_config::{BATCH_KEYS_MAX, Key, PoolId, Refusal, SlotId};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Why bytes are no frame or message. The field's name is that of docs/formats.md.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -42,11 +43,12 @@ impl Writer<'_> {
     pub(crate) fn pool(&mut self, pool: PoolId) {
         self.u16(pool.0);
     }
-    pub(crate) fn key(&mut self, key: &Key) {
-        self.bytes(&key.to_bytes());
-    }
     pub(crate) fn keys(&mut self, keys: &[Key]) {
-        keys.iter().for_each(|key| self.key(key));
+        self.bytes(keys.as_bytes());
+    }
+    /// A record whose layout in memory is its layout on the wire (all of Lapis is little-endian).
+    pub(crate) fn record(&mut self, record: &(impl IntoBytes + Immutable)) {
+        self.bytes(record.as_bytes());
     }
     pub(crate) fn slots(&mut self, slots: &[SlotId]) {
         slots.iter().for_each(|slot| self.u32(slot.0));
@@ -135,8 +137,15 @@ impl<'a> Reader<'a> {
         self.count("keys", BATCH_KEYS_MAX)
     }
     pub(crate) fn keys(&mut self, count: usize) -> Result<Vec<Key>, CodeError> {
-        let (keys, _) = self.bytes(count * 32, "keys")?.as_chunks::<32>();
-        Ok(keys.iter().map(|key| Key::from_bytes(*key)).collect())
+        let bytes = self.bytes(count * size_of::<Key>(), "keys")?;
+        let mut keys = vec![Key::default(); count];
+        keys.as_mut_bytes().copy_from_slice(bytes);
+        Ok(keys)
+    }
+    pub(crate) fn record<T: FromBytes>(&mut self, field: &'static str) -> Result<T, CodeError> {
+        let (record, rest) = T::read_from_prefix(self.rest).map_err(|_| CodeError::Short { field })?;
+        self.rest = rest;
+        Ok(record)
     }
     pub(crate) fn slots(&mut self, count: usize) -> Result<Vec<SlotId>, CodeError> {
         let (slots, _) = self.bytes(count * 4, "slots")?.as_chunks::<4>();

@@ -13,9 +13,9 @@ pub enum TransportError {
     /// Something of somebody else's lies there: not ours to replace.
     #[error("{path} exists and is no socket")]
     NotASocket { path: PathBuf },
-    #[error("{op} {path}: {source}")]
+    #[error("{op} {path}")]
     Path { op: &'static str, path: PathBuf, source: io::Error },
-    #[error("{op}: {source}")]
+    #[error("{op}")]
     Io { op: &'static str, source: io::Error },
     #[error("the other side hung up")]
     HungUp,

@@ -47,14 +47,21 @@ pub(crate) fn process(socket: BorrowedFd<'_>, peer: Peer) -> io::Result<Process>
     }
 }
 
-/// The process that had this pid and started then.
+/// The process that had this pid and started then. One whose start cannot be compared (it or its former self was not
+/// shown by /proc: another user's, in a unit with ProtectProc) counts as hidden, never as ended.
 pub(crate) fn former(pid: u32, started: u64) -> io::Result<Process> {
     let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(Process::Hidden) };
-    match rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK) {
-        // The descriptor first, the start time second: if that is the right one, so is the descriptor.
-        Ok(fd) if start_time(pid.as_raw_nonzero().get() as u32) == Some(started) => Ok(Process::Watched(fd)),
-        Ok(_) | Err(Errno::SRCH) => Ok(Process::Ended),
-        Err(errno) => Err(errno.into()),
+    let fd = match rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK) {
+        Ok(fd) => fd,
+        Err(Errno::SRCH) => return Ok(Process::Ended),
+        Err(errno) => return Err(errno.into()),
+    };
+    // The descriptor first, the start time second: if that is the right one, so is the descriptor.
+    match start_time(pid.as_raw_nonzero().get() as u32) {
+        Some(found) if found == started => Ok(Process::Watched(fd)),
+        Some(_) if started != 0 => Ok(Process::Ended),
+        None if has_ended(fd.as_fd()) => Ok(Process::Ended),
+        _ => Ok(Process::Hidden),
     }
 }
 

@@ -141,9 +141,9 @@ impl<W: Words> Consumer<W> {
         if need > filled {
             return Err(RingFault::Frame { bytes, words: filled });
         }
-        payload.clear();
-        for position in ours + 1..ours + need {
-            payload.extend_from_slice(&self.words.load(self.place.at(position), Relaxed).to_le_bytes());
+        payload.resize(8 * (need as usize - 1), 0);
+        for (i, word) in payload.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            *word = self.words.load(self.place.at(ours + 1 + i as u64), Relaxed).to_le_bytes();
         }
         payload.truncate(bytes as usize);
         self.head = ours + need;

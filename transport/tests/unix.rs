@@ -396,6 +396,19 @@ fn a_living_former_client_is_watched_by_pid_and_start_time() {
     assert_eq!(server.until(exited), former);
 }
 
+#[test]
+fn of_a_process_that_cannot_be_told_apart_the_lifeline_tells_the_end() {
+    let mut server = Server::start(8);
+    let (read, write) = rustix::pipe::pipe().expect("a pipe");
+    // Start time 0: /proc did not show it when the client connected.
+    let former = server.wire.watch_former(std::process::id(), 0, read.as_fd()).expect("a watch");
+    server.wire.wait(Some(Duration::ZERO), &mut server.events).expect("epoll waits");
+    assert!(server.events.is_empty(), "{:?}", server.events);
+    drop(write);
+    assert_eq!([server.until(end), server.until(end)], ["lifeline ended", "exited"]);
+    server.wire.forget(former);
+}
+
 /// The child: a daemon that will be killed.
 #[test]
 #[ignore = "run by other tests"]
@@ -451,7 +464,12 @@ fn a_socket_that_listens_already_is_served_and_another_is_refused() {
     let socket = socket.expect("a socket");
     rustix::net::bind(&socket, &rustix::net::SocketAddrUnix::new(&path).expect("a path")).expect("a free path");
     let early = Listener::from_listening(socket.try_clone().expect("a descriptor"));
-    assert!(early.expect_err("it does not listen yet").to_string().contains("no listening SEQPACKET socket"));
+    let early = early.expect_err("it does not listen yet");
+    let cause = std::error::Error::source(&early).expect("a cause").to_string();
+    assert_eq!(
+        (early.to_string().as_str(), cause.as_str()),
+        ("serve a passed socket", "no listening SEQPACKET socket")
+    );
     rustix::net::listen(&socket, 8).expect("a bound socket");
     let listener = Listener::from_listening(socket).expect("it listens");
     assert_eq!(server.wire.listen(listener, 8).expect("a listener"), 1);

@@ -2,6 +2,8 @@
 
 use lapis_config::{BATCH_KEYS_MAX, Hint, HitPolicy, Key, PoolId, SlotId, Wait};
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 use super::{ASKS_MAX, COMMIT_ITEMS_MAX, CommitItem, ParentRef, Request};
 use crate::code::{CodeError, Reader, Writer};
 
@@ -34,7 +36,7 @@ impl Request {
                 w.pool(*pool);
                 w.u16(0);
                 w.count(items.len(), COMMIT_ITEMS_MAX);
-                items.iter().for_each(|item| put_item(&mut w, item));
+                items.iter().for_each(|item| w.record(&Item::from(item)));
                 COMMIT
             }
             Self::Refill { token, pool, slot_bytes, count, deadline_us } => {
@@ -50,7 +52,7 @@ impl Request {
             Self::Reserve { token, pool, slot_bytes, parent, deadline_us, keys } => {
                 w.u64(*token);
                 w.u64(*deadline_us);
-                put_parent(&mut w, parent);
+                w.record(&Parent::from(parent));
                 w.pool(*pool);
                 w.u16(0);
                 w.u32(*slot_bytes);
@@ -123,7 +125,8 @@ impl Request {
                 let (token, pool) = (r.u64("token")?, r.pool()?);
                 r.spare(2)?;
                 let count = r.count("items", COMMIT_ITEMS_MAX)?;
-                let items: Vec<_> = (0..count).map(|_| item(&mut r)).collect::<Result<_, _>>()?;
+                let items: Vec<_> =
+                    (0..count).map(|_| r.record::<Item>("items")?.try_into()).collect::<Result<_, _>>()?;
                 if items.first().is_some_and(|item: &CommitItem| item.parent == ParentRef::Previous) {
                     return Err(CodeError::Value { field: "parent of the first item", value: PARENT_PREVIOUS.into() });
                 }
@@ -138,7 +141,7 @@ impl Request {
             }
             RESERVE => {
                 let (token, deadline_us, parent, pool) =
-                    (r.u64("token")?, r.u64("deadline_us")?, parent(&mut r)?, r.pool()?);
+                    (r.u64("token")?, r.u64("deadline_us")?, r.record::<Parent>("parent")?.try_into()?, r.pool()?);
                 r.spare(2)?;
                 let slot_bytes = r.u32("slot_bytes")?;
                 r.spare(4)?;
@@ -218,40 +221,63 @@ const PARENT_NONE: u32 = 0;
 const PARENT_PREVIOUS: u32 = 1;
 const PARENT_KEY: u32 = 2;
 
-fn put_parent(w: &mut Writer<'_>, parent: &ParentRef) {
-    let (code, key) = match parent {
-        ParentRef::None => (PARENT_NONE, Key::default()),
-        ParentRef::Previous => (PARENT_PREVIOUS, Key::default()),
-        ParentRef::Key(key) => (PARENT_KEY, *key),
-    };
-    w.u32(code);
-    w.u32(0);
-    w.key(&key);
+/// An item of a commit as it lies in the frame.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Item {
+    slot: u32,
+    bytes: u32,
+    sum: u64,
+    key: Key,
+    parent: Parent,
 }
 
-fn parent(r: &mut Reader<'_>) -> Result<ParentRef, CodeError> {
-    let code = r.u32("parent")?;
-    r.spare(4)?;
-    let key = r.key("parent key")?;
-    match code {
-        PARENT_NONE => Ok(ParentRef::None),
-        PARENT_PREVIOUS => Ok(ParentRef::Previous),
-        PARENT_KEY => Ok(ParentRef::Key(key)),
-        value => Err(CodeError::Value { field: "parent", value: value.into() }),
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Parent {
+    code: u32,
+    spare: u32,
+    key: Key,
+}
+
+const _: () = assert!(size_of::<Item>() == 88 && size_of::<Parent>() == 40, "layout of frames");
+
+impl From<&CommitItem> for Item {
+    fn from(item: &CommitItem) -> Self {
+        let parent = Parent::from(&item.parent);
+        Self { slot: item.slot.0, bytes: item.bytes, sum: item.sum, key: item.key, parent }
     }
 }
 
-fn put_item(w: &mut Writer<'_>, item: &CommitItem) {
-    w.u32(item.slot.0);
-    w.u32(item.bytes);
-    w.u64(item.sum);
-    w.key(&item.key);
-    put_parent(w, &item.parent);
+impl TryFrom<Item> for CommitItem {
+    type Error = CodeError;
+    fn try_from(item: Item) -> Result<Self, CodeError> {
+        let Item { slot, bytes, sum, key, parent } = item;
+        Ok(Self { slot: SlotId(slot), key, parent: parent.try_into()?, bytes, sum })
+    }
 }
 
-fn item(r: &mut Reader<'_>) -> Result<CommitItem, CodeError> {
-    let (slot, bytes, sum) = (SlotId(r.u32("slot")?), r.u32("bytes")?, r.u64("sum")?);
-    Ok(CommitItem { slot, key: r.key("key")?, parent: parent(r)?, bytes, sum })
+impl From<&ParentRef> for Parent {
+    fn from(parent: &ParentRef) -> Self {
+        let (code, key) = match parent {
+            ParentRef::None => (PARENT_NONE, Key::default()),
+            ParentRef::Previous => (PARENT_PREVIOUS, Key::default()),
+            ParentRef::Key(key) => (PARENT_KEY, *key),
+        };
+        Self { code, spare: 0, key }
+    }
+}
+
+impl TryFrom<Parent> for ParentRef {
+    type Error = CodeError;
+    fn try_from(parent: Parent) -> Result<Self, CodeError> {
+        match parent.code {
+            PARENT_NONE => Ok(Self::None),
+            PARENT_PREVIOUS => Ok(Self::Previous),
+            PARENT_KEY => Ok(Self::Key(parent.key)),
+            value => Err(CodeError::Value { field: "parent", value: value.into() }),
+        }
+    }
 }
 
 fn hint(r: &mut Reader<'_>) -> Result<Hint, CodeError> {
