@@ -318,6 +318,45 @@ fn a_ring_and_its_doorbells_lose_no_wake_up() {
     client.join().expect("the client ended well");
 }
 
+/// The child: a daemon that runs out of descriptors for a while. Its limits are its own.
+#[test]
+#[ignore = "run by without_descriptors_one_connection_is_turned_away_and_the_others_wait"]
+fn short_daemon() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Some(_) = children::path() else { return };
+    let mut server = Server::start(8);
+    let clients: Vec<_> = (0..3).map(|_| server.connect()).collect();
+    let full = getrlimit(Resource::Nofile);
+    // Descriptors are given lowest first: the next one would be this.
+    let next = rustix::io::fcntl_dupfd_cloexec(&clients[0], 0).expect("room");
+    let current = Some(std::os::fd::AsRawFd::as_raw_fd(&next) as u64);
+    drop(next);
+    setrlimit(Resource::Nofile, Rlimit { current, maximum: full.maximum }).expect("a lower limit");
+    let mut waits = 0;
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_millis(500) {
+        server.wire.wait(Some(Duration::from_millis(500)), &mut server.events).expect("epoll waits");
+        waits += 1;
+        if clients.iter().any(ClientSocket::has_hung_up) {
+            break;
+        }
+    }
+    let turned_away = clients.iter().filter(|client| client.has_hung_up()).count();
+    assert!(server.events.is_empty(), "{:?}", server.events);
+    setrlimit(Resource::Nofile, full).expect("the limit of before");
+    let waiting = clients.len() - turned_away;
+    for _ in 0..waiting {
+        server.connected();
+    }
+    children::ready(format!("{turned_away} turned away, {waiting} connected after, busy {}", waits > 20));
+}
+
+#[test]
+fn without_descriptors_one_connection_is_turned_away_and_the_others_wait() {
+    let (_daemon, said) = Process::start("short_daemon", Path::new("unused"));
+    assert_eq!(said.trim(), "1 turned away, 2 connected after, busy false");
+}
+
 /// The child: an engine that forked. Its own child inherits socket and lifeline.
 #[test]
 #[ignore = "run by the_ends_of_a_forked_engine_are_told_apart"]
