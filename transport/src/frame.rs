@@ -31,7 +31,7 @@ pub struct CommitItem {
     pub sum: u64,
 }
 
-/// Client to daemon. `token` names the call in its answer.
+/// Client to daemon. `token` names the call in its answer; `deadline_us` counts from when the daemon takes the frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
     /// Answered by `Committed`.

@@ -135,6 +135,31 @@ pub struct Geometry {
     pub extents_bytes: Vec<u64>,
 }
 
+/// What a call gets that names nothing else: the `client.*` options of the daemon's configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CallDefaults {
+    pub lookup_us: u64,
+    /// Of a get without its bytes.
+    pub get_us: u64,
+    /// A get may take its bytes over this longer.
+    pub get_bytes_per_s: u64,
+    pub put_us: u64,
+    /// Check the sum at every local hit, too.
+    pub verify_always: bool,
+}
+
+impl Default for CallDefaults {
+    fn default() -> Self {
+        Self {
+            lookup_us: 50_000,
+            get_us: 50_000,
+            get_bytes_per_s: 500_000_000,
+            put_us: 1_000_000,
+            verify_always: false,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToClient {
     /// Descriptors, in this order: table (read-only), the client's own memfd, the doorbells to the daemon and to the
@@ -148,6 +173,7 @@ pub enum ToClient {
         may_put: bool,
         resumed: bool,
         magazine_bytes_max: u64,
+        defaults: CallDefaults,
     },
     /// Descriptors of extents `first..first + n`, read-only unless the client may put. Sent after `Welcome`, and again
     /// when the group gets memory later (`extents_bytes` are those of this message).

@@ -3,7 +3,9 @@
 use lapis_config::{ClientId, Fingerprint, Hint, HitPolicy, Key, PoolId, PoolKind, PoolShape, Refusal, SlotId, Wait};
 use lapis_transport::{
     frame::{COMMIT_ITEMS_MAX, CodeError, CommitItem, Completion, ParentRef, PutResult, Request, ReserveResult},
-    hello::{Geometry, HelloError, LAYOUT_MAJOR, LAYOUT_MINOR, Resume, STATUS_BYTES_MAX, ToClient, ToDaemon},
+    hello::{
+        CallDefaults, Geometry, HelloError, LAYOUT_MAJOR, LAYOUT_MINOR, Resume, STATUS_BYTES_MAX, ToClient, ToDaemon,
+    },
     ring::frame_words,
 };
 use proptest::{collection::vec, prelude::*};
@@ -143,7 +145,12 @@ fn to_client() -> impl Strategy<Value = ToClient> {
                 geometry,
                 may_put,
                 resumed,
-                magazine_bytes_max
+                magazine_bytes_max,
+                defaults: CallDefaults {
+                    put_us: magazine_bytes_max >> 3,
+                    verify_always: !resumed,
+                    ..CallDefaults::default()
+                },
             }
         ),
         (any::<u32>(), vec(any::<u64>(), 0..=64))

@@ -115,6 +115,7 @@ fn messages() -> Vec<Vec<u8>> {
             may_put: true,
             resumed: true,
             magazine_bytes_max: 1 << 20,
+            defaults: lapis_transport::hello::CallDefaults::default(),
         },
         ToClient::Extents { first: 0, extents_bytes: vec![1 << 30] },
         ToClient::Pool { token: 1, pool: PoolId(3), slot_bytes: 65536 },

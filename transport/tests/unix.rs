@@ -105,6 +105,7 @@ fn welcome() -> ToClient {
         may_put: true,
         resumed: false,
         magazine_bytes_max: 8,
+        defaults: lapis_transport::hello::CallDefaults::default(),
     }
 }
 

@@ -3,8 +3,8 @@
 use lapis_config::{ClientId, EXTENTS_MAX, PoolId};
 
 use super::{
-    Geometry, HelloError, LAYOUT_MAJOR, MESSAGE_FDS_MAX, REASON_BYTES_MAX, STATUS_BYTES_MAX, ToClient, finish, head,
-    start,
+    CallDefaults, Geometry, HelloError, LAYOUT_MAJOR, MESSAGE_FDS_MAX, REASON_BYTES_MAX, STATUS_BYTES_MAX, ToClient,
+    finish, head, start,
 };
 use crate::code::{CodeError, Reader, Writer};
 
@@ -22,13 +22,17 @@ impl ToClient {
     pub fn encode(&self, out: &mut Vec<u8>) {
         let mut w = start(out);
         let kind = match self {
-            Self::Welcome { client, secret, geometry, may_put, resumed, magazine_bytes_max } => {
+            Self::Welcome { client, secret, geometry, may_put, resumed, magazine_bytes_max, defaults } => {
                 w.u64(*secret);
                 w.u64(*magazine_bytes_max);
+                for value in [defaults.lookup_us, defaults.get_us, defaults.get_bytes_per_s, defaults.put_us] {
+                    w.u64(value);
+                }
                 w.u32(client.0);
                 w.u8((*may_put).into());
                 w.u8((*resumed).into());
-                w.u16(0);
+                w.u8(defaults.verify_always.into());
+                w.u8(0);
                 w.u64(geometry.table_id);
                 w.u64(geometry.instance);
                 w.u32(geometry.lines);
@@ -96,13 +100,17 @@ fn body(kind: u32, mut r: Reader<'_>) -> Result<ToClient, CodeError> {
 
 fn welcome(r: &mut Reader<'_>) -> Result<ToClient, CodeError> {
     let (secret, magazine_bytes_max) = (r.u64("secret")?, r.u64("magazine_bytes_max")?);
+    let (lookup_us, get_us) = (r.u64("lookup_us")?, r.u64("get_us")?);
+    let (get_bytes_per_s, put_us) = (r.u64("get_bytes_per_s")?, r.u64("put_us")?);
     let client = ClientId(r.u32("client")?);
     let (may_put, resumed) = (r.flag("may_put")?, r.flag("resumed")?);
-    r.spare(2)?;
+    let verify_always = r.flag("verify_always")?;
+    r.spare(1)?;
     let (table_id, instance) = (r.u64("table_id")?, r.u64("instance")?);
     let (lines, extents_bytes) = (r.u32("lines")?, extents(r, EXTENTS_MAX)?);
     let geometry = Geometry { table_id, instance, lines, extents_bytes };
-    Ok(ToClient::Welcome { client, secret, geometry, may_put, resumed, magazine_bytes_max })
+    let defaults = CallDefaults { lookup_us, get_us, get_bytes_per_s, put_us, verify_always };
+    Ok(ToClient::Welcome { client, secret, geometry, may_put, resumed, magazine_bytes_max, defaults })
 }
 
 fn put_extents(w: &mut Writer<'_>, extents_bytes: &[u64], max: usize) {

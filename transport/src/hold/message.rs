@@ -151,3 +151,44 @@ impl Answer {
         Ok((token, answer))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_question_comes_back_from_its_bytes(token: u32, first: u32, name in ".{0,32}") {
+            let mut bytes = Vec::new();
+            for ask in [Ask::Take { first }, Ask::Keep { name: name.clone() }, Ask::Forget { name }] {
+                ask.encode(token, &mut bytes);
+                prop_assert_eq!(Ask::decode(&bytes), Ok((token, ask)));
+            }
+        }
+
+        #[test]
+        fn an_answer_comes_back_from_its_bytes(token: u32, total: u32, names in vec(".{0,32}", 0..=64), reason: String) {
+            let reason = crate::code::cut(&reason, REASON_BYTES_MAX).to_owned();
+            let mut bytes = Vec::new();
+            for answer in
+                [Answer::Batch { total, names }, Answer::Done, Answer::Refused { reason }, Answer::Held { pid: total }]
+            {
+                answer.encode(token, &mut bytes);
+                prop_assert_eq!(Answer::decode(&bytes), Ok((token, answer)));
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_the_holder_or_its_daemon_panic(kind in 0u32..70, mut body in vec(any::<u8>(), 20..300)) {
+            let _ = (Ask::decode(&body), Answer::decode(&body));
+            let bytes = body.len() as u32;
+            body[..4].copy_from_slice(&MAGIC.to_le_bytes());
+            body[4..6].copy_from_slice(&VERSION.to_le_bytes());
+            body[8..12].copy_from_slice(&kind.to_le_bytes());
+            body[12..16].copy_from_slice(&bytes.to_le_bytes());
+            let _ = (Ask::decode(&body), Answer::decode(&body));
+        }
+    }
+}
