@@ -10,6 +10,7 @@ mod calls;
 mod commits;
 mod get;
 mod maps;
+pub(crate) mod object;
 mod pins;
 mod put;
 mod reserve;
@@ -30,7 +31,7 @@ use lapis_config::{ClientId, HitPolicy, Key, POOLS_MAX, PoolId};
 use lapis_transport::{
     control::{self, Completions, ControlClient, Counters, Touch, Warning},
     frame::Request,
-    hello::{Geometry, Resume, ToClient},
+    hello::{CallDefaults, Geometry, Resume, ToClient},
 };
 
 pub(crate) use self::maps::Maps;
@@ -42,7 +43,7 @@ pub use self::{
     reserve::{CommitJob, Reservation, ReserveJob},
     view::{View, Views},
 };
-use crate::{ClientError, Pool, fork::Birthplace, present::Present, stats::Counts};
+use crate::{ClientError, Pool, fork::Birthplace, present::Present, stats::{Counts, Stats}};
 
 /// When the bytes of a local hit are checked against their sum, beside the re-check of the line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -75,14 +76,15 @@ pub struct Welcome {
     pub may_put: bool,
     pub resumed: bool,
     pub magazine_bytes_max: u64,
+    pub defaults: CallDefaults,
 }
 
 impl Welcome {
     /// Of the message of that name.
     pub fn of(message: ToClient) -> Option<Self> {
         match message {
-            ToClient::Welcome { client, secret, geometry, may_put, resumed, magazine_bytes_max } => {
-                Some(Self { client, secret, geometry, may_put, resumed, magazine_bytes_max })
+            ToClient::Welcome { client, secret, geometry, may_put, resumed, magazine_bytes_max, defaults } => {
+                Some(Self { client, secret, geometry, may_put, resumed, magazine_bytes_max, defaults })
             }
             _ => None,
         }
@@ -97,7 +99,8 @@ pub struct Session {
     pins: Pins,
     completions: Mutex<Completions>,
     calls: Mutex<Calls>,
-    lifeline: Option<OwnedFd>,
+    /// Never used: the daemon sees its end when the last process that mapped all this has ended.
+    _lifeline: Option<OwnedFd>,
     last: Mutex<Option<Box<dyn Send>>>,
 
     client: ClientId,
@@ -154,7 +157,7 @@ impl Session {
             pins: Pins::new(control.hazards()),
             completions: Mutex::new(completions),
             calls: Mutex::new(Calls::new(requests)),
-            lifeline,
+            _lifeline: lifeline,
             last: Mutex::new(None),
             client: welcome.client,
             secret: welcome.secret,
@@ -358,6 +361,7 @@ impl Session {
 
     /// The answer of a call, if it has come.
     pub fn take(&self, token: Token) -> Option<Answer> {
+        self.here().ok()?;
         self.calls().take(token)
     }
 
@@ -404,8 +408,9 @@ impl Session {
         &self.maps
     }
 
-    pub(crate) fn counts(&self) -> &Counts {
-        &self.counts
+    /// What this client counted, over all its sessions.
+    pub fn stats(&self) -> Stats {
+        self.counts.read()
     }
 
     fn calls(&self) -> MutexGuard<'_, Calls> {
@@ -513,12 +518,10 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         // A forked child shares rings and socket with the process whose they are: it says nothing.
-        if !self.birthplace.is_here()
-            && let Some(last) = lock(&self.last).take()
-        {
-            std::mem::forget(last);
+        let last = self.last.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if !self.birthplace.is_here() {
+            std::mem::forget(last.take());
         }
-        let _ = &self.lifeline;
     }
 }
 
