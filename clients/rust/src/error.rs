@@ -48,8 +48,11 @@ pub enum ClientError {
     Gone,
     #[error("connecting to {path}")]
     Connect { path: PathBuf, source: TransportError },
-    #[error("the daemon's welcome lacks {what}")]
+    /// The daemon speaks another language than this build.
+    #[error("the daemon answered with {what} where a welcome belongs")]
     Welcome { what: &'static str },
+    #[error("the daemon's welcome came without {what}")]
+    NoDescriptor { what: &'static str },
     #[error("mapping the daemon's memory")]
     Memory(#[from] ArenaError),
     #[error(transparent)]

@@ -1,5 +1,6 @@
 //! The client of Lapis for engines on the same host.
 
+mod client;
 mod error;
 mod fork;
 mod keys;
@@ -11,6 +12,7 @@ mod stats;
 mod sums;
 mod vectors;
 
+pub use client::{Client, ConnectOptions, GetTicket, PutTicket};
 pub use error::ClientError;
 pub use keys::{KEY_BYTES, Keys};
 pub use lapis_config::{Fingerprint, Hint, HitPolicy, Key, PoolKind, PoolShape, Refusal, Wait};

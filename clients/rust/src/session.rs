@@ -43,7 +43,12 @@ pub use self::{
     reserve::{CommitJob, Reservation, ReserveJob},
     view::{View, Views},
 };
-use crate::{ClientError, Pool, fork::Birthplace, present::Present, stats::{Counts, Stats}};
+use crate::{
+    ClientError, Pool,
+    fork::Birthplace,
+    present::Present,
+    stats::{Counts, Stats},
+};
 
 /// When the bytes of a local hit are checked against their sum, beside the re-check of the line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -107,6 +112,7 @@ pub struct Session {
     secret: u64,
     may_put: bool,
     magazine_bytes_max: u64,
+    defaults: CallDefaults,
     verify: Verify,
     /// Number of the daemon's life that this session is registered with.
     instance: AtomicU64,
@@ -136,13 +142,13 @@ impl fmt::Debug for Session {
 
 impl Session {
     /// Maps what came with a welcome; extents are added as they come. `former` is the session before, whose maps are
-    /// used further if they still are the daemon's.
+    /// used further if they still are the daemon's. `verify`: instead of what the daemon says.
     pub fn open(
         welcome: &Welcome,
         table: BorrowedFd<'_>,
         control: BorrowedFd<'_>,
         lifeline: Option<OwnedFd>,
-        verify: Verify,
+        verify: Option<Verify>,
         former: Option<&Session>,
     ) -> Result<Self, ClientError> {
         let shared = former.map(|former| &former.maps).filter(|maps| maps.serve(welcome)).cloned();
@@ -163,7 +169,8 @@ impl Session {
             secret: welcome.secret,
             may_put: welcome.may_put,
             magazine_bytes_max: welcome.magazine_bytes_max,
-            verify,
+            defaults: welcome.defaults,
+            verify: verify.unwrap_or(if welcome.defaults.verify_always { Verify::Always } else { Verify::Crossings }),
             instance: AtomicU64::new(welcome.geometry.instance),
             connected: AtomicBool::new(true),
             retired: AtomicBool::new(false),
@@ -201,13 +208,6 @@ impl Session {
         }
     }
 
-    /// The same numbers as in the session before: for one of the same table.
-    pub fn take_pools_of(&self, former: &Session) {
-        for (own, theirs) in self.pools.iter().zip(&former.pools) {
-            own.store(theirs.load(Ordering::Acquire), Ordering::Release);
-        }
-    }
-
     pub fn client(&self) -> ClientId {
         self.client
     }
@@ -218,6 +218,11 @@ impl Session {
 
     pub fn may_put(&self) -> bool {
         self.may_put
+    }
+
+    /// Deadlines of calls that name none.
+    pub fn defaults(&self) -> CallDefaults {
+        self.defaults
     }
 
     /// True from the welcome to `lost`.

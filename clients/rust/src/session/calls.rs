@@ -223,16 +223,6 @@ impl Calls {
         magazine.map_or(0, |magazine| magazine.slots.len())
     }
 
-    /// Bytes of all slots in magazines.
-    pub fn magazine_bytes(&self) -> u64 {
-        self.magazines.iter().map(|m| m.slots.len() as u64 * u64::from(m.slot_bytes)).sum()
-    }
-
-    /// Slots that somebody writes now.
-    pub fn slots_writing(&self) -> usize {
-        self.writing.len()
-    }
-
     /// These slots are filled, and in a commit that was posted.
     pub fn written(&mut self, slots: impl IntoIterator<Item = SlotId>) {
         for slot in slots {
@@ -274,6 +264,8 @@ impl Calls {
 
     /// The slots that a `Resume` has to name; `None` if there are too many, so that the client must begin anew.
     pub fn resume(&mut self) -> Option<Vec<SlotId>> {
+        // What was given back before needs no word: it is not in the list.
+        self.owed.clear();
         self.resuming = self.writing.len() <= WRITING_MAX;
         self.resuming.then(|| self.writing.iter().copied().collect())
     }

@@ -86,18 +86,18 @@ impl<'a> PutJob<'a> {
     /// Goes on as far as possible without waiting. `left`: until the caller's deadline.
     pub fn step(&mut self, left: Duration) -> Step {
         self.commits.collect();
-        self.take_refill();
+        let pause = self.take_refill();
         if self.commits.pending() == self.commit_blocks() || (self.is_filled() && self.commits.pending() > 0) {
             return self.post();
         }
         if self.is_filled() {
-            return if self.commits.under_way() == 0 { self.end() } else { Step::Waiting };
+            return if self.commits.under_way() == 0 { Step::Done } else { Step::Waiting };
         }
         if self.slots.is_empty() {
             let wanted = (self.todo.len() - self.next).min(self.commit_blocks() - self.commits.pending());
             self.session.take_slots(&self.pool, self.id, wanted, &mut self.slots);
         }
-        let asked = self.ask_ahead(left);
+        let asked = if pause { Step::Full } else { self.ask_ahead(left) };
         if self.slots.is_empty() {
             // The magazine is dry: let the daemon have what is filled while we wait for more.
             return if self.commits.pending() > 0 { self.post() } else { asked };
@@ -144,33 +144,21 @@ impl<'a> PutJob<'a> {
         if self.commits.under_way() == 0 && self.commits.pending() == 0 { Step::Done } else { Step::Waiting }
     }
 
-    /// At the end the magazine is filled up again for the next batch like this one, while nobody waits for it.
-    fn end(&mut self) -> Step {
-        if self.refill.is_none() && !self.todo.is_empty() {
-            let have = self.session.slots_ready(self.id, self.pool.slot_bytes());
-            let wanted = self.todo.len().min(self.session.magazine_slots(&self.pool));
-            if have < wanted / 2 {
-                let asked = self.submit_refill(wanted - have, Duration::from_secs(1));
-                self.todo.clear();
-                self.next = 0;
-                if let Ok(token) = asked {
-                    self.session.abandon(token);
-                    return Step::Posted;
-                }
-            }
-        }
-        Step::Done
-    }
-
-    fn take_refill(&mut self) {
-        let Some(answer) = self.refill.and_then(|token| self.session.take(token)) else { return };
+    /// True if slots were refused for now only: the caller pauses before it asks again.
+    fn take_refill(&mut self) -> bool {
+        let Some(answer) = self.refill.and_then(|token| self.session.take(token)) else { return false };
         self.refill = None;
-        let Answer::Refused(reason) = answer else { return };
-        let others = self.session.slots_ready(self.id, self.pool.slot_bytes()) > 0 || !self.slots.is_empty();
-        // At the limit of this client, slots come back as its commits are taken in.
-        let later = reason == Refusal::Limit && self.commits.under_way() + self.commits.pending() > 0;
-        if !others && !later {
-            self.refuse_rest(reason);
+        match answer {
+            // The magazine is as full as it may be, or a restarted daemon is still looking at what it has: slots come
+            // back as commits are taken in, our own or those of other threads.
+            Answer::Refused(Refusal::Limit | Refusal::NotReady) => true,
+            Answer::Refused(reason) => {
+                if self.session.slots_ready(self.id, self.pool.slot_bytes()) == 0 {
+                    self.refuse_rest(reason);
+                }
+                false
+            }
+            _ => false,
         }
     }
 

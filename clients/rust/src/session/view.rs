@@ -59,14 +59,6 @@ impl View {
     pub fn still_valid(&self) -> bool {
         self.session.views_are_heeded() && self.session.maps.table.still(&self.found)
     }
-
-    pub(crate) fn found(&self) -> &Found {
-        &self.found
-    }
-
-    pub(crate) fn place(&self) -> (&Mapping, usize) {
-        (&self.mapping, self.offset)
-    }
 }
 
 impl Drop for View {

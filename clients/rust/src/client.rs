@@ -1,0 +1,560 @@
+//! The blocking client: a [`Session`], the socket that it came from, and a thread that watches that. Clones are cheap;
+//! any thread may use any of them.
+//!
+//! Invariant: no call outlives its deadline by more than a copy, whatever the daemon does.
+
+mod link;
+mod object;
+mod populate;
+mod ticket;
+mod wait;
+mod watch;
+
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd, BorrowedFd},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Condvar, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use lapis_config::{Hint, HitPolicy, Key, PoolId, PoolShape, Refusal};
+use lapis_transport::{
+    frame::{PutResult, Request},
+    hello::{ToClient, ToDaemon},
+    socket,
+};
+
+pub use self::ticket::{GetTicket, PutTicket};
+use self::{
+    link::{Farewell, Greeted, Link, greet},
+    wait::Waiters,
+};
+use crate::{
+    ClientError, Dst, GetOptions, Got, Pool, Pools, Present, Reservation, Session, Src, Stats, Verify, Views, keys,
+    session::{self, Answer, Busy, GetJob, PutJob, ReserveJob, Step, Token},
+};
+
+/// Longest wait for answers on the socket.
+const SOCKET_DEADLINE: Duration = Duration::from_secs(1);
+/// Pause when a ring is full.
+const FULL_PAUSE: Duration = Duration::from_millis(1);
+
+/// How to connect.
+#[derive(Clone, Debug)]
+pub struct ConnectOptions {
+    path: PathBuf,
+    /// Shown by `lapis status`.
+    pub name: String,
+    /// Ask for writable memory. Refused puts come of a group that does not permit it.
+    pub may_put: bool,
+    /// Devices write into reserved slots: after the death of this process the daemon waits a grace before it reuses them.
+    pub writes_by_dma: bool,
+    /// Instead of what the daemon's configuration says.
+    pub verify: Option<Verify>,
+    /// Map all memory ahead, in the background.
+    pub populate: bool,
+}
+
+impl Default for ConnectOptions {
+    fn default() -> Self {
+        let name = std::env::args().next().unwrap_or_default();
+        let name = name.rsplit('/').next().unwrap_or_default().to_owned();
+        Self { path: PathBuf::new(), name, may_put: true, writes_by_dma: false, verify: None, populate: true }
+    }
+}
+
+/// A connection to the daemon of this host, kept up by itself.
+///
+/// Without a daemon, hits in memory go on; all else answers at once: misses, and puts refused with
+/// [`Refusal::Gone`].
+#[derive(Clone, Debug)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    shared: Arc<Shared>,
+    watcher: Option<JoinHandle<()>>,
+}
+
+/// The session now, and how to reach its daemon.
+#[derive(Debug)]
+struct Live {
+    session: Arc<Session>,
+    link: Option<Arc<Link>>,
+    farewell: Arc<Mutex<Option<Arc<Link>>>>,
+}
+
+impl Live {
+    fn new(session: Arc<Session>, link: Link) -> Self {
+        let link = Arc::new(link);
+        let farewell = Arc::new(Mutex::new(Some(link.clone())));
+        session.set_last(Box::new(Farewell(farewell.clone())));
+        Self { session, link: Some(link), farewell }
+    }
+
+    /// Of a get of so many bytes.
+    fn get_deadline(&self, bytes: u64) -> Duration {
+        let defaults = self.session.defaults();
+        let seconds = bytes as f64 / defaults.get_bytes_per_s.max(1) as f64;
+        Duration::from_micros(defaults.get_us) + Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX / 2)
+    }
+
+    fn put_deadline(&self) -> Duration {
+        Duration::from_micros(self.session.defaults().put_us)
+    }
+
+    /// Wakes the daemon, if it sleeps and frames wait for it.
+    fn ring(&self) {
+        if self.session.must_ring()
+            && let Some(link) = &self.link
+        {
+            link.ring();
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    options: ConnectOptions,
+    live: RwLock<Arc<Live>>,
+    pools: Pools,
+    waiters: Waiters,
+    mail: Mail,
+    stop: Arc<AtomicBool>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    birthplace: crate::fork::Birthplace,
+}
+
+impl Shared {
+    fn live(&self) -> Arc<Live> {
+        self.live.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn publish(&self, live: Live) {
+        *self.live.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(live);
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// The live session, unless this is a forked child.
+    #[inline]
+    fn here(&self) -> Result<Arc<Live>, ClientError> {
+        if self.birthplace.is_here() { Ok(self.live()) } else { Err(ClientError::Closed) }
+    }
+
+    /// Steps a job until it is done or its time is over.
+    fn drive(&self, live: &Live, deadline: Duration, mut step: impl FnMut(Duration) -> Step) {
+        // What is in memory needs neither lock nor clock.
+        let mut next = step(deadline);
+        if next == Step::Done {
+            return;
+        }
+        let until = Instant::now() + deadline;
+        loop {
+            // A session that was resumed meanwhile has another link.
+            let now = self.live();
+            let live = if Arc::ptr_eq(&now.session, &live.session) { &*now } else { live };
+            let seen = live.session.events();
+            live.ring();
+            if live.session.poll() == 0 && next != Step::Posted {
+                let until = if next == Step::Full { until.min(Instant::now() + FULL_PAUSE) } else { until };
+                // Without a connection all calls under way are answered already.
+                if let Some(link) = live.link.as_deref().filter(|_| live.session.is_connected()) {
+                    self.waiters.wait(&live.session, link, seen, until);
+                }
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            next = step(left);
+            if next == Step::Done || left.is_zero() {
+                live.ring();
+                return;
+            }
+        }
+    }
+
+    /// One call with one answer; `None` if it did not come in time or there is no daemon.
+    fn ask(
+        &self,
+        live: &Live,
+        deadline: Duration,
+        request: impl Fn(u64) -> Request,
+    ) -> Result<(Token, Answer), ClientError> {
+        let (mut token, mut answer, mut gone) = (None, None, false);
+        self.drive(live, deadline, |_| match token {
+            None => match live.session.submit(&request) {
+                Ok(posted) => {
+                    token = Some(posted);
+                    Step::Posted
+                }
+                Err(Busy::Full) => Step::Full,
+                Err(Busy::Gone) => {
+                    gone = true;
+                    Step::Done
+                }
+            },
+            Some(posted) => {
+                answer = live.session.take(posted);
+                if answer.is_some() { Step::Done } else { Step::Waiting }
+            }
+        });
+        match (token, answer) {
+            (_, Some(Answer::Refused(Refusal::Gone))) => Err(ClientError::Gone),
+            (Some(token), Some(answer)) => Ok((token, answer)),
+            _ if gone => Err(ClientError::Gone),
+            (token, _) => {
+                token.into_iter().for_each(|token| live.session.abandon(token));
+                Err(ClientError::Late { after: deadline })
+            }
+        }
+    }
+}
+
+/// A pool's number and the bytes of its slots, or why it was not opened.
+type Opened = Result<(PoolId, u32), String>;
+
+/// Answers of the socket that somebody waits for.
+#[derive(Debug, Default)]
+struct Mail {
+    waiting: Mutex<HashMap<u64, Option<Opened>>>,
+    came: Condvar,
+    token: AtomicU64,
+}
+
+impl Mail {
+    fn deliver(&self, token: u64, answer: Opened) {
+        if let Some(place) = session::lock(&self.waiting).get_mut(&token) {
+            *place = Some(answer);
+        }
+        self.came.notify_all();
+    }
+
+    fn lose_all(&self) {
+        session::lock(&self.waiting).clear();
+        self.came.notify_all();
+    }
+
+    fn expect(&self) -> u64 {
+        let token = self.token.fetch_add(1, Ordering::Relaxed) + 1;
+        session::lock(&self.waiting).insert(token, None);
+        token
+    }
+
+    fn wait(&self, token: u64, deadline: Duration) -> Result<(PoolId, u32), ClientError> {
+        let until = Instant::now() + deadline;
+        let mut waiting = session::lock(&self.waiting);
+        loop {
+            match waiting.get_mut(&token).map(Option::take) {
+                None => return Err(ClientError::Gone),
+                Some(Some(answer)) => {
+                    waiting.remove(&token);
+                    return answer.map_err(|reason| ClientError::Refused { reason });
+                }
+                Some(None) => {}
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                waiting.remove(&token);
+                return Err(ClientError::Late { after: deadline });
+            }
+            let woken = self.came.wait_timeout(waiting, left);
+            waiting = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl Client {
+    /// Connects to the daemon that serves a group's socket.
+    pub fn connect(path: impl AsRef<Path>, options: ConnectOptions) -> Result<Self, ClientError> {
+        let options = ConnectOptions { path: path.as_ref().to_owned(), ..options };
+        let pools = Pools::default();
+        let Greeted::New(session, link) = greet(&options, &pools, None)? else {
+            return Err(ClientError::Welcome { what: "a resumption" });
+        };
+        let shared = Arc::new(Shared {
+            options,
+            live: RwLock::new(Arc::new(Live::new(session.clone(), link))),
+            pools,
+            waiters: Waiters::new()?,
+            mail: Mail::default(),
+            stop: Arc::default(),
+            threads: Mutex::default(),
+            birthplace: crate::fork::Birthplace::here(),
+        });
+        populate::start(&shared, &session);
+        let watched = shared.clone();
+        let watcher = std::thread::Builder::new()
+            .name("lapis-watch".into())
+            .spawn(move || watch::run(&watched))
+            .map_err(|source| ClientError::io("starting the watcher", source))?;
+        Ok(Self { inner: Arc::new(Inner { shared, watcher: Some(watcher) }) })
+    }
+
+    /// The daemon's state as JSON, by a connection of its own: for people and scripts.
+    pub fn status(path: impl AsRef<Path>) -> Result<String, ClientError> {
+        let path = path.as_ref();
+        let failed = |source| ClientError::Connect { path: path.to_owned(), source };
+        let mut socket = socket::connect(path).map_err(failed)?;
+        socket.send(&ToDaemon::Status).map_err(failed)?;
+        let mut document = String::new();
+        loop {
+            match socket.recv_timeout(SOCKET_DEADLINE).map_err(failed)? {
+                Some((ToClient::Status { json, last }, _)) => {
+                    document.push_str(&json);
+                    if last {
+                        return Ok(document);
+                    }
+                }
+                Some((ToClient::Refused { reason, .. }, _)) => return Err(ClientError::Refused { reason }),
+                Some(_) => return Err(ClientError::Welcome { what: "another message than its status" }),
+                None => return Err(ClientError::Late { after: SOCKET_DEADLINE }),
+            }
+        }
+    }
+
+    /// Opens a pool, or makes it. It is opened again by itself when a daemon comes back cold.
+    pub fn pool(&self, shape: &PoolShape) -> Result<Pool, ClientError> {
+        let shared = self.shared();
+        let live = shared.here()?;
+        let pool = shared.pools.add(shape)?;
+        if live.session.pool_id(&pool).is_some() {
+            return Ok(pool);
+        }
+        let Some(link) = &live.link else { return Err(ClientError::Gone) };
+        let token = shared.mail.expect();
+        let sent = link.socket().send(&ToDaemon::OpenPool { token, shape: shape.clone() });
+        sent.map_err(|source| ClientError::Connect { path: shared.options.path.clone(), source })?;
+        let (id, slot_bytes) = shared.mail.wait(token, SOCKET_DEADLINE)?;
+        if shape.kind == lapis_config::PoolKind::Chain && slot_bytes != pool.slot_bytes() {
+            let reason = format!("slots of {slot_bytes} bytes where this build has {}", pool.slot_bytes());
+            return Err(ClientError::Refused { reason });
+        }
+        live.session.pool_opened(&pool, id, slot_bytes);
+        Ok(pool)
+    }
+
+    // ---- In memory: no call to the daemon, no system call ----
+
+    /// Whether Lapis holds the block of a key.
+    #[inline]
+    pub fn exists(&self, pool: &Pool, key: &Key) -> Result<bool, ClientError> {
+        Ok(self.shared().here()?.session.exists(pool, key))
+    }
+
+    /// Which of the keys Lapis holds.
+    pub fn exists_many(&self, pool: &Pool, keys: &[Key]) -> Result<Present, ClientError> {
+        keys::check(keys.len())?;
+        Ok(self.shared().here()?.session.exists_many(pool, keys))
+    }
+
+    /// How many leading keys are held under every pool's hit policy; for a single `Any`, how many of all.
+    pub fn match_prefix(&self, pools: &[(Pool, HitPolicy)], keys: &[Key]) -> Result<usize, ClientError> {
+        keys::check(keys.len())?;
+        Ok(self.shared().here()?.session.match_prefix(pools, keys))
+    }
+
+    /// Copies blocks to `dst`: one buffer of all blocks, or vectors. Blocks in memory need nobody else; for others the
+    /// daemon is asked, within the deadline.
+    pub fn get_into<'a>(
+        &self,
+        pool: &Pool,
+        keys: &'a [Key],
+        dst: impl Into<Dst<'a>>,
+        options: &GetOptions,
+    ) -> Result<Got, ClientError> {
+        let live = self.shared().here()?;
+        let mut job = GetJob::new(live.session.clone(), pool, keys, dst.into(), options)?;
+        let deadline = options.deadline.unwrap_or_else(|| live.get_deadline(job.bytes()));
+        self.shared().drive(&live, deadline, |left| job.step(left));
+        Ok(job.finish())
+    }
+
+    /// [`Self::get_into`] for addresses.
+    ///
+    /// # Safety
+    /// As for [`Dst::raw`].
+    pub unsafe fn get_into_raw(
+        &self,
+        pool: &Pool,
+        keys: &[Key],
+        vectors: &[libc::iovec],
+        options: &GetOptions,
+    ) -> Result<Got, ClientError> {
+        // SAFETY: the caller's promise.
+        self.get_into(pool, keys, unsafe { Dst::raw(vectors) }, options)
+    }
+
+    /// Blocks in place, pinned until the views are dropped. Only what is in memory; no view is given while the daemon is
+    /// another one than this client has registered with.
+    pub fn view(&self, pool: &Pool, keys: &[Key]) -> Result<Views, ClientError> {
+        self.shared().here()?.session.view(pool, keys, None)
+    }
+
+    // ---- By the daemon ----
+
+    /// Stores blocks from `src`. The first one's parent is `parent`, each other one's the block before it in the batch.
+    /// Keys that are there already are not copied.
+    pub fn put_from<'a>(
+        &self,
+        pool: &Pool,
+        keys: &'a [Key],
+        parent: Option<Key>,
+        src: impl Into<Src<'a>>,
+        deadline: Option<Duration>,
+    ) -> Result<Vec<PutResult>, ClientError> {
+        let live = self.shared().here()?;
+        let mut job = PutJob::new(live.session.clone(), pool, keys, parent, src.into())?;
+        self.shared().drive(&live, deadline.unwrap_or_else(|| live.put_deadline()), |left| job.step(left));
+        Ok(job.finish())
+    }
+
+    /// [`Self::put_from`] for addresses.
+    ///
+    /// # Safety
+    /// As for [`Src::raw`].
+    pub unsafe fn put_from_raw(
+        &self,
+        pool: &Pool,
+        keys: &[Key],
+        parent: Option<Key>,
+        vectors: &[libc::iovec],
+        deadline: Option<Duration>,
+    ) -> Result<Vec<PutResult>, ClientError> {
+        // SAFETY: the caller's promise.
+        self.put_from(pool, keys, parent, unsafe { Src::raw(vectors) }, deadline)
+    }
+
+    /// Slots to fill in place, by own stores or a device; see [`Reservation`] and [`Self::commit`].
+    pub fn reserve(
+        &self,
+        pool: &Pool,
+        keys: &[Key],
+        parent: Option<Key>,
+        deadline: Option<Duration>,
+    ) -> Result<Reservation, ClientError> {
+        let live = self.shared().here()?;
+        let mut job = ReserveJob::new(live.session.clone(), pool, keys, parent)?;
+        self.shared().drive(&live, deadline.unwrap_or_else(|| live.put_deadline()), |left| job.step(left));
+        Ok(job.finish())
+    }
+
+    /// Stores what a reservation holds. With `sums` ([`Session::sum_of`]) the slots are not read once more.
+    pub fn commit(
+        &self,
+        reservation: Reservation,
+        sums: Option<&[u64]>,
+        deadline: Option<Duration>,
+    ) -> Result<Vec<PutResult>, ClientError> {
+        let live = self.shared().here()?;
+        let mut job = match sums {
+            Some(sums) => reservation.commit_summed(sums)?,
+            None => reservation.commit(),
+        };
+        self.shared().drive(&live, deadline.unwrap_or_else(|| live.put_deadline()), |_| job.step());
+        Ok(job.finish())
+    }
+
+    /// Fetches blocks into memory ahead of their use. No answer.
+    pub fn prefetch(&self, pool: &Pool, keys: &[Key]) -> Result<(), ClientError> {
+        self.post(pool, keys, |pool, keys| Request::Prefetch { pool, keys })
+    }
+
+    /// Tells what is known of the future of these blocks. No answer.
+    pub fn hint(&self, pool: &Pool, keys: &[Key], hint: Hint) -> Result<(), ClientError> {
+        self.post(pool, keys, |pool, keys| Request::HintKeys { pool, hint, keys })
+    }
+
+    fn post(
+        &self,
+        pool: &Pool,
+        keys: &[Key],
+        request: impl FnOnce(PoolId, Vec<Key>) -> Request,
+    ) -> Result<(), ClientError> {
+        keys::check(keys.len())?;
+        let live = self.shared().here()?;
+        let id = live.session.pool_id(pool).filter(|_| live.session.is_connected()).ok_or(ClientError::Gone)?;
+        live.session.post(request(id, keys.to_vec()));
+        live.ring();
+        Ok(())
+    }
+
+    /// Forgets blocks; how many there were.
+    pub fn remove(&self, pool: &Pool, keys: &[Key], deadline: Option<Duration>) -> Result<u64, ClientError> {
+        keys::check(keys.len())?;
+        self.forget(pool, deadline, |token, pool| Request::Remove { token, pool, keys: keys.to_vec() })
+    }
+
+    /// Forgets every block of a pool; how many there were.
+    pub fn purge(&self, pool: &Pool, deadline: Option<Duration>) -> Result<u64, ClientError> {
+        self.forget(pool, deadline, |token, pool| Request::Purge { token, pool })
+    }
+
+    fn forget(
+        &self,
+        pool: &Pool,
+        deadline: Option<Duration>,
+        request: impl Fn(u64, PoolId) -> Request,
+    ) -> Result<u64, ClientError> {
+        let live = self.shared().here()?;
+        let id = live.session.pool_id(pool).ok_or(ClientError::Gone)?;
+        let deadline = deadline.unwrap_or_else(|| live.put_deadline());
+        match self.shared().ask(&live, deadline, |token| request(token, id))?.1 {
+            Answer::Removed { blocks } => Ok(blocks),
+            Answer::Refused(reason) => Err(ClientError::Refused { reason: reason.to_string() }),
+            _ => Err(ClientError::Welcome { what: "another answer than was asked" }),
+        }
+    }
+
+    // ---- About the client ----
+
+    /// What this client counted.
+    pub fn stats(&self) -> Result<Stats, ClientError> {
+        Ok(self.shared().here()?.session.stats())
+    }
+
+    /// Whether a daemon answers now.
+    pub fn is_connected(&self) -> Result<bool, ClientError> {
+        Ok(self.shared().here()?.session.is_connected())
+    }
+
+    /// The session now; another one after a daemon came back cold.
+    pub fn session(&self) -> Result<Arc<Session>, ClientError> {
+        Ok(self.shared().here()?.session.clone())
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.inner.shared
+    }
+}
+
+/// Readable when a ticket may have got on; [`Client::acknowledge`] makes it quiet again.
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inner.shared.waiters.ready.as_fd()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if !self.shared.birthplace.is_here() {
+            // The threads are the parent's.
+            return;
+        }
+        self.shared.waiters.nudge.raise();
+        let threads = std::mem::take(&mut *session::lock(&self.shared.threads));
+        for thread in self.watcher.take().into_iter().chain(threads) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the client had panicked");
+            }
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! One connection to a daemon: the handshake, the doorbells, the socket.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use lapis_transport::{
+    TransportError,
+    hello::{ToClient, ToDaemon},
+    socket::{self, ClientSocket},
+};
+
+use super::ConnectOptions;
+use crate::{ClientError, Pools, Session, session, session::Welcome};
+
+/// Longest wait for each message of the handshake.
+const HANDSHAKE: Duration = Duration::from_secs(1);
+
+/// An established connection.
+#[derive(Debug)]
+pub(crate) struct Link {
+    socket: Mutex<ClientSocket>,
+    /// The same socket, to sleep on without the lock.
+    watched: OwnedFd,
+    to_daemon: OwnedFd,
+    to_client: OwnedFd,
+}
+
+impl Link {
+    pub fn socket(&self) -> MutexGuard<'_, ClientSocket> {
+        session::lock(&self.socket)
+    }
+
+    pub fn watched(&self) -> BorrowedFd<'_> {
+        self.watched.as_fd()
+    }
+
+    /// Readable when the daemon rang, or hung up.
+    pub fn doorbell(&self) -> BorrowedFd<'_> {
+        self.to_client.as_fd()
+    }
+
+    /// Wakes the daemon.
+    pub fn ring(&self) {
+        if let Err(error) = rustix::io::write(&self.to_daemon, &1u64.to_ne_bytes()) {
+            tracing::warn!(%error, "the daemon's doorbell does not ring");
+        }
+    }
+
+    /// Takes the rings that came. To be called when the doorbell is readable, by the one thread that watches it.
+    pub fn quieten(&self) {
+        let mut rings = [0u8; 512];
+        if let Err(error) = rustix::io::read(&self.to_client, &mut rings) {
+            tracing::debug!(%error, "reading the doorbell");
+        }
+    }
+}
+
+/// What a handshake led to.
+pub(crate) enum Greeted {
+    /// A session of its own.
+    New(Arc<Session>, Link),
+    /// The former session goes on.
+    Resumed(Link),
+}
+
+/// Connects, and comes back as the former client if the daemon still knows it. When this returns, all extents that the
+/// daemon named are mapped and all pools are open.
+pub(crate) fn greet(options: &ConnectOptions, pools: &Pools, former: Option<&Session>) -> Result<Greeted, ClientError> {
+    let failed = |source| ClientError::Connect { path: options.path.clone(), source };
+    let mut socket = socket::connect(&options.path).map_err(failed)?;
+    let hello = ToDaemon::Hello {
+        resume: former.and_then(Session::resume),
+        name: options.name.clone(),
+        may_put: options.may_put,
+        writes_by_dma: options.writes_by_dma,
+    };
+    socket.send(&hello).map_err(failed)?;
+    let (message, fds) = receive(&mut socket, options)?;
+    let welcome = Welcome::of(message).ok_or(ClientError::Welcome { what: "another message" })?;
+    let mut fds = fds.into_iter();
+    let mut next = |what| fds.next().ok_or(ClientError::NoDescriptor { what });
+    let (table, control) = (next("the table")?, next("the client's memory")?);
+    let (to_daemon, to_client) = (next("a doorbell")?, next("a doorbell")?);
+    let lifeline = fds.next();
+
+    let fresh = match former {
+        Some(former) if welcome.resumed && welcome.client == former.client() => None,
+        _ => {
+            let opened = Session::open(&welcome, table.as_fd(), control.as_fd(), lifeline, options.verify, former)?;
+            Some(Arc::new(opened))
+        }
+    };
+    let session = fresh.as_deref().or(former).ok_or(ClientError::Welcome { what: "a resumption" })?;
+    take_extents(&mut socket, options, session, welcome.geometry.extents_bytes.len())?;
+    if fresh.is_some() {
+        open_pools(&mut socket, options, pools, session)?;
+    }
+    let watched = socket.as_fd().try_clone_to_owned().map_err(|e| ClientError::io("duplicating the socket", e))?;
+    let link = Link { socket: Mutex::new(socket), watched, to_daemon, to_client };
+    match fresh {
+        Some(fresh) => Ok(Greeted::New(fresh, link)),
+        None if session.resumed(&welcome) => Ok(Greeted::Resumed(link)),
+        None => Err(ClientError::Welcome { what: "a resumption of another client" }),
+    }
+}
+
+/// The next message; a refusal is an error.
+fn receive(socket: &mut ClientSocket, options: &ConnectOptions) -> Result<(ToClient, Vec<OwnedFd>), ClientError> {
+    let failed = |source| ClientError::Connect { path: options.path.clone(), source };
+    let received = socket.recv_timeout(HANDSHAKE).map_err(failed)?;
+    match received.ok_or_else(|| failed(TransportError::TimedOut { after: HANDSHAKE }))? {
+        (ToClient::Refused { token: 0, reason }, _) => Err(ClientError::Refused { reason }),
+        received => Ok(received),
+    }
+}
+
+fn take_extents(
+    socket: &mut ClientSocket,
+    options: &ConnectOptions,
+    session: &Session,
+    count: usize,
+) -> Result<(), ClientError> {
+    let mut come = 0;
+    while come < count {
+        let (message, fds) = receive(socket, options)?;
+        let ToClient::Extents { first, extents_bytes } = message else {
+            return Err(ClientError::Welcome { what: "another message than its extents" });
+        };
+        session.add_extents(first, &extents_bytes, &fds)?;
+        come = come.max(first as usize + extents_bytes.len());
+    }
+    Ok(())
+}
+
+/// Opens the pools of the former session in a new one. One that is refused now stays unknown: a miss.
+fn open_pools(
+    socket: &mut ClientSocket,
+    options: &ConnectOptions,
+    pools: &Pools,
+    session: &Session,
+) -> Result<(), ClientError> {
+    let failed = |source| ClientError::Connect { path: options.path.clone(), source };
+    for (token, pool) in pools.all().into_iter().enumerate() {
+        let shape = pool.shape().clone();
+        socket.send(&ToDaemon::OpenPool { token: token as u64 + 1, shape }).map_err(failed)?;
+        loop {
+            match receive(socket, options)? {
+                (ToClient::Pool { pool: id, slot_bytes, .. }, _) => session.pool_opened(&pool, id, slot_bytes),
+                (ToClient::Refused { reason, .. }, _) => {
+                    tracing::warn!(label = pool.shape().label, reason, "the new daemon does not open a pool");
+                }
+                (ToClient::Extents { first, extents_bytes }, fds) => {
+                    session.add_extents(first, &extents_bytes, &fds)?;
+                    continue;
+                }
+                _ => return Err(ClientError::Welcome { what: "another message than a pool" }),
+            }
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Where a session's link is, while there is one. The last act of a session is to say `Bye` on it, when everything is
+/// unmapped.
+#[derive(Debug, Default)]
+pub(crate) struct Farewell(pub Arc<Mutex<Option<Arc<Link>>>>);
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        if let Some(link) = session::lock(&self.0).take()
+            && let Err(error) = link.socket().send(&ToDaemon::Bye)
+        {
+            tracing::debug!(%error, "the daemon went first");
+        }
+    }
+}
