@@ -24,7 +24,7 @@ use std::{
 
 use lapis_config::{Hint, HitPolicy, Key, PoolId, PoolShape, Refusal};
 use lapis_transport::{
-    frame::{PutResult, Request},
+    frame::Request,
     hello::{ToClient, ToDaemon},
     socket,
 };
@@ -35,7 +35,8 @@ use self::{
     wait::Waiters,
 };
 use crate::{
-    ClientError, Dst, GetOptions, Got, Pool, Pools, Present, Reservation, Session, Src, Stats, Verify, Views, keys,
+    ClientError, Dst, GetOptions, Got, Pool, Pools, Present, Put, PutOptions, Reservation, Session, Src, Stats, Verify,
+    Views, keys,
     session::{self, Answer, Busy, GetJob, PutJob, ReserveJob, Step, Token},
 };
 
@@ -298,28 +299,6 @@ impl Client {
         Ok(Self { inner: Arc::new(Inner { shared, watcher: Some(watcher) }) })
     }
 
-    /// The daemon's state as JSON, by a connection of its own: for people and scripts.
-    pub fn status(path: impl AsRef<Path>) -> Result<String, ClientError> {
-        let path = path.as_ref();
-        let failed = |source| ClientError::Connect { path: path.to_owned(), source };
-        let mut socket = socket::connect(path).map_err(failed)?;
-        socket.send(&ToDaemon::Status).map_err(failed)?;
-        let mut document = String::new();
-        loop {
-            match socket.recv_timeout(SOCKET_DEADLINE).map_err(failed)? {
-                Some((ToClient::Status { json, last }, _)) => {
-                    document.push_str(&json);
-                    if last {
-                        return Ok(document);
-                    }
-                }
-                Some((ToClient::Refused { reason, .. }, _)) => return Err(ClientError::Refused { reason }),
-                Some(_) => return Err(ClientError::Welcome { what: "another message than its status" }),
-                None => return Err(ClientError::Late { after: SOCKET_DEADLINE }),
-            }
-        }
-    }
-
     /// Opens a pool, or makes it. It is opened again by itself when a daemon comes back cold.
     pub fn pool(&self, shape: &PoolShape) -> Result<Pool, ClientError> {
         let shared = self.shared();
@@ -343,16 +322,10 @@ impl Client {
 
     // ---- In memory: no call to the daemon, no system call ----
 
-    /// Whether Lapis holds the block of a key.
-    #[inline]
-    pub fn exists(&self, pool: &Pool, key: &Key) -> Result<bool, ClientError> {
-        Ok(self.shared().here()?.session.exists(pool, key))
-    }
-
     /// Which of the keys Lapis holds.
-    pub fn exists_many(&self, pool: &Pool, keys: &[Key]) -> Result<Present, ClientError> {
+    pub fn exists(&self, pool: &Pool, keys: &[Key]) -> Result<Present, ClientError> {
         keys::check(keys.len())?;
-        Ok(self.shared().here()?.session.exists_many(pool, keys))
+        Ok(self.shared().here()?.session.exists(pool, keys))
     }
 
     /// How many leading keys are held under every pool's hit policy; for a single `Any`, how many of all.
@@ -408,11 +381,12 @@ impl Client {
         keys: &'a [Key],
         parent: Option<Key>,
         src: impl Into<Src<'a>>,
-        deadline: Option<Duration>,
-    ) -> Result<Vec<PutResult>, ClientError> {
+        options: &PutOptions,
+    ) -> Result<Put, ClientError> {
         let live = self.shared().here()?;
         let mut job = PutJob::new(live.session.clone(), pool, keys, parent, src.into())?;
-        self.shared().drive(&live, deadline.unwrap_or_else(|| live.put_deadline()), |left| job.step(left));
+        let deadline = options.deadline.unwrap_or_else(|| live.put_deadline());
+        self.shared().drive(&live, deadline, |left| job.step(left));
         Ok(job.finish())
     }
 
@@ -426,10 +400,10 @@ impl Client {
         keys: &[Key],
         parent: Option<Key>,
         vectors: &[libc::iovec],
-        deadline: Option<Duration>,
-    ) -> Result<Vec<PutResult>, ClientError> {
+        options: &PutOptions,
+    ) -> Result<Put, ClientError> {
         // SAFETY: the caller's promise.
-        self.put_from(pool, keys, parent, unsafe { Src::raw(vectors) }, deadline)
+        self.put_from(pool, keys, parent, unsafe { Src::raw(vectors) }, options)
     }
 
     /// Slots to fill in place, by own stores or a device; see [`Reservation`] and [`Self::commit`].
@@ -438,11 +412,12 @@ impl Client {
         pool: &Pool,
         keys: &[Key],
         parent: Option<Key>,
-        deadline: Option<Duration>,
+        options: &PutOptions,
     ) -> Result<Reservation, ClientError> {
         let live = self.shared().here()?;
         let mut job = ReserveJob::new(live.session.clone(), pool, keys, parent)?;
-        self.shared().drive(&live, deadline.unwrap_or_else(|| live.put_deadline()), |left| job.step(left));
+        let deadline = options.deadline.unwrap_or_else(|| live.put_deadline());
+        self.shared().drive(&live, deadline, |left| job.step(left));
         Ok(job.finish())
     }
 
@@ -451,14 +426,15 @@ impl Client {
         &self,
         reservation: Reservation,
         sums: Option<&[u64]>,
-        deadline: Option<Duration>,
-    ) -> Result<Vec<PutResult>, ClientError> {
+        options: &PutOptions,
+    ) -> Result<Put, ClientError> {
         let live = self.shared().here()?;
         let mut job = match sums {
             Some(sums) => reservation.commit_summed(sums)?,
             None => reservation.commit(),
         };
-        self.shared().drive(&live, deadline.unwrap_or_else(|| live.put_deadline()), |_| job.step());
+        let deadline = options.deadline.unwrap_or_else(|| live.put_deadline());
+        self.shared().drive(&live, deadline, |_| job.step());
         Ok(job.finish())
     }
 
@@ -520,9 +496,9 @@ impl Client {
         Ok(self.shared().here()?.session.stats())
     }
 
-    /// Whether a daemon answers now.
-    pub fn is_connected(&self) -> Result<bool, ClientError> {
-        Ok(self.shared().here()?.session.is_connected())
+    /// Whether a daemon answers now. Never in a forked child.
+    pub fn is_connected(&self) -> bool {
+        self.shared().here().is_ok_and(|live| live.session.is_connected())
     }
 
     /// The session now; another one after a daemon came back cold.
@@ -532,6 +508,28 @@ impl Client {
 
     fn shared(&self) -> &Arc<Shared> {
         &self.inner.shared
+    }
+}
+
+/// The daemon's state as JSON, by a connection of its own: for people and scripts. `deadline`: of each part of the answer.
+pub fn status(path: impl AsRef<Path>, deadline: Duration) -> Result<String, ClientError> {
+    let path = path.as_ref();
+    let failed = |source| ClientError::Connect { path: path.to_owned(), source };
+    let mut socket = socket::connect(path).map_err(failed)?;
+    socket.send(&ToDaemon::Status).map_err(failed)?;
+    let mut document = String::new();
+    loop {
+        match socket.recv_timeout(deadline).map_err(failed)? {
+            Some((ToClient::Status { json, last }, _)) => {
+                document.push_str(&json);
+                if last {
+                    return Ok(document);
+                }
+            }
+            Some((ToClient::Refused { reason, .. }, _)) => return Err(ClientError::Refused { reason }),
+            Some(_) => return Err(ClientError::Welcome { what: "another message than its status" }),
+            None => return Err(ClientError::Late { after: deadline }),
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::{io, path::PathBuf, time::Duration};
 
 use lapis_arena::ArenaError;
 use lapis_config::{BATCH_KEYS_MAX, HAZARDS, OBJECT_NAME_BYTES_MAX};
-use lapis_transport::{control::ControlError, error::TransportError};
+use lapis_transport::{TransportError, control::ControlError};
 
 use crate::keys::KEY_BYTES;
 
@@ -70,6 +70,10 @@ impl ClientError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Views { .. } | Self::Late { .. } | Self::Gone => true,
+            // Nobody is there yet.
+            Self::Connect { source: TransportError::Path { source, .. }, .. } => {
+                matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+            }
             Self::Connect { source, .. } => source.is_transient(),
             _ => false,
         }

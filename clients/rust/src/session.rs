@@ -39,7 +39,7 @@ use self::{calls::Calls, pins::Pins};
 pub use self::{
     calls::{Answer, Busy, Token},
     get::{BlockStatus, GetJob, GetOptions, Got},
-    put::PutJob,
+    put::{Put, PutJob, PutOptions},
     reserve::{CommitJob, Reservation, ReserveJob},
     view::{View, Views},
 };
@@ -243,22 +243,9 @@ impl Session {
         self.maps.table.find(self.pool_id(pool)?, key)
     }
 
-    /// Whether Lapis holds a block, in memory or where the daemon would fetch it from.
-    #[inline]
-    pub fn exists(&self, pool: &Pool, key: &Key) -> bool {
-        self.find(pool, key).is_some_and(|found| self.counts_as_there(&found))
-    }
-
-    /// Which of the keys are there.
-    pub fn exists_many(&self, pool: &Pool, keys: &[Key]) -> Present {
-        let mut present = Present::new(keys.len());
-        if let Some(id) = self.pool_id(pool) {
-            self.maps.table.find_many(id, keys, |i, found| {
-                if found.is_some_and(|found| self.counts_as_there(&found)) {
-                    present.set(i);
-                }
-            });
-        }
+    /// Which of the keys are there: in memory, or where the daemon would fetch them from.
+    pub fn exists(&self, pool: &Pool, keys: &[Key]) -> Present {
+        let present = self.present(pool, keys);
         self.counts.looked_up(keys.len(), present.count());
         present
     }

@@ -7,7 +7,7 @@ use lapis_transport::frame::{PutResult, Request, ReserveResult};
 
 use super::{Client, Live};
 use crate::{
-    ClientError, Pool,
+    ClientError, Pool, PutOptions,
     session::{
         Answer, ReserveJob, Session,
         object::{self, Part, Read},
@@ -22,7 +22,7 @@ impl Client {
         pool: &Pool,
         name: &[u8],
         bytes: &[u8],
-        deadline: Option<Duration>,
+        options: &PutOptions,
     ) -> Result<PutResult, ClientError> {
         pool.expect_kind(PoolKind::Object)?;
         let mut key = object::first_key(name)?;
@@ -37,7 +37,7 @@ impl Client {
         for at in 0..parts {
             let part = &bytes[at * part_bytes..bytes.len().min((at + 1) * part_bytes)];
             let sum = Session::sum_of(pool, &key, part);
-            match self.put_part(pool, &NewPart { key, parent, bytes: part, tail: &tail, sum }, deadline)? {
+            match self.put_part(pool, &NewPart { key, parent, bytes: part, tail: &tail, sum }, options)? {
                 PutResult::Refused(reason) => return Ok(PutResult::Refused(reason)),
                 PutResult::Stored => result = PutResult::Stored,
                 PutResult::Exists => {}
@@ -48,14 +48,15 @@ impl Client {
         Ok(result)
     }
 
-    fn put_part(&self, pool: &Pool, part: &NewPart<'_>, deadline: Option<Duration>) -> Result<PutResult, ClientError> {
+    fn put_part(&self, pool: &Pool, part: &NewPart<'_>, options: &PutOptions) -> Result<PutResult, ClientError> {
         let live = self.shared().here()?;
         if live.session.find(pool, &part.key).is_some() {
             return Ok(PutResult::Exists);
         }
         let bytes = part.bytes.len() as u64;
         let mut job = ReserveJob::of_bytes(live.session.clone(), pool, &[part.key], part.parent, bytes)?;
-        self.shared().drive(&live, deadline.unwrap_or_else(|| live.put_deadline()), |left| job.step(left));
+        let deadline = options.deadline.unwrap_or_else(|| live.put_deadline());
+        self.shared().drive(&live, deadline, |left| job.step(left));
         let mut reservation = job.finish();
         match reservation.results() {
             [ReserveResult::Slot(_)] => {}
@@ -64,8 +65,8 @@ impl Client {
         }
         reservation.write(0, 0, part.bytes);
         reservation.write(0, sizes::tail_offset(bytes), part.tail);
-        let results = self.commit(reservation, Some(&[part.sum]), deadline)?;
-        Ok(results.first().copied().unwrap_or(PutResult::Refused(Refusal::Gone)))
+        let put = self.commit(reservation, Some(&[part.sum]), options)?;
+        Ok(put.results.first().copied().unwrap_or(PutResult::Refused(Refusal::Gone)))
     }
 
     /// The bytes of an object, or `None` if it is not there as a whole.

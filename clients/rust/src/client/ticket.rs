@@ -6,11 +6,10 @@ use std::{
 };
 
 use lapis_config::Key;
-use lapis_transport::frame::PutResult;
 
 use super::{Client, Live, Shared};
 use crate::{
-    ClientError, Dst, GetOptions, Got, Pool, Src,
+    ClientError, Dst, GetOptions, Got, Pool, Put, PutOptions, Src,
     session::{GetJob, PutJob, Step},
 };
 
@@ -80,7 +79,7 @@ pub struct PutTicket<'a> {
 
 impl PutTicket<'_> {
     /// The results, once: when they are complete or the deadline has passed. Copies as far as slots are granted.
-    pub fn poll(&mut self) -> Result<Option<Vec<PutResult>>, ClientError> {
+    pub fn poll(&mut self) -> Result<Option<Put>, ClientError> {
         let Some(job) = &mut self.job else { return Ok(None) };
         let over = self.ticket.poll(|left| job.step(left))?;
         Ok(if over { self.job.take().map(PutJob::finish) } else { None })
@@ -114,11 +113,11 @@ impl Client {
         keys: &'a [Key],
         parent: Option<Key>,
         src: impl Into<Src<'a>>,
-        deadline: Option<Duration>,
+        options: &PutOptions,
     ) -> Result<PutTicket<'a>, ClientError> {
         let live = self.shared().here()?;
         let job = PutJob::new(live.session.clone(), pool, keys, parent, src.into())?;
-        let deadline = deadline.unwrap_or_else(|| live.put_deadline());
+        let deadline = options.deadline.unwrap_or_else(|| live.put_deadline());
         let ticket = Ticket::new(self.shared(), live, deadline);
         Ok(PutTicket { job: Some(job), ticket })
     }

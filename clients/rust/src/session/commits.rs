@@ -7,7 +7,7 @@ use std::sync::Arc;
 use lapis_config::{Key, PoolId, Refusal, SlotId};
 use lapis_transport::frame::{COMMIT_ITEMS_MAX, CommitItem, ParentRef, PutResult, Request};
 
-use super::{Answer, Busy, Session, Token};
+use super::{Answer, Busy, Put, Session, Token};
 
 pub(super) struct Commits {
     session: Arc<Session>,
@@ -117,13 +117,13 @@ impl Commits {
     /// All results; what has none yet is late.
     ///
     /// Pending slots are given back.
-    pub fn finish(mut self) -> Vec<PutResult> {
+    pub fn finish(mut self) -> Put {
         self.collect();
         self.drop_pending(Refusal::Late);
         let late = PutResult::Refused(Refusal::Late);
         let results: Vec<PutResult> = self.results.iter().map(|result| result.unwrap_or(late)).collect();
         self.session.counts.put(&results);
-        results
+        Put { results }
     }
 }
 

@@ -17,6 +17,32 @@ use crate::{
 /// Bytes filled between two commits.
 const COMMIT_BYTES: u64 = 256 << 10;
 
+/// How to put, reserve or commit.
+#[derive(Clone, Debug, Default)]
+pub struct PutOptions {
+    /// Instead of the daemon's default, 1 s.
+    pub deadline: Option<Duration>,
+}
+
+/// What became of a put.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Put {
+    /// One a key, in the order given.
+    pub results: Vec<PutResult>,
+}
+
+impl Put {
+    /// Blocks that were stored by this call.
+    pub fn stored(&self) -> usize {
+        self.results.iter().filter(|result| **result == PutResult::Stored).count()
+    }
+
+    /// Blocks that were refused.
+    pub fn refused(&self) -> usize {
+        self.results.iter().filter(|result| matches!(result, PutResult::Refused(_))).count()
+    }
+}
+
 /// How much of a deadline the daemon may use, so that its answer arrives within it.
 pub(super) fn daemons_share_us(left: Duration) -> u64 {
     let spare = (left / 4).min(Duration::from_millis(5));
@@ -109,7 +135,7 @@ impl<'a> PutJob<'a> {
     }
 
     /// All results; what has none yet is late.
-    pub fn finish(mut self) -> Vec<PutResult> {
+    pub fn finish(mut self) -> Put {
         if let Some(token) = self.refill.take() {
             self.session.abandon(token);
         }

@@ -283,7 +283,7 @@ impl CommitJob {
     }
 
     /// All results; what has none yet is late.
-    pub fn finish(mut self) -> Vec<PutResult> {
+    pub fn finish(mut self) -> put::Put {
         for (i, slot, sum) in self.filled.split_off(self.next) {
             self.commits.push(i, &self.keys, self.parent, slot, self.bytes, sum);
         }
