@@ -246,14 +246,18 @@ fn without_a_runtime_folder_the_error_names_the_flag() {
 
 proptest::proptest! {
     #[test]
-    fn any_text_is_a_configuration_or_a_list_of_errors(cuts: [proptest::sample::Index; 4], noise in "[\\[\\]=\"'#.,{}0-9a-zG \n]{0,12}") {
+    fn any_text_is_a_configuration_or_a_list_of_errors(
+        cuts: [proptest::sample::Index; 4],
+        noise in "[\\[\\]=\"'#.,{}0-9a-zG \n]{0,12}",
+    ) {
         let options = lapis_config::example().replace("\n#", "\n");
         let place = |index: &proptest::sample::Index| index.index(options.len() + 1);
         let mut places: Vec<usize> = cuts.iter().map(place).filter(|at| options.is_char_boundary(*at)).collect();
         places.sort_unstable();
         let (first, last) = (places.first().copied().unwrap_or(0), places.last().copied().unwrap_or(0));
         let middle = places.get(places.len() / 2).copied().unwrap_or(0);
-        for text in [format!("{}{noise}{}", &options[..first], &options[last..]), format!("{}{noise}", &options[..middle]), noise] {
+        let cut_out = format!("{}{noise}{}", &options[..first], &options[last..]);
+        for text in [cut_out, format!("{}{noise}", &options[..middle]), noise] {
             match load(&text, &[], &[]) {
                 Ok(effective) => assert!(effective.options.dram_bytes >= 16 << 20 && !effective.options.groups.is_empty()),
                 Err(errors) => assert!(!errors.0.is_empty() && errors.to_string().lines().count() == errors.0.len()),
