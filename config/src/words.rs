@@ -241,11 +241,10 @@ pub struct Entry {
     pub last_use: u32,
     /// Low bits of the parent's generation when the link was made.
     pub parent_generation: u16,
-    /// Resident children.
-    pub children: u16,
     pub class: u8,
     pub flags: u8,
-    pub spare: u16,
+    /// Line of one of the resident children, or `u32::MAX`: then the block is a leaf.
+    pub first_child: u32,
     /// Where the copy on SSD starts; 0 = none.
     pub ssd: u64,
 }

@@ -50,13 +50,25 @@ pub struct Caller {
 pub enum Reply {
     /// How many of the leading keys are hits under every (pool, hit policy) asked, or for `Any` alone how many of all.
     /// Lines in DRAM stay where they are until `release` of the same caller.
-    Got { hit: u32 },
+    Got {
+        hit: u32,
+    },
     /// Slots for the magazine, of one pool and size; empty never: then it is `Refused`.
-    Granted { pool: PoolId, slot_bytes: u32, slots: Vec<SlotId> },
-    Reserved { results: Vec<Reserved> },
-    Committed { results: Vec<Put> },
+    Granted {
+        pool: PoolId,
+        slot_bytes: u32,
+        slots: Vec<SlotId>,
+    },
+    Reserved {
+        results: Vec<Reserved>,
+    },
+    Committed {
+        results: Vec<Put>,
+    },
     /// Of a remove or purge: blocks that were there.
-    Removed { blocks: u64 },
+    Removed {
+        blocks: u64,
+    },
     Done,
     Refused(Refusal),
 }
@@ -65,20 +77,67 @@ pub enum Reply {
 /// back by `completed`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    Reply { to: Caller, reply: Reply },
+    Reply {
+        to: Caller,
+        reply: Reply,
+    },
     /// Ask an idle client for the slots of its magazine.
-    Recall { client: ClientId, pool: PoolId },
+    Recall {
+        client: ClientId,
+        pool: PoolId,
+    },
     /// The client holds more pins than its bound, under pressure, and had its grace: disconnect it, ignore its page.
-    Expel { client: ClientId },
+    Expel {
+        client: ClientId,
+    },
     /// Check the bytes of a published slot against their sum.
-    Verify { op: OpId, line: LineId, pool: PoolId, key: Key, slot: SlotId, bytes: u32, sum: u64 },
+    Verify {
+        op: OpId,
+        line: LineId,
+        pool: PoolId,
+        key: Key,
+        slot: SlotId,
+        bytes: u32,
+        sum: u64,
+    },
     /// Between slots of two tiers' arenas.
-    Copy { op: OpId, from: SlotId, to: SlotId, bytes: u32 },
-    WriteSsd { op: OpId, line: LineId, pool: PoolId, key: Key, parent: Option<Key>, slot: SlotId, bytes: u32, sum: u64 },
-    ReadSsd { op: OpId, at: u64, pool: PoolId, key: Key, slot: SlotId, bytes: u32, sum: u64 },
-    Fetch { op: OpId, peer: u32, pool: PoolId, key: Key, slot: SlotId, bytes: u32 },
+    Copy {
+        op: OpId,
+        from: SlotId,
+        to: SlotId,
+        bytes: u32,
+    },
+    WriteSsd {
+        op: OpId,
+        line: LineId,
+        pool: PoolId,
+        key: Key,
+        parent: Option<Key>,
+        slot: SlotId,
+        bytes: u32,
+        sum: u64,
+    },
+    ReadSsd {
+        op: OpId,
+        at: u64,
+        pool: PoolId,
+        key: Key,
+        slot: SlotId,
+        bytes: u32,
+        sum: u64,
+    },
+    Fetch {
+        op: OpId,
+        peer: u32,
+        pool: PoolId,
+        key: Key,
+        slot: SlotId,
+        bytes: u32,
+    },
     /// The copy on SSD is not wanted any more.
-    Discard { at: u64 },
+    Discard {
+        at: u64,
+    },
     /// No slab is free: the group could use one more extent if it may have one.
     NeedMemory,
 }
@@ -88,7 +147,9 @@ pub enum Action {
 pub enum Outcome {
     Ok,
     /// Written; where.
-    Written { at: u64 },
+    Written {
+        at: u64,
+    },
     /// The bytes do not fit their sum.
     Corrupt,
     Failed,

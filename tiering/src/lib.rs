@@ -1,5 +1,24 @@
 //! The core of Lapis: what is kept where. Pure: no I/O, no clock, no thread; time comes in as an argument.
+//!
+//! [`Core`] owns the truth of one trust group. Calls come in by its methods ([`face`] has their words), what is to be
+//! done goes out by [`Core::poll_action`], and what a restart must find is written through the trait [`kept::Kept`].
 #![forbid(unsafe_code)]
 
+mod buddy;
+pub mod copies;
+mod core;
 pub mod face;
+mod groups;
+mod hash;
 pub mod kept;
+mod memory;
+mod plain;
+mod policy;
+mod tree;
+
+pub use crate::{
+    core::{Core, CoreOptions, PoolCounts, PoolDef},
+    groups::Shares,
+    plain::PlainKept,
+    policy::{Lru, Policy, Shelf},
+};

@@ -1,0 +1,439 @@
+//! The core of one trust group: what comes in changes the truth at once, what takes time goes out as an action.
+//!
+//! Invariant: a resident parent outlives its resident children: victims are leaves.
+//! Invariant: every slot is free, granted, used by one line, or aside; the kept memory says so before its number leaves.
+//! Invariant: a slot granted to a client is free again only by commit, by abort or by the client's end.
+//! Invariant: an unpublished slot is free only after no reader named it.
+
+mod adopt;
+mod audit;
+mod clients;
+mod commit;
+mod evict;
+mod get;
+mod hint;
+mod hold;
+mod put;
+mod room;
+mod slabs;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use lapis_config::{ClientId, Fingerprint, Key, LineId, OpId, PoolId, PoolKind, SlotId, Time, UNIT_BYTES};
+
+use crate::{
+    copies::{Step, step_dram},
+    face::{Action, Caller, Counts, Outcome, Reply},
+    hash::Map,
+    kept::{Kept, Live, Tier},
+    memory::Memory,
+    policy::{Policy, Shelf, tenths},
+    tree::Tree,
+};
+
+/// Longest walk up the parents for one use: as long as a batch.
+const TOUCHES_MAX: u32 = lapis_config::BATCH_KEYS_MAX as u32;
+
+/// Bits of `Entry::flags` beside the copy's state and the policy's bit.
+pub(crate) const HELD: u8 = 1 << 4;
+pub(crate) const PINNED: u8 = 1 << 5;
+
+/// A pool as the core sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolDef {
+    pub namespace: Fingerprint,
+    pub kind: PoolKind,
+    /// Most payload bytes of a block.
+    pub block_bytes: u64,
+    /// 4 KiB units of the slot of the largest block; of every block in a chain pool.
+    pub slot_units: u32,
+}
+
+#[derive(Clone, Debug)]
+pub struct CoreOptions {
+    /// Bytes of slots that one client may hold ahead of its puts; at most a sixteenth of the memory, at least one slot.
+    pub magazine_bytes_max: u64,
+    /// After this long without a put a client is asked for its magazine when memory is short.
+    pub idle_recall: Duration,
+    /// No slab has fewer units.
+    pub slab_units_min: u32,
+    /// Most puts, and most gets, that may wait at once.
+    pub waits_max: usize,
+    /// Most blocks being verified at once.
+    pub verifies_max: usize,
+}
+
+impl Default for CoreOptions {
+    fn default() -> Self {
+        Self {
+            magazine_bytes_max: 64 << 20,
+            idle_recall: Duration::from_secs(10),
+            slab_units_min: 16,
+            waits_max: 4096,
+            verifies_max: 8,
+        }
+    }
+}
+
+/// Of one pool, now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolCounts {
+    pub blocks: u64,
+    pub slabs: u64,
+    pub bytes_used: u64,
+}
+
+struct Pool {
+    def: PoolDef,
+    /// Other pools of its namespace.
+    kin: Vec<PoolId>,
+    blocks: u64,
+    units_used: u64,
+}
+
+/// Whether the group may get one more extent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Growth {
+    /// Ask when memory is short.
+    Possible,
+    /// `NeedMemory` is among the actions.
+    Asked,
+    /// It was taken; without an extent before the next action is asked for, there is none to be had.
+    Taken,
+    Denied,
+}
+
+/// See the module's head. Methods that take `now` may give any time not before the last one.
+pub struct Core<K: Kept, P: Policy> {
+    kept: K,
+    policy: P,
+    options: CoreOptions,
+    now: Time,
+    memory: Memory,
+    tree: Tree,
+    pools: BTreeMap<PoolId, Pool>,
+    clients: BTreeMap<ClientId, clients::Client>,
+    growth: Growth,
+    holds: hold::Holds,
+    pins: hint::Pins,
+    puts: put::PutWaits,
+    gets: get::GetWaits,
+    /// How many granted slots are being filled with a key that a reserve named.
+    filling: Map<(PoolId, Key), u32>,
+    reservations: BTreeMap<u64, put::Reservation>,
+    reservation_next: u64,
+    /// Parents of reservations that ended with this input.
+    ended_parents: Vec<hold::Held>,
+    /// Unpublished slots that readers were still naming at the last look.
+    aside: VecDeque<SlotId>,
+    /// When to look again.
+    aside_look: Time,
+    /// Unpublished slots of the batch under way.
+    limbo: Vec<SlotId>,
+    named: Vec<bool>,
+    lines: Vec<LineId>,
+    moves: slabs::Moves,
+    /// Shelves whose waiting puts may go on now; `stirred`: all.
+    pump: BTreeSet<Shelf>,
+    stirred: bool,
+    /// Keys that came, or stopped being filled, since waiting gets were last looked at.
+    woken: Vec<(PoolId, Key)>,
+    recall_look: Time,
+    adopting: Option<adopt::Adopting>,
+    /// Lines still to verify after a restart, hottest last.
+    unverified: Vec<LineId>,
+    /// Operations under way: the line and its generation.
+    ops: BTreeMap<OpId, (LineId, u64)>,
+    op_next: u64,
+    counts: Counts,
+    actions: VecDeque<Action>,
+}
+
+impl<K: Kept, P: Policy> Core<K, P> {
+    /// A core over kept memory that holds nothing yet.
+    pub fn new(kept: K, policy: P, options: CoreOptions) -> Self {
+        let tree = Tree::new(kept.lines());
+        Self {
+            kept,
+            policy,
+            options,
+            now: Time(0),
+            memory: Memory::default(),
+            tree,
+            pools: BTreeMap::new(),
+            clients: BTreeMap::new(),
+            growth: Growth::Possible,
+            holds: hold::Holds::default(),
+            pins: hint::Pins::default(),
+            puts: put::PutWaits::default(),
+            gets: get::GetWaits::default(),
+            filling: Map::default(),
+            reservations: BTreeMap::new(),
+            reservation_next: 0,
+            ended_parents: Vec::new(),
+            aside: VecDeque::new(),
+            aside_look: Time::NEVER,
+            limbo: Vec::new(),
+            named: Vec::new(),
+            lines: Vec::new(),
+            moves: slabs::Moves::default(),
+            pump: BTreeSet::new(),
+            stirred: false,
+            woken: Vec::new(),
+            recall_look: Time(0),
+            adopting: None,
+            unverified: Vec::new(),
+            ops: BTreeMap::new(),
+            op_next: 0,
+            counts: Counts::default(),
+            actions: VecDeque::new(),
+        }
+    }
+
+    pub fn kept(&self) -> &K {
+        &self.kept
+    }
+
+    /// For what the core leaves to the daemon: hazard pages, records of clients and extents. Lines, entries and slot
+    /// states are the core's alone.
+    pub fn kept_mut(&mut self) -> &mut K {
+        &mut self.kept
+    }
+
+    /// Ends the core; the kept memory stays, as after a daemon's death.
+    pub fn into_kept(self) -> K {
+        self.kept
+    }
+
+    /// A pool exists from now on. Knowing it again changes nothing.
+    pub fn pool_added(&mut self, id: PoolId, def: PoolDef) {
+        if self.pools.contains_key(&id) {
+            return;
+        }
+        let mut kin = Vec::new();
+        for (&other, pool) in &mut self.pools {
+            if pool.def.namespace == def.namespace {
+                pool.kin.push(id);
+                kin.push(other);
+            }
+        }
+        self.pools.insert(id, Pool { def, kin, blocks: 0, units_used: 0 });
+    }
+
+    /// One more extent, laid after the others; usable as far as it is `populated`.
+    pub fn extent_added(&mut self, bytes: u64) {
+        let units = u32::try_from(bytes / UNIT_BYTES).expect("an extent has less than 16 TiB");
+        self.memory.buddy.extend(units);
+        self.growth = Growth::Possible;
+    }
+
+    /// The first `bytes` of an extent have memory.
+    pub fn populated(&mut self, extent: usize, bytes: u64) {
+        let units = u32::try_from(bytes / UNIT_BYTES).expect("an extent has less than 16 TiB");
+        if self.memory.buddy.populated(extent, units) {
+            self.stirred = true;
+            self.run();
+        }
+    }
+
+    /// No memory is to be had for the rest of an extent: puts do not wait for it any longer.
+    pub fn populate_failed(&mut self, extent: usize) {
+        self.memory.buddy.ended(extent);
+        self.stirred = true;
+        self.run();
+    }
+
+    /// 4 KiB units of the slot that starts here; `None` if none does.
+    pub fn slot_units(&self, slot: SlotId) -> Option<u32> {
+        self.memory.locate(slot).map(|(found, _)| found.slab.stride)
+    }
+
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    pub fn pool_counts(&self, id: PoolId) -> PoolCounts {
+        let Some(pool) = self.pools.get(&id) else { return PoolCounts::default() };
+        let slabs = self.memory.shelves().map(|shelf| self.memory.of(shelf)).filter(|own| own.pool == id);
+        PoolCounts {
+            blocks: pool.blocks,
+            slabs: slabs.map(|own| own.slabs.len() as u64).sum(),
+            bytes_used: pool.units_used * UNIT_BYTES,
+        }
+    }
+
+    /// What is to be done next. Ask until there is nothing: `NeedMemory` is answered by `extent_added` before the next
+    /// question, or not at all.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        if self.growth == Growth::Taken {
+            self.growth = Growth::Denied;
+            self.stirred = true;
+            self.run();
+        }
+        self.verify_more();
+        let action = self.actions.pop_front();
+        if action == Some(Action::NeedMemory) && self.growth == Growth::Asked {
+            self.growth = Growth::Taken;
+        }
+        action
+    }
+
+    /// When to call `tick` if nothing else happens.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        let aside = (!self.aside.is_empty()).then_some(self.aside_look);
+        [self.puts.wake(), self.gets.deadline(), self.holds.until(), aside].into_iter().flatten().min()
+    }
+
+    /// Time passed: deadlines end waits and holds, slots aside are looked at again.
+    pub fn tick(&mut self, now: Time) {
+        self.clock(now);
+        if self.adopting.is_some() {
+            return;
+        }
+        self.expire_holds();
+        if now >= self.aside_look && !self.aside.is_empty() {
+            self.settle_all();
+        }
+        self.expire_gets();
+        self.run();
+        self.expire_puts();
+        self.run();
+    }
+
+    /// How an operation ended.
+    pub fn completed(&mut self, now: Time, op: OpId, outcome: Outcome) {
+        self.clock(now);
+        let Some((line, generation)) = self.ops.remove(&op) else { return };
+        let Some(live) = self.kept.live(line).filter(|live| live.generation == generation) else { return };
+        match outcome {
+            Outcome::Ok => {
+                if live.place.tier == Tier::DramUnverified {
+                    self.kept.verified(line);
+                }
+                self.counts.verified += 1;
+            }
+            Outcome::Corrupt => {
+                self.counts.corrupt += 1;
+                self.drop_subtree(line);
+                self.settle();
+                self.run();
+            }
+            Outcome::Written { .. } | Outcome::Failed => {}
+        }
+    }
+
+    /// A client hit a line: `hit` blocks up to it, of `asked`. `bind_low` is the low half of the line's bind word at that
+    /// time (generation << 4 and the state): a line that changed since is left alone.
+    pub fn touched(&mut self, now: Time, line: LineId, bind_low: u32, hit: u32, _asked: u32) {
+        self.clock(now);
+        if self.adopting.is_some() || line.0 >= self.kept.lines() {
+            return;
+        }
+        let Some(live) = self.kept.live(line) else { return };
+        if bind_low >> 4 == live.generation as u32 & (u32::MAX >> 4) {
+            self.touch(line, &live, hit);
+        }
+    }
+
+    /// Takes note that the block and up to `most - 1` above it were used; deepest first, so that the root is the most
+    /// recent. What was used in the same tenth of a second was noted then, and all above it.
+    fn touch(&mut self, line: LineId, live: &Live, most: u32) {
+        let mut shelf = self.shelf_of(live.place.slot);
+        let chain = self.pools[&live.pool].def.kind == PoolKind::Chain;
+        let (mut at, now) = (line, tenths(self.now));
+        for _ in 0..most.min(TOUCHES_MAX) {
+            let entry = self.kept.entry(at);
+            if entry.last_use == now {
+                return;
+            }
+            let parent = LineId(entry.parent);
+            self.policy.used(&mut self.kept, shelf, at, self.now);
+            if !parent.is_some() {
+                return;
+            }
+            at = parent;
+            if !chain {
+                let live = self.kept.live(at).expect("a parent is resident");
+                shelf = self.shelf_of(live.place.slot);
+            }
+        }
+    }
+
+    /// The shelf of a published block.
+    fn shelf_of(&self, slot: SlotId) -> Shelf {
+        self.memory.slab_around(slot.0).expect("a published slot lies in a slab").shelf
+    }
+
+    /// What followed from the last input: waiting puts and gets go on.
+    fn run(&mut self) {
+        if self.adopting.is_some() {
+            return;
+        }
+        for held in std::mem::take(&mut self.ended_parents) {
+            self.unhold(held);
+        }
+        loop {
+            if std::mem::take(&mut self.stirred) {
+                self.pump.extend(self.puts.shelves_waiting());
+            }
+            if let Some(shelf) = self.pump.pop_first() {
+                self.pump(shelf);
+            } else if !self.woken.is_empty() {
+                self.wake_gets();
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn clock(&mut self, now: Time) {
+        self.now = self.now.max(now);
+    }
+
+    fn reply(&mut self, to: Caller, reply: Reply) {
+        self.actions.push_back(Action::Reply { to, reply });
+    }
+
+    fn op(&mut self, line: LineId, generation: u64) -> OpId {
+        let op = OpId(self.op_next);
+        self.op_next += 1;
+        self.ops.insert(op, (line, generation));
+        op
+    }
+
+    /// Starts checks of blocks that a restart found, the hottest first.
+    fn verify_more(&mut self) {
+        while self.ops.len() < self.options.verifies_max {
+            let Some(line) = self.unverified.pop() else { return };
+            let Some(live) = self.kept.live(line) else { continue };
+            if live.place.tier != Tier::DramUnverified {
+                continue;
+            }
+            let op = self.op(line, live.generation);
+            let (pool, key, place) = (live.pool, live.key, live.place);
+            let (slot, bytes, sum) = (place.slot, place.bytes, place.sum);
+            self.actions.push_back(Action::Verify { op, line, pool, key, slot, bytes, sum });
+        }
+    }
+
+    /// Makes the entry of a line that was just published or found.
+    fn enter(&mut self, line: LineId, step: &[Step]) {
+        let entry = self.kept.entry_mut(line);
+        let (class, last_use) = (entry.class, entry.last_use);
+        *entry = lapis_config::Entry {
+            newer: LineId::NONE.0,
+            older: LineId::NONE.0,
+            parent: LineId::NONE.0,
+            first_child: LineId::NONE.0,
+            class,
+            last_use,
+            ..Default::default()
+        };
+        for &step in step {
+            step_dram(entry, step);
+        }
+    }
+}

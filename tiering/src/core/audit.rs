@@ -1,0 +1,188 @@
+//! Checks everything that must hold between two calls. For tests and simulation: it walks all memory.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lapis_config::{ClientId, LineId, PoolId, SlotId, UNIT_BYTES};
+
+use super::{Core, HELD, PINNED, PoolCounts, hold::Held};
+use crate::{
+    copies::Copy,
+    face::Counts,
+    kept::{Kept, SlotState},
+    policy::Policy,
+};
+
+impl<K: Kept, P: Policy> Core<K, P> {
+    /// Conservation of slots, links, lists, counts; the first thing found wrong.
+    pub fn audit(&self) -> Result<(), String> {
+        if self.adopting.is_some() {
+            return Ok(());
+        }
+        self.memory.audit()?;
+        let lines = self.audit_slots()?;
+        for &line in lines.values() {
+            self.audit_line(line)?;
+        }
+        self.audit_lists(&lines)?;
+        self.audit_holds()?;
+        self.audit_clients()
+    }
+
+    /// Every slot of every slab in exactly one state. Returns the line of each used slot.
+    fn audit_slots(&self) -> Result<BTreeMap<SlotId, LineId>, String> {
+        let aside: BTreeSet<SlotId> = self.aside.iter().copied().collect();
+        let granted = self.granted_slots();
+        let (mut lines, mut counts) = (BTreeMap::new(), Counts::default());
+        let mut pools: BTreeMap<PoolId, PoolCounts> = BTreeMap::new();
+        for found in self.memory.slabs() {
+            let mut used = 0;
+            let pool = pools.entry(found.slab.pool).or_default();
+            for index in 0..found.slab.slots() {
+                let (slot, state) = (found.slab.slot(index), self.kept.slot_state(&found.slab, index));
+                let right = match state {
+                    SlotState::Free => {
+                        counts.slots_free += 1;
+                        true
+                    }
+                    SlotState::Used(line) => {
+                        used += 1;
+                        lines.insert(slot, line);
+                        self.kept.live(line).is_some_and(|live| {
+                            live.place.slot == slot
+                                && live.pool == found.slab.pool
+                                && self.kept.find(live.pool, &live.key) == Some(line)
+                        })
+                    }
+                    SlotState::Granted(id) => {
+                        counts.slots_granted += 1;
+                        granted.get(&slot) == Some(&id)
+                    }
+                    SlotState::IoIn => {
+                        counts.slots_aside += 1;
+                        true
+                    }
+                    SlotState::Aside => {
+                        counts.slots_aside += 1;
+                        aside.contains(&slot)
+                    }
+                };
+                if !right || (state == SlotState::Free) != found.is_free(index) {
+                    return Err(format!("slot {} is {state:?}, which nothing else agrees with", slot.0));
+                }
+            }
+            if used != found.used {
+                return Err(format!("slab at {}: {used} slots used, {} counted", found.slab.base.0, found.used));
+            }
+            pool.slabs += 1;
+            pool.blocks += u64::from(used);
+            pool.bytes_used += u64::from(used * found.slab.stride) * UNIT_BYTES;
+            counts.slots_used += u64::from(used);
+            counts.bytes_used += u64::from(used * found.slab.stride) * UNIT_BYTES;
+        }
+        let has = self.counts;
+        let now = |c: &Counts| (c.slots_free, c.slots_granted, c.slots_aside, c.slots_used, c.bytes_used);
+        if now(&has) != now(&counts) || has.blocks != lines.len() as u64 || !self.limbo.is_empty() {
+            return Err(format!("counted {has:?}, found {counts:?} and {} blocks", lines.len()));
+        }
+        for &id in self.pools.keys() {
+            if self.pool_counts(id) != pools.get(&id).copied().unwrap_or_default() {
+                return Err(format!("pool {}: counted {:?}", id.0, self.pool_counts(id)));
+            }
+        }
+        if aside.len() != self.aside.len() || granted.len() as u64 != counts.slots_granted {
+            return Err("a slot is aside or granted twice".into());
+        }
+        Ok(lines)
+    }
+
+    fn granted_slots(&self) -> BTreeMap<SlotId, ClientId> {
+        let of_clients =
+            self.clients.iter().flat_map(|(&id, client)| client.grants.keys().map(move |&slot| (slot, id)));
+        of_clients.chain(self.puts.slots()).collect()
+    }
+
+    fn audit_line(&self, line: LineId) -> Result<(), String> {
+        self.tree.audit(&self.kept, line)?;
+        let entry = self.kept.entry(line);
+        let copy = Copy::of_dram(entry);
+        if copy != Copy::Dirty {
+            return Err(format!("line {}: its copy is {copy:?}", line.0));
+        }
+        if (entry.flags & HELD != 0) != (self.holds.count(line) > 0) {
+            return Err(format!("line {}: held by {}", line.0, self.holds.count(line)));
+        }
+        if (entry.flags & PINNED != 0) != self.pins.end(line).is_some() {
+            return Err(format!("line {}: its pin ends at {:?}", line.0, self.pins.end(line)));
+        }
+        let may_go = entry.flags & (HELD | PINNED) == 0 && self.tree.is_leaf(&self.kept, line);
+        if may_go && !self.policy.is_linked(&self.kept, line) {
+            return Err(format!("line {}: it may go and nothing will ever choose it", line.0));
+        }
+        Ok(())
+    }
+
+    fn audit_lists(&self, lines: &BTreeMap<SlotId, LineId>) -> Result<(), String> {
+        let mut linked = BTreeSet::new();
+        for shelf in self.memory.shelves() {
+            for line in self.policy.audit(&self.kept, shelf)? {
+                let live = self.kept.live(line).ok_or(format!("line {} is in a list and free", line.0))?;
+                if self.shelf_of(live.place.slot) != shelf || !linked.insert(line) {
+                    return Err(format!("line {} is in a list that is not its own", line.0));
+                }
+            }
+        }
+        let marked = lines.values().filter(|&&line| self.policy.is_linked(&self.kept, line)).count();
+        if marked != linked.len() {
+            return Err(format!("{marked} lines marked as listed, {} in lists", linked.len()));
+        }
+        Ok(())
+    }
+
+    /// Every hold has a holder.
+    fn audit_holds(&self) -> Result<(), String> {
+        let mut counts: BTreeMap<LineId, u32> = BTreeMap::new();
+        let of_gots =
+            self.clients.values().flat_map(|client| client.gots.iter().flat_map(|got| got.held.iter().copied()));
+        let of_reservations = self.reservations.values().filter_map(|reservation| reservation.held());
+        for Held { line, generation } in of_gots.chain(of_reservations).chain(self.puts.held()) {
+            if self.kept.live(line).is_some_and(|live| live.generation == generation) {
+                *counts.entry(line).or_insert(0) += 1;
+            }
+        }
+        match counts.iter().find(|&(&line, &count)| self.holds.count(line) != count) {
+            Some((line, count)) => {
+                Err(format!("line {}: {count} holders, {} counted", line.0, self.holds.count(*line)))
+            }
+            None if counts.len() != self.holds.len() => Err("a line is held by nobody".into()),
+            None => Ok(()),
+        }
+    }
+
+    fn audit_clients(&self) -> Result<(), String> {
+        let (mut filling, mut reserved) = (BTreeMap::new(), BTreeMap::new());
+        for (id, client) in &self.clients {
+            let mut units = 0;
+            for (&slot, grant) in &client.grants {
+                match grant.named {
+                    Some(named) => {
+                        *filling.entry((named.pool, named.key)).or_insert(0) += 1;
+                        *reserved.entry(named.reservation).or_insert(0) += 1;
+                    }
+                    None => units += u64::from(self.slot_units(slot).unwrap_or(0)),
+                }
+            }
+            if units != client.magazine_units {
+                return Err(format!(
+                    "client {}: {units} units in its magazine, {} counted",
+                    id.0, client.magazine_units
+                ));
+            }
+        }
+        let counted: BTreeMap<_, _> = self.filling.iter().map(|(&key, &count)| (key, count)).collect();
+        let left: BTreeMap<u64, u32> = self.reservations.iter().map(|(&id, of)| (id, of.slots_left())).collect();
+        if counted != filling || left != reserved || self.pins.len() > self.counts.blocks as usize {
+            return Err("reserved keys are counted wrongly".into());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,222 @@
+//! Who is connected and what each holds. Everything comes back when its client is gone.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use lapis_config::{ClientId, Key, PoolId, SlotId, Time};
+
+use super::{Core, hold::Got};
+use crate::{
+    face::Action,
+    hash::Map,
+    kept::{Kept, SlotState},
+    policy::{Policy, Shelf},
+};
+
+pub(super) struct Client {
+    pub may_put: bool,
+    /// False between the loss of its connection and its return: it gets nothing new.
+    pub connected: bool,
+    /// Slots that it may be writing, and what for.
+    pub grants: Map<SlotId, Grant>,
+    /// Of those, slots that no reserve named a key for: per shelf.
+    pub magazine: BTreeMap<Shelf, u32>,
+    pub magazine_units: u64,
+    pub last_put: Time,
+    /// Pools whose magazine it was asked for since its last put or abort.
+    pub recalled: BTreeSet<PoolId>,
+    /// What it was answered and has not released, oldest first.
+    pub gots: VecDeque<Got>,
+}
+
+/// What a granted slot is for: `None`, whatever its client likes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Grant {
+    pub named: Option<Named>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Named {
+    pub pool: PoolId,
+    pub key: Key,
+    pub reservation: u64,
+}
+
+impl Client {
+    pub fn new(may_put: bool, connected: bool, now: Time) -> Self {
+        Self {
+            may_put,
+            connected,
+            grants: Map::default(),
+            magazine: BTreeMap::new(),
+            magazine_units: 0,
+            last_put: now,
+            recalled: BTreeSet::new(),
+            gots: VecDeque::new(),
+        }
+    }
+}
+
+impl<K: Kept, P: Policy> Core<K, P> {
+    pub fn client_added(&mut self, id: ClientId, may_put: bool) {
+        let former = self.clients.insert(id, Client::new(may_put, true, self.now));
+        assert!(former.is_none(), "numbers of clients are never used twice");
+    }
+
+    /// The connection is lost: the client gets nothing new, its calls are not answered, what it was shown may go. Its
+    /// granted slots stay its own.
+    pub fn client_lost(&mut self, id: ClientId) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        client.connected = false;
+        for got in std::mem::take(&mut client.gots) {
+            self.end_hold(id, got);
+        }
+        self.cancel_gets(id);
+        self.cancel_puts(id);
+        self.run();
+    }
+
+    /// No process is left that could write into its slots: they are free.
+    pub fn client_gone(&mut self, id: ClientId) {
+        self.client_lost(id);
+        let Some(client) = self.clients.get(&id) else { return };
+        let mut slots: Vec<SlotId> = client.grants.keys().copied().collect();
+        slots.sort_unstable();
+        if let Some(adopting) = &mut self.adopting {
+            adopting.gone.push(id);
+            return;
+        }
+        for slot in slots {
+            self.end_grant(id, slot);
+            self.free(slot);
+        }
+        self.clients.remove(&id);
+        self.run();
+    }
+
+    /// The client is back and is still writing only these of its slots: its other ones are free.
+    pub fn client_resumed(&mut self, id: ClientId, writing: &[SlotId]) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        client.connected = true;
+        client.last_put = self.now;
+        client.recalled.clear();
+        if let Some(adopting) = &mut self.adopting {
+            adopting.resumed.push((id, writing.to_vec()));
+            return;
+        }
+        let writing: BTreeSet<SlotId> = writing.iter().copied().collect();
+        let mut slots: Vec<SlotId> = client.grants.keys().copied().filter(|slot| !writing.contains(slot)).collect();
+        slots.sort_unstable();
+        for slot in slots {
+            self.end_grant(id, slot);
+            self.free(slot);
+        }
+        self.run();
+    }
+
+    /// Slots given back unfilled. Slots that are not the client's are left alone.
+    pub fn abort(&mut self, now: Time, id: ClientId, slots: &[SlotId]) {
+        self.clock(now);
+        if self.adopting.is_some() {
+            return;
+        }
+        for &slot in slots {
+            if self.clients.get(&id).is_some_and(|client| client.grants.contains_key(&slot)) {
+                self.end_grant(id, slot);
+                self.free(slot);
+            }
+        }
+        if let Some(client) = self.clients.get_mut(&id) {
+            client.recalled.clear();
+        }
+        self.run();
+    }
+
+    /// The slot is the client's to fill. The kept memory said so before.
+    pub(super) fn record_grant(&mut self, id: ClientId, slot: SlotId, named: Option<Named>) {
+        let (found, _) = self.memory.locate(slot).expect("a granted slot");
+        let (shelf, stride) = (found.shelf, found.slab.stride);
+        let client = self.clients.get_mut(&id).expect("slots are granted to known clients");
+        if let Some(named) = named {
+            *self.filling.entry((named.pool, named.key)).or_insert(0) += 1;
+        } else {
+            *client.magazine.entry(shelf).or_insert(0) += 1;
+            client.magazine_units += u64::from(stride);
+        }
+        let former = client.grants.insert(slot, Grant { named });
+        assert!(former.is_none(), "a slot is granted once");
+    }
+
+    /// The client does not write into the slot any more. What becomes of the slot is the caller's next step. Returns
+    /// what it was for.
+    pub(super) fn end_grant(&mut self, id: ClientId, slot: SlotId) -> Grant {
+        let client = self.clients.get_mut(&id).expect("slots are granted to known clients");
+        let grant = client.grants.remove(&slot).expect("a grant ends once");
+        match grant.named {
+            Some(named) => {
+                let count = self.filling.get_mut(&(named.pool, named.key)).expect("counted when it was granted");
+                *count -= 1;
+                if *count == 0 {
+                    self.filling.remove(&(named.pool, named.key));
+                    self.woken.push((named.pool, named.key));
+                }
+                self.end_reserved(named.reservation);
+            }
+            None => {
+                let (found, _) = self.memory.locate(slot).expect("a granted slot");
+                client.magazine_units -= u64::from(found.slab.stride);
+                let count = client.magazine.get_mut(&found.shelf).expect("counted when it was granted");
+                *count -= 1;
+                if *count == 0 {
+                    client.magazine.remove(&found.shelf);
+                }
+            }
+        }
+        grant
+    }
+
+    /// Takes a free slot for a client; its state is kept before anyone hears of it.
+    pub(super) fn grant(&mut self, shelf: Shelf, id: ClientId) -> Option<SlotId> {
+        let (slab, index) = self.memory.take(shelf)?;
+        self.kept.set_slot_state(&slab, index, SlotState::Granted(id));
+        self.counts.slots_free -= 1;
+        self.counts.slots_granted += 1;
+        Some(slab.slot(index))
+    }
+
+    /// A granted slot is free.
+    pub(super) fn free(&mut self, slot: SlotId) {
+        self.counts.slots_granted -= 1;
+        self.give(slot);
+    }
+
+    /// A slot that nobody writes and nobody names is free.
+    pub(super) fn give(&mut self, slot: SlotId) {
+        let (found, index) = self.memory.locate(slot).expect("a slot of ours");
+        let slab = found.slab;
+        self.kept.set_slot_state(&slab, index, SlotState::Free);
+        self.memory.give(slot);
+        self.counts.slots_free += 1;
+        self.stirred = true;
+    }
+
+    /// Asks for magazines: of clients that have been idle, or, if nothing else can make room, of all but `of`.
+    pub(super) fn recall(&mut self, of: Option<ClientId>) {
+        let wedged = of.is_some();
+        if !wedged && self.now < self.recall_look {
+            return;
+        }
+        self.recall_look = self.now.after(self.options.idle_recall / 8);
+        for (&id, client) in &mut self.clients {
+            let idle = self.now >= client.last_put.after(self.options.idle_recall);
+            if !client.connected || of == Some(id) || !(wedged || idle) {
+                continue;
+            }
+            for &shelf in client.magazine.keys() {
+                let pool = self.memory.of(shelf).pool;
+                if client.recalled.insert(pool) {
+                    self.actions.push_back(Action::Recall { client: id, pool });
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Blocks that may not be evicted: those that a get was answered and whose client has not released them, and parents
+//! whose children are being filled.
+
+use std::collections::BTreeSet;
+
+use lapis_config::{ClientId, LineId, Time};
+
+use super::{Core, HELD};
+use crate::{face::Caller, hash::Map, kept::Kept, policy::Policy};
+
+/// Answers that one client may leave unreleased: more, and its oldest end.
+const GOTS_MAX: usize = 64;
+
+/// A line as it was when it was held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Held {
+    pub line: LineId,
+    pub generation: u64,
+}
+
+/// One answered get.
+pub(super) struct Got {
+    pub token: u64,
+    pub until: Time,
+    pub held: Vec<Held>,
+}
+
+#[derive(Default)]
+pub(super) struct Holds {
+    counts: Map<LineId, u32>,
+    ends: BTreeSet<(Time, ClientId, u64)>,
+}
+
+impl Holds {
+    pub fn until(&self) -> Option<Time> {
+        self.ends.first().map(|&(until, ..)| until)
+    }
+
+    /// The line is unpublished, whoever holds it.
+    pub fn forget(&mut self, line: LineId) {
+        self.counts.remove(&line);
+    }
+
+    pub fn count(&self, line: LineId) -> u32 {
+        self.counts.get(&line).copied().unwrap_or(0)
+    }
+
+    pub fn len(&self) -> usize {
+        self.counts.len()
+    }
+}
+
+impl<K: Kept, P: Policy> Core<K, P> {
+    /// Whatever the client was shown by this call may go again.
+    pub fn release(&mut self, caller: Caller) {
+        let Some(client) = self.clients.get_mut(&caller.client) else { return };
+        let Some(at) = client.gots.iter().position(|got| got.token == caller.token) else { return };
+        let got = client.gots.remove(at).expect("found above");
+        self.end_hold(caller.client, got);
+        self.run();
+    }
+
+    pub(super) fn hold(&mut self, line: LineId) -> Held {
+        let generation = self.kept.live(line).expect("a live line is held").generation;
+        *self.holds.counts.entry(line).or_insert(0) += 1;
+        self.kept.entry_mut(line).flags |= HELD;
+        Held { line, generation }
+    }
+
+    pub(super) fn unhold(&mut self, held: Held) {
+        let Held { line, generation } = held;
+        if self.kept.live(line).is_none_or(|live| live.generation != generation) {
+            return;
+        }
+        let count = self.holds.counts.get_mut(&line).expect("a held line is counted");
+        *count -= 1;
+        if *count == 0 {
+            self.holds.counts.remove(&line);
+            self.kept.entry_mut(line).flags &= !HELD;
+            self.relink(line);
+            self.stirred = true;
+        }
+    }
+
+    /// Keeps what a get was answered until its release, or `until`.
+    pub(super) fn keep_got(&mut self, to: Caller, until: Time, held: Vec<Held>) {
+        let client = self.clients.get_mut(&to.client).expect("only known clients are answered");
+        self.holds.ends.insert((until, to.client, to.token));
+        client.gots.push_back(Got { token: to.token, until, held });
+        if client.gots.len() > GOTS_MAX {
+            let oldest = client.gots.pop_front().expect("more than one");
+            self.end_hold(to.client, oldest);
+        }
+    }
+
+    pub(super) fn end_hold(&mut self, client: ClientId, got: Got) {
+        self.holds.ends.remove(&(got.until, client, got.token));
+        for held in got.held {
+            self.unhold(held);
+        }
+    }
+
+    pub(super) fn expire_holds(&mut self) {
+        while let Some(&(until, client, token)) = self.holds.ends.first() {
+            if until > self.now {
+                return;
+            }
+            self.holds.ends.pop_first();
+            let Some(holder) = self.clients.get_mut(&client) else { continue };
+            let at = holder.gots.iter().position(|got| got.token == token && got.until == until);
+            if let Some(got) = at.and_then(|at| holder.gots.remove(at)) {
+                self.end_hold(client, got);
+            }
+        }
+    }
+}

@@ -1,0 +1,357 @@
+//! Slots for puts: magazines, reserves, and those that wait for room, first come first served per shelf.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use lapis_config::{BATCH_KEYS_MAX, ClientId, Key, PoolId, PoolKind, Refusal, SlotId, Time, UNIT_BYTES};
+
+use super::{Core, Growth, clients::Named, hold::Held, room::Room};
+use crate::{
+    face::{Caller, Parent, Reply, Reserved},
+    kept::Kept,
+    policy::{Policy, Shelf},
+};
+
+/// A call that wants slots.
+pub(super) struct Waiter {
+    to: Caller,
+    shelf: Shelf,
+    need: u32,
+    slots: Vec<SlotId>,
+    /// From then on nothing waits for memory that is being populated: blocks are evicted.
+    evict_from: Time,
+    deadline: Time,
+    ask: Ask,
+}
+
+enum Ask {
+    Refill,
+    Reserve {
+        pool: PoolId,
+        keys: Vec<Key>,
+        /// Which keys were there already.
+        there: Vec<bool>,
+        parent: Option<Held>,
+    },
+}
+
+/// The parent of a batch that is being filled: held until the batch is committed.
+pub(super) struct Reservation {
+    parent: Option<Held>,
+    slots_left: u32,
+}
+
+#[derive(Default)]
+pub(super) struct PutWaits {
+    queues: BTreeMap<Shelf, VecDeque<Waiter>>,
+    count: usize,
+    /// When a waiting call is to be looked at. An entry may outlive its call.
+    wakes: BTreeSet<(Time, Shelf)>,
+}
+
+impl PutWaits {
+    pub fn wake(&self) -> Option<Time> {
+        self.wakes.first().map(|&(at, _)| at)
+    }
+
+    pub fn shelves_waiting(&self) -> impl Iterator<Item = Shelf> + '_ {
+        self.queues.keys().copied()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    pub fn waits(&self, shelf: Shelf) -> bool {
+        self.queues.contains_key(&shelf)
+    }
+
+    /// Slots that waiting calls have got so far.
+    pub fn slots(&self) -> impl Iterator<Item = (SlotId, ClientId)> + '_ {
+        self.queues.values().flatten().flat_map(|waiter| waiter.slots.iter().map(|&slot| (slot, waiter.to.client)))
+    }
+
+    /// Parents that waiting calls hold.
+    pub fn held(&self) -> impl Iterator<Item = Held> + '_ {
+        self.queues.values().flatten().filter_map(|waiter| match waiter.ask {
+            Ask::Reserve { parent, .. } => parent,
+            Ask::Refill => None,
+        })
+    }
+
+    fn push(&mut self, waiter: Waiter) {
+        self.queues.entry(waiter.shelf).or_default().push_back(waiter);
+        self.count += 1;
+    }
+
+    fn push_front(&mut self, waiter: Waiter) {
+        self.queues.entry(waiter.shelf).or_default().push_front(waiter);
+        self.count += 1;
+    }
+
+    fn pop(&mut self, shelf: Shelf) -> Option<Waiter> {
+        let queue = self.queues.get_mut(&shelf)?;
+        let waiter = queue.pop_front().expect("an empty queue is removed");
+        if queue.is_empty() {
+            self.queues.remove(&shelf);
+        }
+        self.count -= 1;
+        Some(waiter)
+    }
+
+    fn take_if(&mut self, shelf: Shelf, which: impl Fn(&Waiter) -> bool) -> Vec<Waiter> {
+        let Some(queue) = self.queues.get_mut(&shelf) else { return Vec::new() };
+        let (taken, left) = std::mem::take(queue).into_iter().partition::<VecDeque<_>, _>(which);
+        self.count -= taken.len();
+        *queue = left;
+        if queue.is_empty() {
+            self.queues.remove(&shelf);
+        }
+        taken.into()
+    }
+}
+
+impl Reservation {
+    pub fn held(&self) -> Option<Held> {
+        self.parent
+    }
+
+    pub fn slots_left(&self) -> u32 {
+        self.slots_left
+    }
+}
+
+impl<K: Kept, P: Policy> Core<K, P> {
+    /// Wants up to `count` slots of `slot_bytes` for the client's magazine; answered by `Granted` with at least one, or
+    /// `Refused`.
+    pub fn refill(&mut self, now: Time, to: Caller, pool: PoolId, slot_bytes: u32, count: u32, deadline: Time) {
+        self.clock(now);
+        let shelf = match self.shelf_for(to.client, pool, slot_bytes) {
+            Ok(shelf) => shelf,
+            Err(reason) => return self.refuse(to, reason),
+        };
+        let room = self.magazine_room(to.client, shelf);
+        if room == 0 {
+            return self.refuse(to, Refusal::Limit);
+        }
+        self.wait_for_slots(to, shelf, count.clamp(1, room), deadline, Ask::Refill);
+    }
+
+    /// Wants a slot of `slot_bytes` for each key that is not there. Until the slots are committed or given back, the
+    /// block before the first of them stays, and gets may wait for the keys. At the deadline the first keys have the
+    /// slots that there are, the others are refused.
+    #[allow(clippy::too_many_arguments, reason = "the request has so many parts")]
+    pub fn reserve(
+        &mut self,
+        now: Time,
+        to: Caller,
+        pool: PoolId,
+        slot_bytes: u32,
+        keys: &[Key],
+        parent: Parent,
+        deadline: Time,
+    ) {
+        self.clock(now);
+        let shelf = match self.shelf_for(to.client, pool, slot_bytes) {
+            Ok(_) if keys.len() > BATCH_KEYS_MAX => return self.refuse(to, Refusal::Limit),
+            Ok(shelf) => shelf,
+            Err(reason) => return self.refuse(to, reason),
+        };
+        let mut before = match parent {
+            Parent::Key(key) => self.kept.find(pool, &key),
+            Parent::None | Parent::Previous => None,
+        };
+        let (mut there, mut need) = (Vec::with_capacity(keys.len()), 0);
+        for key in keys {
+            let line = self.kept.find(pool, key);
+            if need == 0 && line.is_some() {
+                before = line;
+            }
+            need += u32::from(line.is_none());
+            there.push(line.is_some());
+        }
+        let parent = before.filter(|_| need > 0).map(|line| self.hold(line));
+        self.wait_for_slots(to, shelf, need, deadline, Ask::Reserve { pool, keys: keys.to_vec(), there, parent });
+    }
+
+    /// Whether a client may put such a block, and where its slot comes from.
+    fn shelf_for(&mut self, id: ClientId, pool: PoolId, slot_bytes: u32) -> Result<Shelf, Refusal> {
+        let client = self.clients.get(&id).filter(|client| client.connected).ok_or(Refusal::Gone)?;
+        if !client.may_put {
+            return Err(Refusal::ReadOnly);
+        }
+        let def = self.pools.get(&pool).ok_or(Refusal::NoPool)?.def;
+        let asked = slot_bytes.div_ceil(UNIT_BYTES as u32).max(1);
+        if asked > def.slot_units {
+            return Err(Refusal::TooLarge);
+        }
+        let stride = match def.kind {
+            PoolKind::Chain => def.slot_units,
+            // The classes of `sizes::slot_bytes`: a client that asks for another size gets the next one.
+            PoolKind::Object => asked.next_multiple_of(((1 << asked.ilog2()) >> 2).max(1)).min(def.slot_units),
+        };
+        if self.adopting.is_some() {
+            return Err(Refusal::NotReady);
+        }
+        let shelf = self.memory.shelf(pool, stride);
+        self.policy.shelves(self.memory.shelves().count());
+        Ok(shelf)
+    }
+
+    /// Slots that the client's magazine may still get; one at least for an empty one.
+    pub(super) fn magazine_room(&self, id: ClientId, shelf: Shelf) -> u32 {
+        let client = &self.clients[&id];
+        let stride = u64::from(self.memory.of(shelf).stride);
+        let most = (self.options.magazine_bytes_max / UNIT_BYTES).min(u64::from(self.memory.buddy.units()) / 16);
+        let room = most.saturating_sub(client.magazine_units) / stride;
+        let least = u64::from(!client.magazine.contains_key(&shelf));
+        room.max(least).min(BATCH_KEYS_MAX as u64) as u32
+    }
+
+    fn refuse(&mut self, to: Caller, reason: Refusal) {
+        if reason != Refusal::Gone {
+            self.counts.puts_refused += 1;
+        }
+        self.reply(to, Reply::Refused(reason));
+    }
+
+    fn wait_for_slots(&mut self, to: Caller, shelf: Shelf, need: u32, deadline: Time, ask: Ask) {
+        let patience = deadline.since_us(self.now) / 2;
+        let evict_from = Time(self.now.0 + patience);
+        let waiter = Waiter { to, shelf, need, slots: Vec::with_capacity(need as usize), evict_from, deadline, ask };
+        if self.puts.count >= self.options.waits_max {
+            return self.finish(waiter, Refusal::Limit);
+        }
+        self.puts.push(waiter);
+        self.pump.insert(shelf);
+        self.run();
+    }
+
+    /// Gives slots to the calls that wait for some of this shelf, in the order in which they came.
+    pub(super) fn pump(&mut self, shelf: Shelf) {
+        while let Some(mut waiter) = self.puts.pop(shelf) {
+            let patient = self.now < waiter.evict_from;
+            let room = self.obtain(shelf, waiter.need, waiter.to.client, patient, &mut waiter.slots);
+            let some = matches!(waiter.ask, Ask::Refill) && !waiter.slots.is_empty();
+            if room == Room::Enough || some {
+                self.finish(waiter, Refusal::AllPinned);
+            } else if room != Room::Asked && (self.now >= waiter.deadline || self.never_fits(shelf)) {
+                let reason = self.why(room, shelf);
+                self.finish(waiter, reason);
+            } else {
+                self.puts.wakes.insert((waiter.deadline, shelf));
+                if room == Room::Growing {
+                    self.puts.wakes.insert((waiter.evict_from.max(Time(self.now.0 + 1)), shelf));
+                }
+                let client = waiter.to.client;
+                self.puts.push_front(waiter);
+                if room == Room::Wedged {
+                    self.recall(Some(client));
+                    self.look_aside_later();
+                }
+                return;
+            }
+        }
+    }
+
+    /// Whether no extent, and none to come, holds one slot of the shelf.
+    fn never_fits(&self, shelf: Shelf) -> bool {
+        self.growth == Growth::Denied
+            && self.memory.buddy.units() > 0
+            && !self.memory.fits(self.memory.of(shelf).stride)
+    }
+
+    fn why(&self, room: Room, shelf: Shelf) -> Refusal {
+        if self.never_fits(shelf) {
+            Refusal::NoExtentFits
+        } else if room == Room::Growing || self.memory.buddy.growing() || self.memory.buddy.units() == 0 {
+            Refusal::NotReady
+        } else {
+            Refusal::AllPinned
+        }
+    }
+
+    /// Ends the waits whose time has come; what they got so far is theirs.
+    pub(super) fn expire_puts(&mut self) {
+        while let Some(&(at, shelf)) = self.puts.wakes.first() {
+            if at > self.now {
+                return;
+            }
+            self.puts.wakes.pop_first();
+            self.pump(shelf);
+            let now = self.now;
+            for waiter in self.puts.take_if(shelf, |waiter| waiter.deadline <= now) {
+                let reason = self.why(Room::Wedged, shelf);
+                self.finish(waiter, reason);
+            }
+        }
+    }
+
+    /// Answers a call with the slots that it got; keys beyond them are refused.
+    fn finish(&mut self, waiter: Waiter, reason: Refusal) {
+        let Waiter { to, shelf, slots, ask, .. } = waiter;
+        match ask {
+            Ask::Refill if slots.is_empty() => self.refuse(to, reason),
+            Ask::Refill => {
+                for &slot in &slots {
+                    self.record_grant(to.client, slot, None);
+                }
+                self.reply_granted(to, shelf, slots);
+            }
+            Ask::Reserve { pool, keys, there, parent } => {
+                let reservation = self.reservation_next;
+                self.reservation_next += 1;
+                if slots.is_empty() {
+                    parent.into_iter().for_each(|held| self.unhold(held));
+                } else {
+                    let kept = Reservation { parent, slots_left: slots.len() as u32 };
+                    self.reservations.insert(reservation, kept);
+                }
+                let (mut slots, mut results) = (slots.into_iter(), Vec::with_capacity(keys.len()));
+                for (&key, there) in keys.iter().zip(there) {
+                    results.push(if there {
+                        Reserved::Exists
+                    } else if let Some(slot) = slots.next() {
+                        self.record_grant(to.client, slot, Some(Named { pool, key, reservation }));
+                        Reserved::Slot(slot)
+                    } else {
+                        self.counts.puts_refused += 1;
+                        Reserved::Refused(reason)
+                    });
+                }
+                self.reply(to, Reply::Reserved { results });
+            }
+        }
+    }
+
+    pub(super) fn reply_granted(&mut self, to: Caller, shelf: Shelf, slots: Vec<SlotId>) {
+        let own = self.memory.of(shelf);
+        let (pool, slot_bytes) = (own.pool, own.stride * UNIT_BYTES as u32);
+        self.reply(to, Reply::Granted { pool, slot_bytes, slots });
+    }
+
+    /// One slot of a reservation is not being filled any more.
+    pub(super) fn end_reserved(&mut self, reservation: u64) {
+        let left = self.reservations.get_mut(&reservation).expect("it has slots left");
+        left.slots_left -= 1;
+        if left.slots_left == 0 {
+            let ended = self.reservations.remove(&reservation).expect("looked up above");
+            self.ended_parents.extend(ended.parent);
+        }
+    }
+
+    /// Nobody hears the answers any more: slots whose numbers never left are free.
+    pub(super) fn cancel_puts(&mut self, id: ClientId) {
+        let shelves: Vec<Shelf> = self.puts.shelves_waiting().collect();
+        for shelf in shelves {
+            for waiter in self.puts.take_if(shelf, |waiter| waiter.to.client == id) {
+                for slot in waiter.slots {
+                    self.free(slot);
+                }
+                if let Ask::Reserve { parent: Some(held), .. } = waiter.ask {
+                    self.unhold(held);
+                }
+                self.stirred = true;
+            }
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Where slots come from when a shelf is short: free slots, free memory, slabs that nobody uses, memory to come, and at
+//! last what is coldest.
+
+use lapis_config::{ClientId, SlotId, Time};
+
+use super::{Core, Growth};
+use crate::{
+    face::Action,
+    kept::Kept,
+    policy::{Policy, Shelf},
+};
+
+/// How soon slots aside are looked at again while a put waits, and otherwise, us.
+const LOOK_SOON_US: u64 = 1_000;
+const LOOK_LATER_US: u64 = 100_000;
+
+/// How a search for slots ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    Enough,
+    /// More memory was asked for; the answer comes at once.
+    Asked,
+    /// Memory is being populated.
+    Growing,
+    /// Nothing that may go is left.
+    Wedged,
+}
+
+impl<K: Kept, P: Policy> Core<K, P> {
+    /// Takes slots for a client until there are `need`. `patient`: rather wait for memory that is being populated than
+    /// evict.
+    pub(super) fn obtain(
+        &mut self,
+        shelf: Shelf,
+        need: u32,
+        client: ClientId,
+        patient: bool,
+        slots: &mut Vec<SlotId>,
+    ) -> Room {
+        loop {
+            while slots.len() < need as usize {
+                match self.grant(shelf, client) {
+                    Some(slot) => slots.push(slot),
+                    None => break,
+                }
+            }
+            let short = need - slots.len() as u32;
+            if short == 0 {
+                return Room::Enough;
+            }
+            if self.grow(shelf) {
+                continue;
+            }
+            match self.growth {
+                Growth::Possible => {
+                    self.growth = Growth::Asked;
+                    self.actions.push_back(Action::NeedMemory);
+                    return Room::Asked;
+                }
+                Growth::Asked | Growth::Taken => return Room::Asked,
+                Growth::Denied => {}
+            }
+            if patient && self.memory.buddy.growing() {
+                return Room::Growing;
+            }
+            self.recall(None);
+            if self.take_colder(shelf) || self.evict(shelf, short) > 0 || self.take_any(shelf) {
+                continue;
+            }
+            return Room::Wedged;
+        }
+    }
+
+    /// A new slab for the shelf, of free memory or of slabs that hold nothing.
+    fn grow(&mut self, shelf: Shelf) -> bool {
+        let least = self.options.slab_units_min;
+        loop {
+            if let Some(slab) = self.memory.grow(shelf, least, !self.memory.buddy.growing()) {
+                self.kept.set_slab(&slab);
+                self.counts.slots_free += u64::from(slab.slots());
+                return true;
+            }
+            let Some(slab) = self.memory.empty_slab(shelf) else { return false };
+            self.release_slab(slab.base.0);
+        }
+    }
+
+    /// Gives the memory of an empty slab back.
+    pub(super) fn release_slab(&mut self, base: u32) {
+        let slab = self.memory.slab(base).slab;
+        self.kept.forget_slab(&slab);
+        self.memory.release(base);
+        self.counts.slots_free -= u64::from(slab.slots());
+    }
+
+    /// Sees to it that slots aside are looked at again: soon, if a put waits.
+    pub(super) fn look_aside_later(&mut self) {
+        if !self.aside.is_empty() {
+            let wait = if self.puts.is_empty() { LOOK_LATER_US } else { LOOK_SOON_US };
+            self.aside_look = self.aside_look.min(Time(self.now.0 + wait));
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Kept memory as plain arrays, for replay and for tests: nothing is shared, hazards are a set.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lapis_config::{Entry, Key, LineId, PoolId, SlotId};
+
+use crate::{
+    hash::Map,
+    kept::{Kept, Live, NoLine, Place, Slab, SlotState, Tier},
+};
+
+/// How many occupied lines a full table names, as its windows would.
+const CANDIDATES: u32 = 32;
+
+pub struct PlainKept {
+    lines: Vec<Option<Live>>,
+    generations: Vec<u64>,
+    entries: Vec<Entry>,
+    free: Vec<LineId>,
+    index: Map<(PoolId, Key), LineId>,
+    slots: Vec<SlotState>,
+    slabs: BTreeMap<u32, Slab>,
+    hazards: BTreeSet<SlotId>,
+}
+
+impl PlainKept {
+    /// Room for `lines` blocks. Any line serves any key: the table is full only when every line is taken.
+    pub fn new(lines: u32) -> Self {
+        Self {
+            lines: vec![None; lines as usize],
+            generations: vec![0; lines as usize],
+            entries: vec![Entry::default(); lines as usize],
+            free: (0..lines).rev().map(LineId).collect(),
+            index: Map::default(),
+            slots: Vec::new(),
+            slabs: BTreeMap::new(),
+            hazards: BTreeSet::new(),
+        }
+    }
+
+    /// As a reader does: from now on the slot is named, or not.
+    pub fn name(&mut self, slot: SlotId, named: bool) {
+        if named {
+            self.hazards.insert(slot);
+        } else {
+            self.hazards.remove(&slot);
+        }
+    }
+
+    pub fn is_named(&self, slot: SlotId) -> bool {
+        self.hazards.contains(&slot)
+    }
+
+    /// The recorded slabs, in order of place.
+    pub fn slabs(&self) -> impl Iterator<Item = &Slab> {
+        self.slabs.values()
+    }
+
+    /// What a daemon's death and a new start leave: all live lines unverified.
+    pub fn restart(&mut self) {
+        for live in self.lines.iter_mut().flatten() {
+            live.place.tier = Tier::DramUnverified;
+        }
+    }
+}
+
+impl Kept for PlainKept {
+    fn lines(&self) -> u32 {
+        self.lines.len() as u32
+    }
+
+    fn find(&self, pool: PoolId, key: &Key) -> Option<LineId> {
+        self.index.get(&(pool, *key)).copied()
+    }
+
+    fn live(&self, line: LineId) -> Option<Live> {
+        *self.lines.get(line.0 as usize)?
+    }
+
+    fn publish(&mut self, pool: PoolId, key: &Key, place: Place) -> Result<LineId, NoLine> {
+        let Some(line) = self.free.pop() else {
+            let from = (key.0[0] ^ key.0[3]) as u32 % self.lines();
+            let candidates = (0..CANDIDATES.min(self.lines())).map(|i| LineId((from + i) % self.lines())).collect();
+            return Err(NoLine { candidates });
+        };
+        let generation = &mut self.generations[line.0 as usize];
+        *generation += 1;
+        let former = self.index.insert((pool, *key), line);
+        assert!(former.is_none(), "a key has one line");
+        self.lines[line.0 as usize] = Some(Live { pool, key: *key, place, generation: *generation });
+        Ok(line)
+    }
+
+    fn rebind(&mut self, line: LineId, place: Place) {
+        self.generations[line.0 as usize] += 1;
+        let generation = self.generations[line.0 as usize];
+        let live = self.lines[line.0 as usize].as_mut().expect("a live line");
+        (live.place, live.generation) = (place, generation);
+    }
+
+    fn verified(&mut self, line: LineId) {
+        self.lines[line.0 as usize].as_mut().expect("a live line").place.tier = Tier::Dram;
+    }
+
+    fn unpublish(&mut self, line: LineId) {
+        let live = self.lines[line.0 as usize].take().expect("a live line");
+        self.generations[line.0 as usize] += 1;
+        self.index.remove(&(live.pool, live.key));
+        self.free.push(line);
+    }
+
+    #[inline]
+    fn entry(&self, line: LineId) -> &Entry {
+        &self.entries[line.0 as usize]
+    }
+
+    #[inline]
+    fn entry_mut(&mut self, line: LineId) -> &mut Entry {
+        &mut self.entries[line.0 as usize]
+    }
+
+    fn slot_state(&self, slab: &Slab, index: u32) -> SlotState {
+        self.slots[(slab.base.0 + index) as usize]
+    }
+
+    fn set_slot_state(&mut self, slab: &Slab, index: u32, state: SlotState) {
+        self.slots[(slab.base.0 + index) as usize] = state;
+    }
+
+    fn set_slab(&mut self, slab: &Slab) {
+        let end = (slab.base.0 + slab.slots()) as usize;
+        if self.slots.len() < end {
+            self.slots.resize(end, SlotState::Free);
+        }
+        self.slots[slab.base.0 as usize..end].fill(SlotState::Free);
+        let former = self.slabs.insert(slab.base.0, *slab);
+        assert!(former.is_none(), "a slab is recorded once");
+    }
+
+    fn forget_slab(&mut self, slab: &Slab) {
+        let former = self.slabs.remove(&slab.base.0);
+        assert_eq!(former, Some(*slab), "only a recorded slab is forgotten");
+    }
+
+    fn named(&mut self, slots: &[SlotId], named: &mut Vec<bool>) {
+        named.clear();
+        named.extend(slots.iter().map(|slot| self.hazards.contains(slot)));
+    }
+}

@@ -1,0 +1,76 @@
+//! Least recently used first; one list per shelf.
+
+use lapis_config::{Hint, LineId, Time};
+
+use super::{
+    Policy, Shelf,
+    list::{EMPTY, List, listed},
+    tenths,
+};
+use crate::kept::Kept;
+
+#[derive(Debug, Default)]
+pub struct Lru {
+    lists: Vec<List>,
+}
+
+impl Lru {
+    fn list(&mut self, shelf: Shelf) -> &mut List {
+        &mut self.lists[shelf.0 as usize]
+    }
+}
+
+impl Policy for Lru {
+    fn shelves(&mut self, shelves: usize) {
+        self.lists.resize(shelves, EMPTY);
+    }
+
+    #[inline]
+    fn used<K: Kept>(&mut self, kept: &mut K, shelf: Shelf, line: LineId, now: Time) {
+        let list = self.list(shelf);
+        kept.entry_mut(line).last_use = tenths(now);
+        if list.newest == line {
+            return;
+        }
+        if listed(kept.entry(line)) {
+            list.remove(kept, line);
+        }
+        list.push_newest(kept, line);
+    }
+
+    fn cool<K: Kept>(&mut self, kept: &mut K, shelf: Shelf, line: LineId) {
+        self.unlink(kept, shelf, line);
+        self.list(shelf).push_oldest(kept, line);
+    }
+
+    fn unlink<K: Kept>(&mut self, kept: &mut K, shelf: Shelf, line: LineId) {
+        if listed(kept.entry(line)) {
+            self.list(shelf).remove(kept, line);
+        }
+    }
+
+    fn coldest<K: Kept>(&self, _kept: &K, shelf: Shelf, _now: Time) -> Option<LineId> {
+        let oldest = self.lists[shelf.0 as usize].oldest;
+        oldest.is_some().then_some(oldest)
+    }
+
+    /// A priority is kept in the class for a policy that can honour it; to plain LRU it is a use.
+    fn hinted<K: Kept>(&mut self, kept: &mut K, shelf: Shelf, line: LineId, hint: Hint, now: Time) {
+        match hint {
+            Hint::Ended => self.cool(kept, shelf, line),
+            Hint::WillReturn | Hint::Pinned { .. } => self.used(kept, shelf, line, now),
+            Hint::Priority(priority) => {
+                self.used(kept, shelf, line, now);
+                kept.entry_mut(line).class = priority;
+            }
+        }
+    }
+
+    fn is_linked<K: Kept>(&self, kept: &K, line: LineId) -> bool {
+        listed(kept.entry(line))
+    }
+
+    fn audit<K: Kept>(&self, kept: &K, shelf: Shelf) -> Result<Vec<LineId>, String> {
+        self.lists[shelf.0 as usize].audit(kept)
+    }
+}
