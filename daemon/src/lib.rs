@@ -1,1 +1,16 @@
-//! The Lapis daemon: one per GPU host.
+//! The Lapis daemon: the engine loop, the local server, what a restart keeps, metrics. `main.rs` is its command line.
+
+pub mod admin;
+pub mod client;
+pub mod engine;
+pub mod error;
+pub mod group;
+pub mod keeper;
+pub mod kept;
+pub mod metrics;
+pub mod movers;
+pub mod pins;
+pub mod serve;
+pub mod server;
+pub mod state;
+pub mod status;

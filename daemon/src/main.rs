@@ -1,1 +1,117 @@
-fn main() {}
+//! `lapis`: the daemon and its tools, one binary.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use lapis_config::{Effective, Flags, LoadInput, LogLevel, Options};
+use lapis_transport::control;
+
+mod holder;
+mod show;
+
+#[derive(Parser)]
+#[command(name = "lapis", version, about = "A tiered KV-cache store for LLM inference: one daemon per GPU host")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the daemon of this host
+    Serve {
+        /// Configuration file (TOML); without it the defaults run
+        #[arg(long, short, env = "LAPIS_CONFIG", value_name = "FILE")]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        flags: Flags,
+    },
+    /// Keep the daemon's memory over its restarts, where there is no systemd
+    Hold {
+        /// Unix socket to keep descriptors over (give it to `lapis serve --hold-socket`)
+        #[arg(value_name = "PATH")]
+        path: PathBuf,
+    },
+    /// Show Lapis at work: a daemon, a real client, a request trace, a kill -9 in the middle
+    Demo(lapis_benches::demo::DemoArgs),
+    /// Replay traces through the cache policy alone and count hits
+    Replay(lapis_benches::replay::ReplayArgs),
+    /// Make a request trace, or describe one
+    Trace(lapis_benches::trace::TraceArgs),
+    /// Measure this machine: every figure beside its limit
+    Bench(lapis_benches::bench::BenchArgs),
+    /// Show what a running daemon holds
+    Status {
+        /// The group's socket
+        #[arg(long, env = "LAPIS_SERVER_SOCKET", value_name = "PATH")]
+        socket: Option<PathBuf>,
+        /// One JSON document instead of tables
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check a configuration; print what is in force, where each value came from, and the bytes of the tables
+    CheckConfig {
+        /// Configuration file (TOML); without it defaults, variables and flags are checked
+        #[arg(value_name = "FILE", env = "LAPIS_CONFIG")]
+        file: Option<PathBuf>,
+        /// Print an example file with every option instead
+        #[arg(long)]
+        example: bool,
+        #[command(flatten)]
+        flags: Flags,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lapis: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Serve { config, flags } => {
+            let effective = load(config, flags)?;
+            log_to_stderr(effective.options.log_level);
+            lapis::serve::run(&effective)
+        }
+        Command::Hold { path } => {
+            log_to_stderr(LogLevel::Info);
+            holder::run(&path)
+        }
+        Command::Demo(args) => lapis_benches::demo::run(args),
+        Command::Replay(args) => lapis_benches::replay::run(args),
+        Command::Trace(args) => lapis_benches::trace::run(args),
+        Command::Bench(args) => lapis_benches::bench::run(args),
+        Command::Status { socket, json } => show::run(socket, json),
+        Command::CheckConfig { example: true, .. } => {
+            print!("{}", lapis_config::example());
+            Ok(())
+        }
+        Command::CheckConfig { file, flags, .. } => {
+            print!("{}", load(file, flags)?.render(control::BYTES));
+            Ok(())
+        }
+    }
+}
+
+fn load(file: Option<PathBuf>, flags: Flags) -> anyhow::Result<Effective> {
+    Ok(Options::load(&LoadInput::here(file.as_deref(), flags.0))?)
+}
+
+fn log_to_stderr(level: LogLevel) {
+    let level = match level {
+        LogLevel::Error => tracing::Level::ERROR,
+        LogLevel::Warn => tracing::Level::WARN,
+        LogLevel::Info => tracing::Level::INFO,
+        LogLevel::Debug => tracing::Level::DEBUG,
+        LogLevel::Trace => tracing::Level::TRACE,
+    };
+    let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(terminal).init();
+}

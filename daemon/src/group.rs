@@ -1,0 +1,361 @@
+//! The memory of one trust group: made new, or taken over from a former daemon when format and geometry fit.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use lapis_arena::{
+    Access, Adoption, Extents, MappedWords, Mapping, Private, TableWriter,
+    memfd::{self, Huge},
+    sum, table,
+};
+use lapis_config::{ClientId, LineId, PoolId, PoolShape, UNIT_BYTES};
+use lapis_tiering::{Core, CoreOptions, Lru};
+use lapis_transport::{
+    control::{self, Counters},
+    hold::Keeper,
+};
+
+use crate::{
+    client::Client,
+    error::DaemonError,
+    kept::SharedKept,
+    state::{ClientRecord, Geometry, State},
+    status,
+};
+
+/// One `[[group]]` of the configuration, resolved.
+#[derive(Clone, Debug)]
+pub struct GroupOptions {
+    pub name: String,
+    /// Empty: every uid that may open the socket.
+    pub uids: Vec<u32>,
+    pub may_put: bool,
+    pub geometry: Geometry,
+    pub huge: Huge,
+    pub core: CoreOptions,
+}
+
+/// How a group began.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Nothing was kept.
+    Fresh,
+    /// Something was kept, and why it is not used.
+    Cold(String),
+    Warm,
+}
+
+impl fmt::Display for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fresh => write!(f, "fresh"),
+            Self::Cold(why) => write!(f, "cold: {why}"),
+            Self::Warm => write!(f, "warm"),
+        }
+    }
+}
+
+pub struct Extent {
+    pub fd: OwnedFd,
+    pub mapping: Mapping,
+    pub populated_bytes: u64,
+}
+
+impl Extent {
+    pub fn bytes(&self) -> u64 {
+        self.mapping.len() as u64
+    }
+}
+
+pub struct Group {
+    pub options: GroupOptions,
+    pub core: Core<SharedKept, Lru>,
+    /// Present while the lines of a former daemon are still being taken over; nothing but hits is served until then.
+    pub adoption: Option<Adoption>,
+    /// Lines of the former daemon that the core was not told of yet.
+    pub adopted_lines: Vec<LineId>,
+    pub start: Start,
+    pub table_fd: OwnedFd,
+    /// The lock that keeps a second daemon off this table; held by the open file.
+    _owner: OwnedFd,
+    pub extents: Vec<Extent>,
+    pub space: Extents,
+    pub clients: BTreeMap<ClientId, Client>,
+    /// Shape and sum seed of every pool.
+    pub shapes: BTreeMap<PoolId, (PoolShape, u64)>,
+    /// What clients that ended had reported.
+    pub counters_former: Counters,
+    pub instance: u64,
+    pub table_id: u64,
+}
+
+/// Descriptors of one group as found in the keeper, without the group's prefix.
+pub type Found = BTreeMap<String, OwnedFd>;
+
+/// Everything mapped, before the core is built over it.
+struct Mapped {
+    table: TableWriter<MappedWords>,
+    table_fd: OwnedFd,
+    owner: OwnedFd,
+    state: State,
+    entries: Private<lapis_config::Entry>,
+    slots: Private<u64>,
+    extents: Vec<Extent>,
+}
+
+impl Group {
+    /// Opens the group over what was kept, or over new memory if nothing fitting was. Clients of a former daemon are
+    /// returned with their descriptors; the caller watches them.
+    pub fn open(
+        options: GroupOptions,
+        mut found: Found,
+        keeper: &mut dyn Keeper,
+        entropy: &mut dyn FnMut() -> u64,
+    ) -> Result<(Self, Vec<(ClientRecord, Option<(OwnedFd, OwnedFd)>)>), DaemonError> {
+        let instance = entropy();
+        if found.is_empty() {
+            let group = Self::cold(options, Start::Fresh, keeper, instance, entropy)?;
+            return Ok((group, Vec::new()));
+        }
+        let names: Vec<String> = found.keys().cloned().collect();
+        match Self::warm(&options, &mut found)? {
+            Ok(mapped) => {
+                let (group, formers) = Self::adopt(options, mapped, found, instance);
+                Ok((group, formers))
+            }
+            Err(why) => {
+                for name in names {
+                    keeper.forget(&format!("{}.{name}", options.name)).map_err(DaemonError::keeper("drop"))?;
+                }
+                let group = Self::cold(options, Start::Cold(why), keeper, instance, entropy)?;
+                Ok((group, Vec::new()))
+            }
+        }
+    }
+
+    fn cold(
+        options: GroupOptions,
+        start: Start,
+        keeper: &mut dyn Keeper,
+        instance: u64,
+        entropy: &mut dyn FnMut() -> u64,
+    ) -> Result<Self, DaemonError> {
+        let geometry = options.geometry;
+        let (name, lines) = (options.name.clone(), geometry.lines as u32);
+        let mut make = |part: &str, bytes: u64| -> Result<OwnedFd, DaemonError> {
+            let name = format!("{name}.{part}");
+            let (fd, _) = memfd::create(&name, bytes, Huge::Never)?;
+            keeper.keep(&name, fd.as_fd()).map_err(DaemonError::keeper("keep"))?;
+            Ok(fd)
+        };
+        let units = geometry.ceiling_bytes / UNIT_BYTES;
+        let table_fd = make("table", table::bytes_for(lines))?;
+        let entries_fd = make("entries", u64::from(lines) * 32)?;
+        let slots_fd = make("slots", units * 8)?;
+        let state_fd = make("state", State::bytes_for(geometry.ceiling_bytes))?;
+        let owner = memfd::lock_owner(table_fd.as_fd())?;
+        let words = table_words(&table_fd, lines)?;
+        let table_id = entropy();
+        let writer = TableWriter::create(words, lines, table_id, [entropy(), entropy(), entropy()])?;
+        writer.set_instance(instance);
+        let state_bytes = Private::map(state_fd.as_fd(), State::bytes_for(geometry.ceiling_bytes) as usize)?;
+        let state = State::create(state_bytes, geometry, table_id);
+        let entries = Private::map(entries_fd.as_fd(), lines as usize)?;
+        let slots = Private::map(slots_fd.as_fd(), units as usize)?;
+        let kept = SharedKept::new(writer, state, entries, slots);
+        let core = Core::new(kept, Lru::default(), options.core.clone());
+        Ok(Self {
+            options,
+            core,
+            adoption: None,
+            adopted_lines: Vec::new(),
+            start,
+            table_fd,
+            _owner: owner,
+            extents: Vec::new(),
+            space: Extents::new(),
+            clients: BTreeMap::new(),
+            shapes: BTreeMap::new(),
+            counters_former: Counters::default(),
+            instance,
+            table_id,
+        })
+    }
+
+    /// Maps what was kept; the inner error is why it cannot be used, the outer one why this daemon must not start.
+    fn warm(options: &GroupOptions, found: &mut Found) -> Result<Result<Mapped, String>, DaemonError> {
+        let geometry = options.geometry;
+        let lines = geometry.lines as u32;
+        let Some(table_fd) = found.remove("table") else { return Ok(Err("the table is not among what was kept".into())) };
+        let owner = memfd::lock_owner(table_fd.as_fd())?;
+        let mapped = (|| {
+            let mut take = |part: &str| found.remove(part).ok_or(format!("{part} is not among what was kept"));
+            let (state_fd, entries_fd, slots_fd) = (take("state")?, take("entries")?, take("slots")?);
+            let text = |error: lapis_arena::ArenaError| error.to_string();
+            let state_bytes = State::bytes_for(geometry.ceiling_bytes);
+            let state = Private::map(state_fd.as_fd(), state_bytes as usize).map_err(text)?;
+            let state = State::adopt(state, geometry).map_err(|unlike| unlike.to_string())?;
+            let table = TableWriter::adopt(table_words(&table_fd, lines).map_err(text)?).map_err(text)?;
+            if table.table().table_id() != state.table_id() || table.table().lines() != lines {
+                return Err("table and state are of different tables".to_owned());
+            }
+            let mut extents = Vec::new();
+            for (index, &bytes) in state.extents_bytes().iter().enumerate() {
+                let fd = take(&format!("arena.{index}"))?;
+                let mapping = Mapping::shared(fd.as_fd(), bytes, Access::ReadWrite).map_err(text)?;
+                extents.push(Extent { fd, mapping, populated_bytes: 0 });
+            }
+            let entries = Private::map(entries_fd.as_fd(), lines as usize).map_err(text)?;
+            let units = (geometry.ceiling_bytes / UNIT_BYTES) as usize;
+            let slots = Private::map(slots_fd.as_fd(), units).map_err(text)?;
+            Ok((table, state, entries, slots, extents))
+        })();
+        Ok(mapped.map(|(table, state, entries, slots, extents)| Mapped {
+            table,
+            table_fd,
+            owner,
+            state,
+            entries,
+            slots,
+            extents,
+        }))
+    }
+
+    /// Takes over. From `set_instance` on no view of the former daemon's time is given any more.
+    fn adopt(
+        options: GroupOptions,
+        mapped: Mapped,
+        mut found: Found,
+        instance: u64,
+    ) -> (Self, Vec<(ClientRecord, Option<(OwnedFd, OwnedFd)>)>) {
+        let Mapped { table, table_fd, owner, state, entries, slots, extents } = mapped;
+        table.set_instance(instance);
+        let adoption = Adoption::new(&table);
+        let table_id = table.table().table_id();
+        let formers = state
+            .clients()
+            .map(|record| {
+                let control = found.remove(&format!("client.{}", record.id));
+                let lifeline = found.remove(&format!("life.{}", record.id));
+                (record, control.zip(lifeline))
+            })
+            .collect();
+        let kept = SharedKept::new(table, state, entries, slots);
+        let core = Core::adopt(kept, Lru::default(), options.core.clone());
+        let mut group = Self {
+            options,
+            core,
+            adoption: Some(adoption),
+            adopted_lines: Vec::new(),
+            start: Start::Warm,
+            table_fd,
+            _owner: owner,
+            extents: Vec::new(),
+            space: Extents::new(),
+            clients: BTreeMap::new(),
+            shapes: BTreeMap::new(),
+            counters_former: Counters::default(),
+            instance,
+            table_id,
+        };
+        let shapes: Vec<_> = group.core.kept().state.pools().collect();
+        for (id, shape) in shapes {
+            group.add_pool(id, shape);
+        }
+        for extent in extents {
+            group.add_mapped(extent);
+        }
+        let units = group.space.bytes() / UNIT_BYTES;
+        for slab in group.core.kept_mut().state.adopt_slabs(units) {
+            group.core.adopt_slab(slab);
+        }
+        (group, formers)
+    }
+
+    /// Makes one more extent. It is usable as far as it gets populated.
+    pub fn add_extent(&mut self, bytes: u64, keeper: &mut dyn Keeper) -> Result<memfd::Pages, DaemonError> {
+        let name = format!("{}.arena.{}", self.options.name, self.extents.len());
+        let (fd, pages) = memfd::create(&name, bytes, self.options.huge)?;
+        let mapping = Mapping::shared(fd.as_fd(), bytes, Access::ReadWrite)?;
+        keeper.keep(&name, fd.as_fd()).map_err(DaemonError::keeper("keep"))?;
+        self.core.kept_mut().state.add_extent(bytes);
+        self.add_mapped(Extent { fd, mapping, populated_bytes: 0 });
+        Ok(pages)
+    }
+
+    /// Tells the core of a pool that `state` has.
+    pub fn add_pool(&mut self, id: PoolId, shape: PoolShape) {
+        self.core.pool_added(id, pool_def(&shape));
+        let seed = sum::pool_seed(&shape);
+        self.shapes.insert(id, (shape, seed));
+    }
+
+    fn add_mapped(&mut self, extent: Extent) {
+        self.space.push(extent.mapping.clone()).expect("at most EXTENTS_MAX extents: `Shares` gives no more");
+        self.core.extent_added(extent.mapping.len() as u64);
+        self.extents.push(extent);
+    }
+
+    pub fn geometry(&self) -> lapis_transport::hello::Geometry {
+        lapis_transport::hello::Geometry {
+            table_id: self.table_id,
+            instance: self.instance,
+            lines: self.options.geometry.lines as u32,
+            extents_bytes: self.extents.iter().map(Extent::bytes).collect(),
+        }
+    }
+
+    /// Makes and keeps the memory of a new client: its control memfd and the lifeline (read end, write end).
+    pub fn make_client(
+        &self,
+        id: ClientId,
+        keeper: &mut dyn Keeper,
+    ) -> Result<(OwnedFd, Mapping, OwnedFd, OwnedFd), DaemonError> {
+        let name = format!("{}.client.{}", self.options.name, id.0);
+        let (control_fd, _) = memfd::create(&name, control::BYTES, Huge::Never)?;
+        let mapping = Mapping::shared(control_fd.as_fd(), control::BYTES, Access::ReadWrite)?;
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(|source| DaemonError::Os { what: "make a lifeline pipe", source: source.into() })?;
+        let life = format!("{}.life.{}", self.options.name, id.0);
+        for (name, fd) in [(&name, control_fd.as_fd()), (&life, read.as_fd())] {
+            if let Err(error) = keeper.keep(name, fd) {
+                // Served all the same: only what it is granted at the moment of a kill would stay aside.
+                tracing::error!(%error, name, "the keeper did not take a client's descriptor");
+            }
+        }
+        Ok((control_fd, mapping, read, write))
+    }
+
+    /// Forgets a client whose everything has ended.
+    pub fn remove_client(&mut self, id: ClientId, keeper: &mut dyn Keeper) {
+        if let Some(client) = self.clients.remove(&id) {
+            status::keep_counters(&mut self.counters_former, client.control.counters());
+        }
+        let kept = self.core.kept_mut();
+        kept.remove_hazards(id);
+        kept.state.remove_client(id);
+        for part in ["client", "life"] {
+            if let Err(error) = keeper.forget(&format!("{}.{part}.{}", self.options.name, id.0)) {
+                tracing::warn!(%error, client = id.0, "the keeper did not drop a client's descriptor");
+            }
+        }
+    }
+}
+
+fn table_words(fd: &OwnedFd, lines: u32) -> Result<MappedWords, lapis_arena::ArenaError> {
+    let bytes = table::bytes_for(lines);
+    Ok(MappedWords::new(&Mapping::shared(fd.as_fd(), bytes, Access::ReadWrite)?, 0, bytes as usize / 8))
+}
+
+/// The core's view of a pool.
+fn pool_def(shape: &lapis_config::PoolShape) -> lapis_tiering::PoolDef {
+    lapis_tiering::PoolDef {
+        namespace: shape.namespace,
+        kind: shape.kind,
+        block_bytes: shape.block_bytes,
+        slot_units: (lapis_config::sizes::slot_bytes(shape, shape.block_bytes) / UNIT_BYTES) as u32,
+    }
+}

@@ -1,0 +1,171 @@
+//! The kept memory of one group behind the core's `Kept`: the shared table, the private entries, the slot states, the
+//! slab map in `state`, and the hazard pages of every client that may still read.
+
+use lapis_arena::{Hazards, LineState, MappedWords, Private, TableWriter, hazard};
+use lapis_config::{ClientId, Entry, Key, LineId, PoolId, SlotId};
+use lapis_tiering::kept::{Kept, Live, NoLine, Place, Slab, SlotState, Tier};
+
+use crate::state::State;
+
+const FREE: u64 = 0;
+const USED: u64 = 1;
+const GRANTED: u64 = 2;
+const IO_IN: u64 = 3;
+const ASIDE: u64 = 4;
+const KIND_BITS: u32 = 4;
+
+pub struct SharedKept {
+    pub table: TableWriter<MappedWords>,
+    pub state: State,
+    entries: Private<Entry>,
+    /// One word per slot, at `slab.base + index`: `value << 4 | kind`. Sparse: only the first words of a slab are used.
+    slots: Private<u64>,
+    pages: Vec<(ClientId, Hazards)>,
+    /// Scratch of `named`: the asked slots in order, with their places in the answer.
+    asked: Vec<(u32, usize)>,
+}
+
+impl SharedKept {
+    pub fn new(
+        table: TableWriter<MappedWords>,
+        state: State,
+        entries: Private<Entry>,
+        slots: Private<u64>,
+    ) -> Self {
+        Self { table, state, entries, slots, pages: Vec::new(), asked: Vec::new() }
+    }
+
+    /// From now on no slot that this client names is reused.
+    pub fn add_hazards(&mut self, client: ClientId, page: Hazards) {
+        self.pages.push((client, page));
+    }
+
+    /// The client's processes ended, or it was expelled: its page counts as empty.
+    pub fn remove_hazards(&mut self, client: ClientId) {
+        self.pages.retain(|(id, _)| *id != client);
+    }
+
+    /// Calls `visit` with each slot that the client's page names.
+    pub fn hazards_of(&self, client: ClientId, visit: &mut impl FnMut(SlotId)) {
+        for (_, page) in self.pages.iter().filter(|(id, _)| *id == client) {
+            page.each(visit);
+        }
+    }
+}
+
+fn line_state(tier: Tier) -> LineState {
+    match tier {
+        Tier::Dram => LineState::Dram,
+        Tier::DramUnverified => LineState::Unverified,
+        Tier::Elsewhere => LineState::Elsewhere,
+        Tier::Hbm => LineState::Hbm,
+    }
+}
+
+pub(crate) fn tier(state: LineState) -> Tier {
+    match state {
+        LineState::Dram => Tier::Dram,
+        LineState::Unverified => Tier::DramUnverified,
+        LineState::Elsewhere => Tier::Elsewhere,
+        LineState::Hbm => Tier::Hbm,
+    }
+}
+
+impl Kept for SharedKept {
+    fn lines(&self) -> u32 {
+        self.table.table().lines()
+    }
+
+    fn find(&self, pool: PoolId, key: &Key) -> Option<LineId> {
+        self.table.find(pool, key).map(|found| found.line)
+    }
+
+    fn live(&self, line: LineId) -> Option<Live> {
+        self.table.live(line).map(|live| Live {
+            pool: live.pool,
+            key: live.key,
+            place: Place { slot: live.slot, bytes: live.bytes, sum: live.sum, tier: tier(live.state) },
+            generation: live.generation,
+        })
+    }
+
+    fn publish(&mut self, pool: PoolId, key: &Key, place: Place) -> Result<LineId, NoLine> {
+        self.table
+            .publish(pool, key, place.slot, place.bytes, place.sum, line_state(place.tier))
+            .map_err(|candidates| NoLine { candidates })
+    }
+
+    fn rebind(&mut self, line: LineId, place: Place) {
+        self.table.rebind(line, place.slot, place.bytes, place.sum, line_state(place.tier));
+    }
+
+    fn verified(&mut self, line: LineId) {
+        self.table.set_verified(line);
+    }
+
+    fn unpublish(&mut self, line: LineId) {
+        self.table.unpublish(line);
+    }
+
+    fn entry(&self, line: LineId) -> &Entry {
+        &self.entries[line.0 as usize]
+    }
+
+    fn entry_mut(&mut self, line: LineId) -> &mut Entry {
+        &mut self.entries[line.0 as usize]
+    }
+
+    fn slot_state(&self, slab: &Slab, index: u32) -> SlotState {
+        let word = self.slots[(slab.base.0 + index) as usize];
+        let value = (word >> KIND_BITS) as u32;
+        match word & ((1 << KIND_BITS) - 1) {
+            FREE => SlotState::Free,
+            USED => SlotState::Used(LineId(value)),
+            GRANTED => SlotState::Granted(ClientId(value)),
+            IO_IN => SlotState::IoIn,
+            // An unknown kind can only be damage: nobody may reuse the slot before a cold start.
+            _ => SlotState::Aside,
+        }
+    }
+
+    fn set_slot_state(&mut self, slab: &Slab, index: u32, state: SlotState) {
+        let (kind, value) = match state {
+            SlotState::Free => (FREE, 0),
+            SlotState::Used(line) => (USED, line.0),
+            SlotState::Granted(client) => (GRANTED, client.0),
+            SlotState::IoIn => (IO_IN, 0),
+            SlotState::Aside => (ASIDE, 0),
+        };
+        self.slots[(slab.base.0 + index) as usize] = u64::from(value) << KIND_BITS | kind;
+        // SIGKILL keeps stores in the order in which they were made: the grant's record before the grant.
+        std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::Release);
+    }
+
+    fn set_slab(&mut self, slab: &Slab) {
+        // What a former use of this memory left must not be read as states of the new slots.
+        for index in 0..slab.slots() {
+            self.slots[(slab.base.0 + index) as usize] = FREE;
+        }
+        self.state.set_slab(slab);
+    }
+
+    fn forget_slab(&mut self, slab: &Slab) {
+        self.state.forget_slab(slab);
+    }
+
+    fn named(&mut self, slots: &[SlotId], named: &mut Vec<bool>) {
+        named.clear();
+        named.resize(slots.len(), false);
+        self.asked.clear();
+        self.asked.extend(slots.iter().enumerate().map(|(i, slot)| (slot.0, i)));
+        self.asked.sort_unstable();
+        // Its fence is the other half of the readers' one: either a reader's check sees the unpublished line, or this
+        // scan sees its hazard.
+        let asked = &self.asked;
+        hazard::scan(self.pages.iter().map(|(_, page)| page), &mut |slot| {
+            if let Ok(at) = asked.binary_search_by_key(&slot.0, |(asked, _)| *asked) {
+                named[asked[at].1] = true;
+            }
+        });
+    }
+}

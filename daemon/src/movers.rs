@@ -1,0 +1,191 @@
+//! What takes time and moves or reads bytes beside the engine loop: populating extents, checking sums. The loop hands
+//! over work and polls for what ended; the simulator has a twin with delays of its own.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+};
+
+use crossbeam::channel::{Receiver, Sender, unbounded};
+use lapis_arena::{Mapping, Sum, sum};
+use lapis_config::{Key, OpId};
+use lapis_tiering::face::Outcome;
+
+/// Bytes populated between two reports: small enough that slots become usable early, about 50 ms of first touches.
+const POPULATE_CHUNK_BYTES: usize = 32 << 20;
+
+/// Check a block in its slot.
+#[derive(Debug)]
+pub struct Verify {
+    pub mapping: Mapping,
+    pub offset: usize,
+    pub key: Key,
+    pub bytes: u32,
+    pub pieces: u16,
+    /// Of the pool: a block may be shorter.
+    pub block_bytes: u64,
+    pub pool_seed: u64,
+    pub sum: u64,
+}
+
+#[derive(Debug)]
+pub enum Job {
+    Populate { group: usize, extent: usize, mapping: Mapping },
+    Verify { group: usize, op: OpId, block: Verify },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// The first `bytes` of the extent have memory.
+    Populated { group: usize, extent: usize, bytes: u64 },
+    /// No memory was to be had beyond what was reported before.
+    PopulateFailed { group: usize, extent: usize, reason: String },
+    Verified { group: usize, op: OpId, outcome: Outcome },
+}
+
+pub trait Movers {
+    fn submit(&mut self, job: Job);
+    fn poll(&mut self) -> Option<Done>;
+}
+
+/// Threads that do the work; each end rings the engine's waker.
+pub struct Threads {
+    populate: Sender<Job>,
+    verify: Sender<Job>,
+    done: Receiver<Done>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Threads {
+    /// `populate_threads` for first touches and one for sums. `wake` is called after each report.
+    pub fn start(populate_threads: usize, wake: impl Fn() + Send + Sync + 'static) -> std::io::Result<Self> {
+        let (populate, populate_jobs) = unbounded();
+        let (verify, verify_jobs) = unbounded();
+        let (report, done) = unbounded();
+        let (stop, wake) = (Arc::new(AtomicBool::new(false)), Arc::new(wake));
+        let mut threads = Vec::new();
+        for (count, name, jobs) in [(populate_threads, "populate", populate_jobs), (1, "verify", verify_jobs)] {
+            for _ in 0..count {
+                let (jobs, report, stop, wake) = (jobs.clone(), report.clone(), stop.clone(), wake.clone());
+                threads.push(std::thread::Builder::new().name(name.into()).spawn(move || {
+                    work(&jobs, &stop, &mut |done| {
+                        // The engine ended first if this fails: nobody is left to tell.
+                        let _ = report.send(done);
+                        wake();
+                    });
+                })?);
+            }
+        }
+        Ok(Self { populate, verify, done, stop, threads })
+    }
+}
+
+impl Movers for Threads {
+    fn submit(&mut self, job: Job) {
+        let queue = match job {
+            Job::Populate { .. } => &self.populate,
+            Job::Verify { .. } => &self.verify,
+        };
+        queue.send(job).expect("the threads live as long as this");
+    }
+
+    fn poll(&mut self) -> Option<Done> {
+        self.done.try_recv().ok()
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        (self.populate, _) = unbounded();
+        (self.verify, _) = unbounded();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a mover thread panicked");
+            }
+        }
+    }
+}
+
+fn work(jobs: &Receiver<Job>, stop: &AtomicBool, report: &mut dyn FnMut(Done)) {
+    for job in jobs {
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
+        match job {
+            Job::Populate { group, extent, mapping } => populate(group, extent, &mapping, stop, report),
+            Job::Verify { group, op, block } => report(Done::Verified { group, op, outcome: check(&block) }),
+        }
+    }
+}
+
+fn populate(group: usize, extent: usize, mapping: &Mapping, stop: &AtomicBool, report: &mut dyn FnMut(Done)) {
+    let mut at = 0;
+    while at < mapping.len() && !stop.load(Ordering::Relaxed) {
+        let end = (at + POPULATE_CHUNK_BYTES).min(mapping.len());
+        if let Err(error) = mapping.populate_write(at..end) {
+            return report(Done::PopulateFailed { group, extent, reason: error.to_string() });
+        }
+        at = end;
+        report(Done::Populated { group, extent, bytes: at as u64 });
+    }
+}
+
+/// Computes the sum of a block where it lies.
+pub fn check(block: &Verify) -> Outcome {
+    let found = if block.pieces == 1 {
+        sum::of_mapping(block.pool_seed, &block.key, &block.mapping, block.offset, block.bytes)
+    } else {
+        sum_of_pieces(block)
+    };
+    if found == block.sum { Outcome::Ok } else { Outcome::Corrupt }
+}
+
+fn sum_of_pieces(block: &Verify) -> u64 {
+    let piece_bytes = (block.block_bytes / u64::from(block.pieces)) as usize;
+    let (bytes, mut sums) = (u64::from(block.bytes), Vec::with_capacity(usize::from(block.pieces)));
+    for (index, start) in (0..block.bytes as usize).step_by(piece_bytes).enumerate() {
+        let length = piece_bytes.min(block.bytes as usize - start);
+        let mut piece = Sum::piece(block.pool_seed, &block.key, bytes, index as u16, length as u64);
+        sum::update_from(&mut piece, &block.mapping, block.offset + start, length);
+        sums.push(piece.finish());
+    }
+    sum::combine(block.pool_seed, &block.key, bytes, &sums)
+}
+
+/// Movers of the simulator and of tests: they work when told to, in the order that the caller draws.
+#[derive(Default)]
+pub struct Manual {
+    pub waiting: VecDeque<Job>,
+    pub done: VecDeque<Done>,
+}
+
+impl Manual {
+    /// Does the waiting job at `index`.
+    pub fn work(&mut self, index: usize) {
+        let Some(job) = self.waiting.remove(index) else { return };
+        let done = &mut self.done;
+        match job {
+            Job::Populate { group, extent, mapping } => {
+                done.push_back(Done::Populated { group, extent, bytes: mapping.len() as u64 });
+            }
+            Job::Verify { group, op, block } => {
+                done.push_back(Done::Verified { group, op, outcome: check(&block) });
+            }
+        }
+    }
+}
+
+impl Movers for Manual {
+    fn submit(&mut self, job: Job) {
+        self.waiting.push_back(job);
+    }
+    fn poll(&mut self) -> Option<Done> {
+        self.done.pop_front()
+    }
+}

@@ -1,0 +1,427 @@
+//! The *state* memfd of a group: what a restarted daemon must know before it can read the table: format, geometry,
+//! pools, clients, slab map. Mapped by the daemon alone. Drawn in `docs/formats.md`.
+//!
+//! Invariant: a record is written before the word that makes it count, with a compiler fence between: SIGKILL keeps
+//! every store that was made, in order.
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{Ordering, compiler_fence},
+};
+
+use lapis_arena::map::Private;
+use lapis_config::{ClientId, EXTENTS_MAX, Fingerprint, POOLS_MAX, PoolId, PoolKind, PoolShape, SlotId};
+use lapis_tiering::kept::Slab;
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+
+/// "LAPISST" and a zero byte.
+const MAGIC: u64 = u64::from_le_bytes(*b"LAPISST\0");
+/// Changes whenever anything in the kept memfds changes its meaning: unlike versions start cold.
+pub const STATE_VERSION: u32 = 1;
+/// Client records; the bound of `server.clients_max`.
+pub const CLIENT_RECORDS: usize = 4096;
+/// No slab is smaller, which bounds the slab map.
+const SLAB_UNITS_MIN: u64 = 16;
+const LABEL_BYTES: usize = 48;
+
+const POOLS_AT: usize = 4096;
+const CLIENTS_AT: usize = POOLS_AT + POOLS_MAX * size_of::<PoolRecord>();
+const SLABS_AT: usize = CLIENTS_AT + CLIENT_RECORDS * size_of::<ClientRecord>();
+
+/// What the configuration makes of a group; kept memory of another geometry is not used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Geometry {
+    pub lines: u64,
+    pub dram_bytes: u64,
+    pub floor_bytes: u64,
+    pub ceiling_bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Header {
+    magic: u64,
+    version: u32,
+    pools: u32,
+    table_id: u64,
+    /// Starts of a daemon on this table, this one included.
+    boots: u64,
+    geometry: Geometry,
+    client_next: u32,
+    extents: u32,
+    /// Slab records that were ever used; free ones among them have 0 units.
+    slabs: u64,
+    extents_bytes: [u64; EXTENTS_MAX],
+}
+const _: () = assert!(size_of::<Header>() <= POOLS_AT, "the header is one page");
+
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct PoolRecord {
+    namespace: [u8; 32],
+    label: [u8; LABEL_BYTES],
+    label_bytes: u8,
+    /// 1 chain, 2 object.
+    kind: u8,
+    pieces: u16,
+    spare: u32,
+    block_bytes: u64,
+    spare2: [u64; 4],
+}
+const _: () = assert!(size_of::<PoolRecord>() == 128, "layout of kept memory");
+
+/// A client as its daemon remembers it over a restart. `id` 0: no client.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ClientRecord {
+    pub id: u32,
+    pub pid: u32,
+    pub start_time: u64,
+    pub uid: u32,
+    /// Bit 0: may put; bit 1: writes by DMA.
+    pub flags: u32,
+    pub secret: u64,
+    pub name: [u8; 32],
+}
+const _: () = assert!(size_of::<ClientRecord>() == 64, "layout of kept memory");
+
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct SlabRecord {
+    /// 0: no slab starts here.
+    units: u32,
+    stride: u32,
+    pool: u16,
+    spare: u16,
+    base: u32,
+}
+const _: () = assert!(size_of::<SlabRecord>() == 16, "layout of kept memory");
+
+/// The mapped state of one group.
+pub struct State {
+    bytes: Private<u8>,
+    /// Which record holds the slab that starts at a unit; and the records that are free below the high mark.
+    slab_records: BTreeMap<u32, usize>,
+    slab_records_free: Vec<usize>,
+}
+
+/// Why kept memory is not used, for the log.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unlike {
+    #[error("it is no state of a Lapis daemon")]
+    Foreign,
+    #[error("its format is {found}, this daemon's is {expected}")]
+    Version { found: u32, expected: u32 },
+    #[error("its geometry is {found:?}, the configuration asks for {expected:?}")]
+    Geometry { found: Geometry, expected: Geometry },
+    #[error("{what} is damaged")]
+    Damaged { what: &'static str },
+}
+
+impl State {
+    /// Bytes of the memfd for a group that may grow to `ceiling_bytes`; sparse, a few pages are touched.
+    pub fn bytes_for(ceiling_bytes: u64) -> u64 {
+        let slabs = ceiling_bytes / lapis_config::UNIT_BYTES / SLAB_UNITS_MIN + 1;
+        (SLABS_AT as u64 + slabs * size_of::<SlabRecord>() as u64).next_multiple_of(4096)
+    }
+
+    /// A fresh state over zeroed memory.
+    pub fn create(bytes: Private<u8>, geometry: Geometry, table_id: u64) -> Self {
+        let mut state = Self { bytes, slab_records: BTreeMap::new(), slab_records_free: Vec::new() };
+        let header = state.header_mut();
+        header.version = STATE_VERSION;
+        header.table_id = table_id;
+        header.boots = 1;
+        header.geometry = geometry;
+        header.client_next = 1;
+        compiler_fence(Ordering::Release);
+        header.magic = MAGIC;
+        state
+    }
+
+    /// The state of a former daemon, if it is one that this daemon can go on with. Counts the start.
+    pub fn adopt(bytes: Private<u8>, expected: Geometry) -> Result<Self, Unlike> {
+        if (bytes.len() as u64) < Self::bytes_for(expected.ceiling_bytes) {
+            return Err(Unlike::Damaged { what: "its length" });
+        }
+        let mut state = Self { bytes, slab_records: BTreeMap::new(), slab_records_free: Vec::new() };
+        let header = state.header();
+        if header.magic != MAGIC {
+            return Err(Unlike::Foreign);
+        }
+        if header.version != STATE_VERSION {
+            return Err(Unlike::Version { found: header.version, expected: STATE_VERSION });
+        }
+        if header.geometry != expected {
+            return Err(Unlike::Geometry { found: header.geometry, expected });
+        }
+        if header.pools as usize > POOLS_MAX || header.extents as usize > EXTENTS_MAX {
+            return Err(Unlike::Damaged { what: "its count of pools or extents" });
+        }
+        if (0..header.pools as usize).any(|i| state.pool_at(i).is_none()) {
+            return Err(Unlike::Damaged { what: "a pool record" });
+        }
+        state.header_mut().boots += 1;
+        Ok(state)
+    }
+
+    fn header(&self) -> &Header {
+        Header::ref_from_prefix(&self.bytes).expect("the mapping is page-aligned and longer").0
+    }
+
+    fn header_mut(&mut self) -> &mut Header {
+        Header::mut_from_prefix(&mut self.bytes).expect("the mapping is page-aligned and longer").0
+    }
+
+    pub fn table_id(&self) -> u64 {
+        self.header().table_id
+    }
+
+    pub fn boots(&self) -> u64 {
+        self.header().boots
+    }
+
+    pub fn extents_bytes(&self) -> &[u64] {
+        let header = self.header();
+        &header.extents_bytes[..header.extents as usize]
+    }
+
+    /// Records an extent; its memfd is kept already.
+    pub fn add_extent(&mut self, bytes: u64) {
+        let header = self.header_mut();
+        let at = header.extents as usize;
+        header.extents_bytes[at] = bytes;
+        compiler_fence(Ordering::Release);
+        header.extents += 1;
+    }
+
+    pub fn pools(&self) -> impl Iterator<Item = (PoolId, PoolShape)> + '_ {
+        (0..self.header().pools as usize).map(|i| (PoolId(i as u16), self.pool_at(i).expect("checked by adopt")))
+    }
+
+    fn pool_at(&self, index: usize) -> Option<PoolShape> {
+        let at = POOLS_AT + index * size_of::<PoolRecord>();
+        let (record, _) = PoolRecord::ref_from_prefix(&self.bytes[at..]).ok()?;
+        let kind = match record.kind {
+            1 => PoolKind::Chain,
+            2 => PoolKind::Object,
+            _ => return None,
+        };
+        let label = record.label.get(..usize::from(record.label_bytes))?;
+        Some(PoolShape {
+            namespace: Fingerprint(record.namespace),
+            label: std::str::from_utf8(label).ok()?.to_owned(),
+            kind,
+            block_bytes: record.block_bytes,
+            pieces: record.pieces,
+        })
+    }
+
+    /// Records a pool and returns its number; `None` if there are `POOLS_MAX` already.
+    ///
+    /// # Panics
+    /// If the label is longer than 48 bytes: checked where the shape came in.
+    pub fn add_pool(&mut self, shape: &PoolShape) -> Option<PoolId> {
+        let index = self.header().pools as usize;
+        if index == POOLS_MAX {
+            return None;
+        }
+        let mut record = PoolRecord::new_zeroed();
+        record.namespace = shape.namespace.0;
+        record.label[..shape.label.len()].copy_from_slice(shape.label.as_bytes());
+        record.label_bytes = shape.label.len() as u8;
+        record.kind = match shape.kind {
+            PoolKind::Chain => 1,
+            PoolKind::Object => 2,
+        };
+        record.pieces = shape.pieces;
+        record.block_bytes = shape.block_bytes;
+        let at = POOLS_AT + index * size_of::<PoolRecord>();
+        self.bytes[at..at + size_of::<PoolRecord>()].copy_from_slice(record.as_bytes());
+        compiler_fence(Ordering::Release);
+        self.header_mut().pools += 1;
+        Some(PoolId(index as u16))
+    }
+
+    /// A number that no client of this table had before.
+    pub fn next_client(&mut self) -> ClientId {
+        let header = self.header_mut();
+        let id = header.client_next;
+        header.client_next += 1;
+        ClientId(id)
+    }
+
+    pub fn clients(&self) -> impl Iterator<Item = ClientRecord> + '_ {
+        (0..CLIENT_RECORDS).map(|i| *self.client_at(i)).filter(|record| record.id != 0)
+    }
+
+    fn client_at(&self, index: usize) -> &ClientRecord {
+        let at = CLIENTS_AT + index * size_of::<ClientRecord>();
+        ClientRecord::ref_from_prefix(&self.bytes[at..]).expect("aligned and within").0
+    }
+
+    fn client_at_mut(&mut self, index: usize) -> &mut ClientRecord {
+        let at = CLIENTS_AT + index * size_of::<ClientRecord>();
+        ClientRecord::mut_from_prefix(&mut self.bytes[at..]).expect("aligned and within").0
+    }
+
+    /// Records a client; false if all records are taken.
+    pub fn add_client(&mut self, record: ClientRecord) -> bool {
+        let Some(free) = (0..CLIENT_RECORDS).find(|&i| self.client_at(i).id == 0) else { return false };
+        let place = self.client_at_mut(free);
+        *place = ClientRecord { id: 0, ..record };
+        compiler_fence(Ordering::Release);
+        place.id = record.id;
+        true
+    }
+
+    pub fn remove_client(&mut self, id: ClientId) {
+        if let Some(index) = (0..CLIENT_RECORDS).find(|&i| self.client_at(i).id == id.0) {
+            self.client_at_mut(index).id = 0;
+        }
+    }
+
+    fn slab_at(&mut self, index: usize) -> &mut SlabRecord {
+        let at = SLABS_AT + index * size_of::<SlabRecord>();
+        SlabRecord::mut_from_prefix(&mut self.bytes[at..]).expect("within the ceiling").0
+    }
+
+    pub fn set_slab(&mut self, slab: &Slab) {
+        let index = self.slab_records_free.pop().unwrap_or_else(|| {
+            self.header_mut().slabs += 1;
+            self.header().slabs as usize - 1
+        });
+        let record = self.slab_at(index);
+        *record = SlabRecord { units: 0, stride: slab.stride, pool: slab.pool.0, spare: 0, base: slab.base.0 };
+        compiler_fence(Ordering::Release);
+        record.units = slab.units;
+        let former = self.slab_records.insert(slab.base.0, index);
+        assert!(former.is_none(), "a slab is forgotten before its memory is given again");
+    }
+
+    pub fn forget_slab(&mut self, slab: &Slab) {
+        let index = self.slab_records.remove(&slab.base.0).expect("only a recorded slab is forgotten");
+        self.slab_at(index).units = 0;
+        self.slab_records_free.push(index);
+    }
+
+    /// Reads the slab map of a former daemon: the slabs within the first `units` of memory, in order of place. An
+    /// impossible or overlapping record is left out, and its memory counts as empty.
+    pub fn adopt_slabs(&mut self, units: u64) -> Vec<Slab> {
+        let pools = self.header().pools;
+        let high = (self.header().slabs as usize).min((self.bytes.len() - SLABS_AT) / size_of::<SlabRecord>());
+        self.header_mut().slabs = high as u64;
+        let mut found: Vec<(usize, SlabRecord)> = Vec::new();
+        for index in 0..high {
+            let record = *self.slab_at(index);
+            let sound = record.units > 0
+                && (1..=record.units).contains(&record.stride)
+                && u32::from(record.pool) < pools
+                && u64::from(record.base) + u64::from(record.units) <= units;
+            if sound {
+                found.push((index, record));
+            } else {
+                self.slab_at(index).units = 0;
+                self.slab_records_free.push(index);
+            }
+        }
+        found.sort_unstable_by_key(|(_, record)| record.base);
+        let (mut slabs, mut end) = (Vec::with_capacity(found.len()), 0u64);
+        for (index, record) in found {
+            if u64::from(record.base) < end {
+                self.slab_at(index).units = 0;
+                self.slab_records_free.push(index);
+                continue;
+            }
+            end = u64::from(record.base) + u64::from(record.units);
+            self.slab_records.insert(record.base, index);
+            let (base, pool) = (SlotId(record.base), PoolId(record.pool));
+            slabs.push(Slab { base, units: record.units, pool, stride: record.stride });
+        }
+        slabs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsFd, OwnedFd};
+
+    use lapis_arena::memfd::{self, Huge};
+
+    use super::*;
+
+    const GEOMETRY: Geometry =
+        Geometry { lines: 1024, dram_bytes: 64 << 20, floor_bytes: 0, ceiling_bytes: 64 << 20 };
+
+    fn memory() -> OwnedFd {
+        memfd::create("state", State::bytes_for(GEOMETRY.ceiling_bytes), Huge::Never).expect("a memfd").0
+    }
+
+    fn map(fd: &OwnedFd) -> Private<u8> {
+        Private::map(fd.as_fd(), State::bytes_for(GEOMETRY.ceiling_bytes) as usize).expect("a mapping")
+    }
+
+    fn shape(label: &str) -> PoolShape {
+        let namespace = Fingerprint([7; 32]);
+        PoolShape { namespace, label: label.into(), kind: PoolKind::Object, block_bytes: 5 << 20, pieces: 4 }
+    }
+
+    fn slab(base: u32, units: u32) -> Slab {
+        Slab { base: SlotId(base), units, pool: PoolId(0), stride: 16 }
+    }
+
+    #[test]
+    fn a_restart_finds_pools_clients_extents_and_slabs() {
+        let fd = memory();
+        let mut state = State::create(map(&fd), GEOMETRY, 99);
+        assert_eq!(state.add_pool(&shape("k")), Some(PoolId(0)));
+        state.add_extent(64 << 20);
+        let id = state.next_client();
+        assert!(state.add_client(ClientRecord { id: id.0, pid: 5, secret: 3, ..ClientRecord::default() }));
+        for s in [slab(0, 512), slab(512, 1024), slab(2048, 512)] {
+            state.set_slab(&s);
+        }
+        state.forget_slab(&slab(512, 1024));
+        state.set_slab(&slab(1024, 256));
+        drop(state);
+        let mut state = State::adopt(map(&fd), GEOMETRY).expect("the same geometry");
+        assert_eq!((state.table_id(), state.boots()), (99, 2));
+        assert_eq!(state.pools().collect::<Vec<_>>(), vec![(PoolId(0), shape("k"))]);
+        assert_eq!(state.extents_bytes(), [64 << 20]);
+        assert_eq!(state.clients().map(|c| (c.id, c.pid, c.secret)).collect::<Vec<_>>(), vec![(id.0, 5, 3)]);
+        assert_ne!(state.next_client(), id);
+        assert_eq!(state.adopt_slabs(16384), vec![slab(0, 512), slab(1024, 256), slab(2048, 512)]);
+        state.remove_client(id);
+        assert_eq!(state.clients().count(), 0);
+    }
+
+    #[test]
+    fn another_geometry_version_or_file_is_refused_with_both_values() {
+        let fd = memory();
+        drop(State::create(map(&fd), GEOMETRY, 1));
+        let other = Geometry { lines: 2048, ..GEOMETRY };
+        let refused = State::adopt(map(&fd), other).err().expect("another geometry");
+        assert_eq!(refused, Unlike::Geometry { found: GEOMETRY, expected: other });
+        assert!(refused.to_string().contains("1024") && refused.to_string().contains("2048"));
+        map(&fd)[8] = 77;
+        let refused = State::adopt(map(&fd), GEOMETRY).err().expect("another version");
+        assert_eq!(refused, Unlike::Version { found: 77, expected: STATE_VERSION });
+        assert_eq!(State::adopt(map(&memory()), GEOMETRY).err(), Some(Unlike::Foreign));
+    }
+
+    #[test]
+    fn impossible_slab_records_count_as_empty_memory() {
+        let fd = memory();
+        let mut state = State::create(map(&fd), GEOMETRY, 1);
+        state.add_pool(&shape("v"));
+        state.set_slab(&slab(0, 512));
+        state.set_slab(&slab(256, 512));
+        state.set_slab(&Slab { pool: PoolId(9), ..slab(4096, 512) });
+        state.set_slab(&slab(16000, 512));
+        assert_eq!(state.adopt_slabs(16384), vec![slab(0, 512)]);
+        state.set_slab(&slab(8192, 512));
+        drop(state);
+        assert_eq!(State::adopt(map(&fd), GEOMETRY).expect("same").adopt_slabs(16384), vec![slab(0, 512), slab(8192, 512)]);
+    }
+}

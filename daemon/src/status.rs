@@ -1,0 +1,222 @@
+//! What `lapis status` shows of one group, as JSON; and the sums over all groups for the metrics.
+
+use lapis_config::{PoolKind, Time};
+use lapis_tiering::face::Counts;
+use lapis_transport::{control::Counters, wire::Wire};
+use serde::{Deserialize, Serialize};
+
+use crate::{engine::Engine, group::Group, movers::Movers};
+
+/// The document on a group's socket. Only of that group: nothing here tells of another.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    pub group: String,
+    /// How the group began: "fresh", "warm", or "cold: " and why.
+    pub start: String,
+    /// Blocks of the former daemon are still being taken over.
+    pub adopting: bool,
+    pub draining: bool,
+    pub uptime_s: f64,
+    /// Starts of a daemon on this table, this one included.
+    pub boots: u64,
+    pub dram: Dram,
+    pub hits: Hits,
+    pub puts: Puts,
+    pub pools: Vec<Pool>,
+    pub clients: Vec<Client>,
+    /// Index memory per block that is stored: table lines, private entries and slot states, slack included.
+    pub index_bytes_per_block: f64,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Dram {
+    pub bytes: u64,
+    pub populated_bytes: u64,
+    pub used_bytes: u64,
+    pub blocks: u64,
+    pub lines: u64,
+    pub slots_free: u64,
+    pub slots_granted: u64,
+    pub slots_aside: u64,
+    pub evictions: u64,
+    pub slabs_moved: u64,
+    pub verified: u64,
+    pub checksum_failures: u64,
+}
+
+/// As reported by clients, former ones included. `asked` counts every key of every look-up.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Hits {
+    pub keys_asked: u64,
+    pub keys_hit: u64,
+    pub bytes_hit: u64,
+    /// `keys_hit / keys_asked`, 0 if nothing was asked.
+    pub rate: f64,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Puts {
+    pub stored: u64,
+    pub existed: u64,
+    pub refused: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Pool {
+    pub id: u16,
+    pub label: String,
+    pub kind: String,
+    pub block_bytes: u64,
+    pub blocks: u64,
+    pub slabs: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Client {
+    pub id: u32,
+    pub name: String,
+    pub pid: u32,
+    pub uid: u32,
+    pub connected: bool,
+    pub may_put: bool,
+    pub keys_asked: u64,
+    pub keys_hit: u64,
+}
+
+/// Sums over all groups.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Totals {
+    pub core: Counts,
+    pub asked: u64,
+    pub hit: u64,
+    pub bytes_hit: u64,
+    pub clients: u64,
+    pub dram_bytes: u64,
+    pub populated_bytes: u64,
+}
+
+impl Totals {
+    pub fn of<W: Wire, M: Movers>(engine: &Engine<W, M>) -> Self {
+        let mut totals = Self::default();
+        for group in engine.groups() {
+            let (core, hits) = (group.core.counts(), hits(group));
+            totals.core.blocks += core.blocks;
+            totals.core.evictions += core.evictions;
+            totals.core.puts_stored += core.puts_stored;
+            totals.core.puts_exists += core.puts_exists;
+            totals.core.puts_refused += core.puts_refused;
+            totals.core.slots_granted += core.slots_granted;
+            totals.core.slots_aside += core.slots_aside;
+            totals.core.bytes_used += core.bytes_used;
+            totals.core.slabs_moved += core.slabs_moved;
+            totals.core.verified += core.verified;
+            totals.core.corrupt += core.corrupt;
+            totals.asked += hits.keys_asked;
+            totals.hit += hits.keys_hit;
+            totals.bytes_hit += hits.bytes_hit;
+            totals.clients += group.clients.values().filter(|client| client.connected).count() as u64;
+            totals.dram_bytes += group.space.bytes();
+            totals.populated_bytes += populated(group);
+        }
+        totals
+    }
+}
+
+fn populated(group: &Group) -> u64 {
+    group.extents.iter().map(|extent| extent.populated_bytes).sum()
+}
+
+fn hits(group: &Group) -> Hits {
+    let mut sum = group.counters_former;
+    for client in group.clients.values() {
+        let counters = client.control.counters();
+        sum.asked = sum.asked.saturating_add(counters.asked);
+        sum.hit = sum.hit.saturating_add(counters.hit);
+        sum.bytes = sum.bytes.saturating_add(counters.bytes);
+    }
+    let rate = if sum.asked == 0 { 0.0 } else { sum.hit as f64 / sum.asked as f64 };
+    Hits { keys_asked: sum.asked, keys_hit: sum.hit, bytes_hit: sum.bytes, rate }
+}
+
+/// Adds what a client that ends had reported to its group's sums.
+pub(crate) fn keep_counters(former: &mut Counters, last: Counters) {
+    former.asked = former.asked.saturating_add(last.asked);
+    former.hit = former.hit.saturating_add(last.hit);
+    former.bytes = former.bytes.saturating_add(last.bytes);
+}
+
+impl Status {
+    pub fn of<W: Wire, M: Movers>(engine: &Engine<W, M>, now: Time, index: usize) -> Self {
+        let group = &engine.groups()[index];
+        let counts = group.core.counts();
+        let lines = group.options.geometry.lines;
+        let slots = counts.slots_free + counts.slots_granted + counts.slots_aside + counts.slots_used;
+        let index_bytes = lines * (64 + 32) + slots * 8;
+        Self {
+            version: env!("CARGO_PKG_VERSION").into(),
+            group: group.options.name.clone(),
+            start: group.start.to_string(),
+            adopting: group.adoption.is_some(),
+            draining: engine.draining,
+            uptime_s: now.since_us(engine.started) as f64 / 1e6,
+            boots: group.core.kept().state.boots(),
+            dram: Dram {
+                bytes: group.space.bytes(),
+                populated_bytes: populated(group),
+                used_bytes: counts.bytes_used,
+                blocks: counts.blocks,
+                lines,
+                slots_free: counts.slots_free,
+                slots_granted: counts.slots_granted,
+                slots_aside: counts.slots_aside,
+                evictions: counts.evictions,
+                slabs_moved: counts.slabs_moved,
+                verified: counts.verified,
+                checksum_failures: counts.corrupt,
+            },
+            hits: hits(group),
+            puts: Puts { stored: counts.puts_stored, existed: counts.puts_exists, refused: counts.puts_refused },
+            pools: group
+                .shapes
+                .iter()
+                .map(|(id, (shape, _))| {
+                    let pool = group.core.pool_counts(*id);
+                    Pool {
+                        id: id.0,
+                        label: shape.label.clone(),
+                        kind: match shape.kind {
+                            PoolKind::Chain => "chain".into(),
+                            PoolKind::Object => "object".into(),
+                        },
+                        block_bytes: shape.block_bytes,
+                        blocks: pool.blocks,
+                        slabs: pool.slabs,
+                    }
+                })
+                .collect(),
+            clients: group
+                .clients
+                .values()
+                .map(|client| {
+                    let counters = client.control.counters();
+                    Client {
+                        id: client.id.0,
+                        name: client.name.clone(),
+                        pid: client.peer.pid,
+                        uid: client.peer.uid,
+                        connected: client.connected,
+                        may_put: client.may_put,
+                        keys_asked: counters.asked,
+                        keys_hit: counters.hit,
+                    }
+                })
+                .collect(),
+            index_bytes_per_block: if counts.blocks == 0 { 0.0 } else { index_bytes as f64 / counts.blocks as f64 },
+        }
+    }
+}
+
+pub(crate) fn json<W: Wire, M: Movers>(engine: &Engine<W, M>, now: Time, index: usize) -> String {
+    serde_json::to_string(&Status::of(engine, now, index)).expect("plain data has a JSON form")
+}
