@@ -254,3 +254,90 @@ unsafe fn streaming_avx2(src: *const u8, dst: *mut u8, len: usize) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use lapis_config::Key;
+
+    use super::*;
+    use crate::sum;
+
+    const BYTES: usize = 40 << 10;
+    const KERNELS: [Kernel; 2] = [Kernel::Plain, Kernel::Streaming];
+
+    fn noise(bytes: usize, seed: u64) -> Vec<u8> {
+        let mut random = fastrand::Rng::with_seed(seed);
+        (0..bytes).map(|_| random.u8(..)).collect()
+    }
+
+    /// Lengths around every border of the kernels, and some between.
+    fn lengths() -> impl Iterator<Item = usize> {
+        let borders = [64, 128, 1024, 4096, 8192, 32 << 10];
+        (0..=130).chain(borders.into_iter().flat_map(|b| b - 2..b + 3)).chain([5000, 4096 + 1000, 9999])
+    }
+
+    #[test]
+    fn every_length_at_every_alignment_is_copied_and_nothing_beside_it() {
+        let mapping = Mapping::anonymous(BYTES as u64).expect("memory");
+        let (background, source) = (vec![0xa5; BYTES], noise(BYTES, 1));
+        for (round, len) in lengths().enumerate() {
+            for kernel in KERNELS {
+                let (from, to) = (round * 7 % 67, round * 13 % 65);
+                mapping.copy_in(0, &background);
+                into(&mapping, to, &source[from..from + len], kernel);
+                let mut back = vec![MaybeUninit::new(0x5a); BYTES];
+                let back = out(&mapping, 0, &mut back, Kernel::Plain);
+                assert_eq!(back[..to], background[..to]);
+                assert_eq!(back[to..to + len], source[from..from + len], "{kernel:?}, {len} bytes at {to}");
+                assert_eq!(back[to + len..], background[to + len..]);
+
+                let mut got = vec![MaybeUninit::new(0x5a); len + 70];
+                out(&mapping, to, &mut got[from..from + len], kernel);
+                // SAFETY: all of it was initialised above.
+                let got: Vec<u8> = got.iter().map(|b| unsafe { b.assume_init() }).collect();
+                assert_eq!(got[from..from + len], source[from..from + len]);
+                assert!(got[..from].iter().chain(&got[from + len..]).all(|b| *b == 0x5a));
+            }
+        }
+    }
+
+    #[test]
+    fn the_sum_taken_on_the_way_is_the_sum_taken_before() {
+        let mapping = Mapping::anonymous(BYTES as u64).expect("memory");
+        let source = noise(BYTES, 2);
+        let key = Key([1, 2, 3, 4]);
+        for (round, len) in lengths().enumerate() {
+            let (from, to) = (round % 5, round * 13 % 65);
+            let payload = &source[from..from + len];
+            let expected = sum::of_bytes(9, &key, payload);
+            for kernel in KERNELS {
+                for to in [0, to] {
+                    let mut sum = Sum::new(9, &key, len as u64);
+                    into_summed(&mapping, to, payload, kernel, &mut sum);
+                    assert_eq!(sum.finish(), expected, "{kernel:?}, {len} bytes in, at {to}");
+                    assert_eq!(mapping.to_vec(to, len), payload);
+                    assert_eq!(sum::of_mapping(9, &key, &mapping, to, len as u32), expected);
+
+                    let mut sum = Sum::new(9, &key, len as u64);
+                    let mut got = vec![MaybeUninit::uninit(); len + 64];
+                    let got = out_summed(&mapping, to, &mut got[round % 64..][..len], kernel, &mut sum);
+                    assert_eq!((sum.finish(), &*got), (expected, payload), "{kernel:?}, {len} bytes out");
+                }
+                // In two parts, as from two iovecs.
+                let mut sum = Sum::new(9, &key, len as u64);
+                let (head, tail) = payload.split_at(len / 3);
+                into_summed(&mapping, to, head, kernel, &mut sum);
+                into_summed(&mapping, to + head.len(), tail, kernel, &mut sum);
+                assert_eq!((sum.finish(), mapping.to_vec(to, len)), (expected, payload.to_vec()));
+            }
+        }
+    }
+
+    #[test]
+    fn batches_of_large_blocks_stream_and_single_small_ones_do_not() {
+        assert_eq!(Kernel::choose(64 << 10, 32), Kernel::Streaming);
+        assert_eq!(Kernel::choose(64 << 10, 1), Kernel::Plain);
+        assert_eq!(Kernel::choose(1 << 20, 1), Kernel::Streaming);
+        assert_eq!(Kernel::choose(4 << 10, 32), Kernel::Plain);
+    }
+}

@@ -106,3 +106,58 @@ pub fn populate(mapping: &Mapping, from: usize, to: usize, stop: impl Fn() -> bo
     }
     Ok(at.max(from))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mapping(units: u64) -> Mapping {
+        Mapping::anonymous(units * UNIT_BYTES).expect("memory")
+    }
+
+    #[test]
+    fn a_slot_is_found_in_the_extent_that_holds_all_of_it() {
+        let extents = Extents::new();
+        assert!(extents.locate(SlotId(0), 0).is_none() && extents.is_empty());
+        for (index, units) in [4, 1, 7].into_iter().enumerate() {
+            assert_eq!(extents.push(mapping(units)), Some(index));
+        }
+        assert_eq!((extents.len(), extents.bytes()), (3, 12 * UNIT_BYTES));
+        let place = |slot, bytes| {
+            let (found, offset) = extents.locate(SlotId(slot), bytes)?;
+            let index = (0..3).find(|i| extents.get(*i).is_some_and(|m| m.as_ptr(0) == found.as_ptr(0)));
+            Some((index.expect("one of ours"), offset as u64 / UNIT_BYTES))
+        };
+        assert_eq!(place(0, 4 * UNIT_BYTES), Some((0, 0)));
+        assert_eq!(place(3, UNIT_BYTES), Some((0, 3)));
+        assert_eq!(place(3, UNIT_BYTES + 1), None, "across two extents");
+        assert_eq!(place(4, UNIT_BYTES), Some((1, 0)));
+        assert_eq!(place(5, 7 * UNIT_BYTES), Some((2, 0)));
+        assert_eq!(place(11, UNIT_BYTES), Some((2, 6)));
+        assert_eq!(place(12, 1), None);
+        assert_eq!(place(u32::MAX, u64::MAX), None, "a foreign number");
+    }
+
+    #[test]
+    fn there_is_a_bound_on_extents() {
+        let extents = Extents::new();
+        let one = mapping(1);
+        assert!((0..EXTENTS_MAX).all(|i| extents.push(one.clone()) == Some(i)));
+        assert_eq!(extents.push(one), None);
+        assert_eq!(extents.locate(SlotId(EXTENTS_MAX as u32 - 1), 4096).map(|(_, at)| at), Some(0));
+        let odd = Mapping::anonymous(5000).expect("memory");
+        assert_eq!(Extents::new().push(odd), None);
+    }
+
+    #[test]
+    fn populating_stops_when_asked_and_goes_on_where_it_was() {
+        let mapping = Mapping::anonymous(3 * POPULATE_BYTES as u64).expect("memory");
+        mapping.copy_in(5, b"stays");
+        let calls = std::cell::Cell::new(0);
+        let stop = || calls.replace(calls.get() + 1) == 1;
+        let at = populate(&mapping, 0, mapping.len(), stop).expect("memory");
+        assert_eq!(at, POPULATE_BYTES);
+        assert_eq!(populate(&mapping, at, usize::MAX, || false).expect("memory"), mapping.len());
+        assert_eq!(mapping.to_vec(5, 5), b"stays");
+    }
+}

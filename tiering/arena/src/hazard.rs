@@ -90,3 +90,26 @@ pub fn scan<'a, W: Words<u32> + 'a>(pages: impl IntoIterator<Item = &'a Hazards<
         page.each(named);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scan_names_what_is_set_on_any_page() {
+        let memory = Mapping::anonymous(2 * BYTES as u64).expect("memory");
+        let pages = [Hazards::mapped(&memory, 0), Hazards::mapped(&memory, BYTES)];
+        let named = || {
+            let mut slots = Vec::new();
+            scan(&pages, &mut |slot| slots.push(slot.0));
+            slots
+        };
+        assert!(named().is_empty());
+        pages[0].set(0, SlotId(0));
+        pages[0].set(HAZARDS - 1, SlotId(7));
+        pages[1].set(3, SlotId(u32::MAX - 1));
+        assert_eq!(named(), [0, 7, u32::MAX - 1]);
+        pages[0].clear(0);
+        assert_eq!((named(), pages[0].get(0)), (vec![7, u32::MAX - 1], None));
+    }
+}

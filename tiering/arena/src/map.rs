@@ -301,3 +301,59 @@ impl<T: FromBytes + IntoBytes + Immutable + KnownLayout> DerefMut for Private<T>
         unsafe { std::slice::from_raw_parts_mut(self.raw.as_mut_ptr().cast(), self.count) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memfd::Huge;
+
+    fn memory(bytes: u64) -> OwnedFd {
+        memfd::create("test", bytes, Huge::Never).expect("memory").0
+    }
+
+    #[test]
+    fn two_mappings_of_one_memory_see_each_other() {
+        let fd = memory(8192);
+        let [a, b] = [Access::ReadWrite, Access::ReadOnly].map(|access| Mapping::shared(fd.as_fd(), 8192, access));
+        let (a, b) = (a.expect("address space"), b.expect("address space"));
+        a.store64(8, 5, Ordering::Release);
+        a.store32(4096, 6, Ordering::Release);
+        assert_eq!((b.load64(8, Ordering::Acquire), b.load32(4096, Ordering::Acquire)), (5, 6));
+        assert_eq!((a.swap64(8, 7, Ordering::AcqRel), a.fetch_or64(8, 8, Ordering::AcqRel)), (5, 7));
+        assert_eq!(a.fetch_add64(8, 1, Ordering::AcqRel), 15);
+        assert_eq!(b.load64(8, Ordering::Acquire), 16);
+        b.populate_read(0..8192).expect("memory");
+        a.populate_write(1..8191).expect("memory");
+        a.touch(0..8192, 4096, Advice::LinuxPopulateWrite);
+        b.touch(0..8192, 4096, Advice::LinuxPopulateRead);
+        assert_eq!(b.load64(8, Ordering::Acquire), 16, "populating changes nothing");
+    }
+
+    #[test]
+    fn no_offset_leaves_a_mapping() {
+        let mapping = Mapping::anonymous(4096).expect("memory");
+        let panics = |f: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).is_err();
+        assert!(panics(&|| assert_eq!(mapping.load64(4096, Ordering::Relaxed), 0)));
+        assert!(panics(&|| assert_eq!(mapping.load64(4092, Ordering::Relaxed), 0)));
+        assert!(panics(&|| assert_eq!(mapping.load64(1, Ordering::Relaxed), 0)));
+        assert!(panics(&|| mapping.copy_in(4095, b"ab")));
+        assert!(panics(&|| drop(mapping.to_vec(usize::MAX, 2))));
+        assert!(panics(&|| drop(crate::MappedWords::new(&mapping, 8, 512))));
+        mapping.copy_in(4096, b"");
+        mapping.prefetch(usize::MAX);
+    }
+
+    #[test]
+    fn private_values_outlive_their_mapping_and_have_one_owner() {
+        let fd = memory(8192);
+        let mut values: Private<lapis_config::Entry> = Private::map(fd.as_fd(), 256).expect("memory");
+        values[255].parent = 3;
+        assert!(matches!(Private::<u64>::map(fd.as_fd(), 1), Err(ArenaError::Owned)));
+        drop(values);
+        let values: Private<lapis_config::Entry> = Private::map(fd.as_fd(), 256).expect("memory");
+        assert_eq!((values[255].parent, values[0].parent, values.len()), (3, 0, 256));
+        drop(values);
+        assert!(matches!(Private::<u64>::map(fd.as_fd(), 1025), Err(ArenaError::Size { .. })));
+        assert!(matches!(Private::<u64>::map(fd.as_fd(), 0), Err(ArenaError::Size { .. })));
+    }
+}

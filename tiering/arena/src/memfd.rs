@@ -122,3 +122,76 @@ pub fn lock_owner(fd: BorrowedFd<'_>) -> Result<OwnedFd, ArenaError> {
         _ => Err(ArenaError::io("locking a memfd", 0, error)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Access;
+
+    #[test]
+    fn made_memory_is_sealed_private_and_zero() {
+        let (fd, pages) = create("test", 8192, Huge::Never).expect("memory");
+        assert_eq!(pages.to_string(), "4 KiB pages");
+        check(fd.as_fd(), 8192).expect("our own");
+        assert!(matches!(check(fd.as_fd(), 4096), Err(ArenaError::Size { expected: 4096, found: 8192 })));
+        for bytes in [4096, 16384] {
+            assert_eq!(rustix::fs::ftruncate(&fd, bytes), Err(rustix::io::Errno::PERM));
+        }
+        assert!(rustix::fs::fcntl_add_seals(&fd, SealFlags::WRITE).is_err(), "no more seals");
+        assert_eq!(rustix::fs::fstat(&fd).expect("open").st_mode & 0o777, 0o600);
+        let mapping = Mapping::shared(fd.as_fd(), 8192, Access::ReadOnly).expect("address space");
+        assert!(mapping.to_vec(0, 8192).iter().all(|b| *b == 0));
+    }
+
+    #[test]
+    fn memory_that_could_shrink_is_refused() {
+        let fd = rustix::fs::memfd_create("test", MemfdFlags::ALLOW_SEALING).expect("memory");
+        rustix::fs::ftruncate(&fd, 4096).expect("memory");
+        assert!(matches!(check(fd.as_fd(), 4096), Err(ArenaError::NotSealed)));
+        let file = tempfile();
+        assert!(matches!(check(file.as_fd(), 4096), Err(ArenaError::Io { .. })), "no memfd at all");
+    }
+
+    /// A file that is no memfd.
+    fn tempfile() -> OwnedFd {
+        rustix::fs::open("/proc/self/status", OFlags::RDONLY, Mode::empty()).expect("proc")
+    }
+
+    #[test]
+    fn a_read_only_descriptor_cannot_be_mapped_writable() {
+        let (fd, _) = create("test", 4096, Huge::Never).expect("memory");
+        let read_only = read_only(fd.as_fd()).expect("proc");
+        check(read_only.as_fd(), 4096).expect("the same memory");
+        let map = |access| Mapping::shared(read_only.as_fd(), 4096, access);
+        assert!(matches!(map(Access::ReadWrite), Err(ArenaError::Io { op: "mmap", .. })));
+        let mapping = map(Access::ReadOnly).expect("address space");
+        // SAFETY: the mapping is ours; making it writable is what must fail.
+        let writable = unsafe { libc::mprotect(mapping.as_ptr(0).cast(), 4096, libc::PROT_READ | libc::PROT_WRITE) };
+        assert_eq!(writable, -1);
+        assert!(rustix::io::write(&read_only, b"x").is_err());
+    }
+
+    #[test]
+    fn memory_has_one_owner_until_its_lock_is_closed() {
+        let (fd, _) = create("test", 4096, Huge::Never).expect("memory");
+        let owner = lock_owner(fd.as_fd()).expect("nobody has it");
+        let kept = fd.try_clone().expect("a descriptor");
+        let refused = lock_owner(kept.as_fd()).expect_err("it is owned");
+        assert!(refused.is_transient() && matches!(refused, ArenaError::Owned));
+        drop(owner);
+        lock_owner(kept.as_fd()).expect("whoever keeps the descriptor does not keep the lock");
+    }
+
+    #[test]
+    fn huge_pages_fall_back_to_what_there_is() {
+        let (fd, pages) = create("test", 4 << 20, Huge::Try).expect("memory");
+        check(fd.as_fd(), 4 << 20).expect("our own");
+        let mapping = Mapping::shared(fd.as_fd(), 4 << 20, Access::ReadWrite).expect("address space");
+        mapping.advise_huge();
+        mapping.populate_write(0..mapping.len()).expect("what was promised");
+        assert!(pages != Pages::Transparent || transparent_permitted());
+        // No multiple of a huge page.
+        let (_, pages) = create("test", 4096 * 3, Huge::Try).expect("memory");
+        assert_ne!(pages, Pages::Hugetlb);
+    }
+}

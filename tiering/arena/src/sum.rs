@@ -19,7 +19,7 @@ const COMBINED: u64 = u64::MAX - 1;
 
 /// The seed of all sums of a pool: 64 bits of BLAKE3 of its shape. Equal for equal shapes, on any host.
 pub fn pool_seed(shape: &PoolShape) -> u64 {
-    let mut hasher = blake3::Hasher::new_derive_key("lapis 2025 pool seed of block sums");
+    let mut hasher = blake3::Hasher::new_derive_key("lapis: seed of the block sums of a pool, layout 1");
     hasher.update(&shape.namespace.0);
     hasher.update(&(shape.label.len() as u64).to_le_bytes());
     hasher.update(shape.label.as_bytes());
@@ -144,4 +144,80 @@ pub fn of_mapping(seed: u64, key: &Key, mapping: &Mapping, offset: usize, bytes:
     let mut sum = Sum::new(seed, key, u64::from(bytes));
     update_from(&mut sum, mapping, offset, bytes as usize);
     sum.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use lapis_config::Fingerprint;
+
+    use super::*;
+
+    fn shape() -> PoolShape {
+        PoolShape {
+            namespace: Fingerprint([7; 32]),
+            label: "k.0".into(),
+            kind: PoolKind::Chain,
+            block_bytes: 65536,
+            pieces: 1,
+        }
+    }
+
+    const KEY: Key = Key([1, 2, 3, 4]);
+    const KNOWN: &str = "d91fea39f69afff5 73e33ea9a4f7bb51 8a223479b7aa20b0 d5c33698980d0526 1859822634b1240c \
+        dffae2bb12005eff 555e620c3539aada";
+    const KNOWN_COMBINED: &str = "94e96bd572cad045";
+
+    #[test]
+    fn the_format_of_sums_has_not_changed() {
+        let payload: Vec<u8> = (0..70_000u32).map(|i| (i.wrapping_mul(i) >> 3) as u8).collect();
+        let of = |bytes: usize| of_bytes(5, &KEY, &payload[..bytes]);
+        let found = [pool_seed(&shape()), of(0), of(1), of(240), of(241), of(4096), of(70_000)];
+        assert_eq!(found.map(|sum| format!("{sum:016x}")).join(" "), KNOWN);
+        assert_eq!(format!("{:016x}", combine(5, &KEY, 99, &[1, 2, 3])), KNOWN_COMBINED);
+    }
+
+    #[test]
+    fn all_that_a_block_belongs_to_is_in_its_sum() {
+        let payload = [9u8; 300];
+        let plain = of_bytes(1, &KEY, &payload);
+        assert_ne!(plain, of_bytes(2, &KEY, &payload), "seed");
+        assert_ne!(plain, of_bytes(1, &Key([1, 2, 3, 5]), &payload), "key");
+        assert_ne!(plain, of_bytes(1, &KEY, &payload[..299]), "length");
+        let piece = |index, bytes| {
+            let mut sum = Sum::piece(1, &KEY, bytes, index, 300);
+            sum.update(&payload);
+            sum.finish()
+        };
+        assert_ne!(plain, piece(0, 300), "a piece is no block");
+        assert_ne!(piece(0, 600), piece(1, 600), "index");
+        assert_ne!(piece(0, 600), piece(0, 900), "bytes of the block");
+        let (a, b) = (piece(0, 600), piece(1, 600));
+        assert_ne!(combine(1, &KEY, 600, &[a, b]), combine(1, &KEY, 600, &[b, a]), "order");
+        assert_ne!(combine(1, &KEY, 600, &[a, b]), combine(1, &KEY, 601, &[a, b]), "bytes of the block");
+    }
+
+    #[test]
+    fn every_part_of_a_pools_shape_is_in_its_seed() {
+        let changes: [fn(&mut PoolShape); 5] = [
+            |s| s.namespace.0[31] ^= 1,
+            |s| s.label.push('x'),
+            |s| s.kind = PoolKind::Object,
+            |s| s.block_bytes += 1,
+            |s| s.pieces += 1,
+        ];
+        for change in changes {
+            let mut other = shape();
+            change(&mut other);
+            assert_ne!(pool_seed(&shape()), pool_seed(&other), "{other:?}");
+        }
+        assert_eq!(pool_seed(&shape()), pool_seed(&shape()));
+    }
+
+    #[test]
+    #[should_panic(expected = "more than the 3 bytes")]
+    fn more_payload_than_was_said_is_a_bug() {
+        let mut sum = Sum::new(1, &KEY, 3);
+        sum.update(b"abc");
+        sum.update(b"d");
+    }
 }
