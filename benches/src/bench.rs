@@ -1,8 +1,14 @@
 //! `lapis bench`: every figure of the data path beside its limit on this machine, measured in the same rounds.
 
+mod copies;
+mod lookups;
 mod report;
+mod starts;
 
 use clap::{Args, ValueEnum};
+
+use self::report::Report;
+use crate::stop::Stop;
 
 /// Measures this machine: every figure beside its limit.
 #[derive(Args, Clone, Debug)]
@@ -33,7 +39,46 @@ pub enum Name {
     IndexBytes,
 }
 
+/// What a run was asked for.
+pub(crate) struct Plan {
+    quick: bool,
+    names: Vec<Name>,
+    stop: Stop,
+}
+
+impl Plan {
+    fn wants(&self, name: Name) -> bool {
+        self.names.is_empty() || self.names.contains(&name)
+    }
+}
+
 /// `lapis bench`.
-pub fn run(_args: BenchArgs) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+pub fn run(args: BenchArgs) -> anyhow::Result<()> {
+    let plan = Plan { quick: args.quick, names: args.names, stop: Stop::on_signals()? };
+    let mut report = Report::new(args.json);
+    starts::run(&plan, &mut report)?;
+    lookups::run(&plan, &mut report)?;
+    copies::run(&plan, &mut report)?;
+    report.end()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        bench: BenchArgs,
+    }
+
+    #[test]
+    fn benches_are_called_by_their_names_and_unknown_ones_refused() {
+        let args = Cli::try_parse_from(["bench", "--quick", "get_into", "match_prefix"]).expect("good names").bench;
+        let plan = Plan { quick: args.quick, names: args.names, stop: Stop::default() };
+        assert!(plan.quick && plan.wants(Name::MatchPrefix) && !plan.wants(Name::Ready));
+        let Err(error) = Cli::try_parse_from(["bench", "get-into"]) else { panic!("no such bench") };
+        assert!(error.to_string().contains("get_into"), "{error}");
+    }
 }

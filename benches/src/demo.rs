@@ -1,9 +1,29 @@
 //! `lapis demo`: a holder, a daemon and this process as its client; a request trace through shared memory, every byte
 //! compared, the daemon killed in the middle.
 
-use std::path::PathBuf;
+mod kill;
+mod progress;
+mod table;
 
+use std::{collections::HashSet, path::PathBuf, time::Instant};
+
+use anyhow::{Context, ensure};
 use clap::Args;
+use lapis_config::{Bytes, DRAM_BYTES_MIN, DRAM_STEP_BYTES, Key, Machine};
+
+use self::progress::Progress;
+use crate::{
+    host::{Host, HostOptions},
+    load::{self, Load},
+    pattern,
+    stop::Stop,
+    trace::{self, Generate, Request},
+};
+
+/// Memory of the DRAM tier where there is enough.
+const DRAM_BYTES_DEFAULT: u64 = 4 << 30;
+/// Fewer blocks than this and the reader's own would be evicted with the rest.
+const DRAM_BLOCKS_MIN: u64 = 8 * kill::READER_BLOCKS as u64;
 
 /// Smallest and largest blocks that the demo replays, bytes.
 const BLOCK_BYTES: std::ops::RangeInclusive<u64> = 4096..=4 << 20;
@@ -37,6 +57,142 @@ fn block_bytes(text: &str) -> Result<u64, String> {
 }
 
 /// `lapis demo`. An error also if a single byte was wrong.
-pub fn run(_args: DemoArgs) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+pub fn run(args: DemoArgs) -> anyhow::Result<()> {
+    let requests = requests(&args)?;
+    let dram_bytes = dram_bytes(&args)?;
+    let stop = Stop::on_signals()?;
+    let mut host = Host::start(HostOptions::here(dram_bytes)?)?;
+    let client = host.connect("demo")?;
+    let pool = client.pool(&load::shape("demo", args.block_bytes))?;
+
+    let total = requests.iter().map(|request| request.ids.len() as u64).sum();
+    let mut progress = Progress::new(total);
+    progress.say(&format!(
+        "{} requests for {total} blocks of {} through {} of DRAM, daemon {} in {}",
+        requests.len(),
+        Bytes(args.block_bytes),
+        Bytes(dram_bytes),
+        host.daemon_pid().unwrap_or(0),
+        host.folder().display()
+    ));
+    let started = Instant::now();
+    let mut load = Load::new(client.clone(), pool.clone(), args.seed)?;
+    let (mut known, mut killed) = (HashSet::new(), None);
+    for request in &requests {
+        stop.check()?;
+        load.request(&request.ids).with_context(|| format!("after {:?}", load.counts()))?;
+        known.extend(request.ids.iter().copied());
+        progress.set(load.counts().blocks, load.counts().hits);
+        if killed.is_none() && load.counts().blocks * 2 >= total {
+            progress.say("kill -9 of the daemon, and another one started; reads go on");
+            let keys: Vec<Key> = known.iter().map(|id| pattern::key(args.seed, *id)).collect();
+            killed = Some(kill::kill(&mut host, &client, &pool, args.seed, &keys, &stop)?);
+        }
+    }
+    drop(progress);
+    let killed = killed.expect("a trace has a middle");
+    let wrong_bytes = load.counts().wrong_bytes + killed.wrong_bytes;
+    let text = table::render(&mut load, &killed, started.elapsed());
+    drop((client, host));
+    crate::trace::print(format!("{text}wrong bytes: {wrong_bytes}\n").as_bytes())?;
+    ensure!(wrong_bytes == 0, "{wrong_bytes} bytes were not those that were put under their keys");
+    Ok(())
+}
+
+fn requests(args: &DemoArgs) -> anyhow::Result<Vec<Request>> {
+    let limit = args.requests.map_or(usize::MAX, |requests| requests as usize);
+    let Some(path) = &args.trace else {
+        let shape = Generate { seed: args.seed, ..Generate::default() };
+        return Ok(trace::generate(&Generate { requests: limit.min(shape.requests), ..shape }));
+    };
+    let mut requests = trace::read_all(std::slice::from_ref(path))?;
+    requests.truncate(limit);
+    Ok(requests)
+}
+
+/// Memory of the tier: as asked if it fits, else a part of what is free.
+fn dram_bytes(args: &DemoArgs) -> anyhow::Result<u64> {
+    let free = free_bytes().context("find out how much memory is free")?;
+    let least = DRAM_BYTES_MIN.max(args.block_bytes * DRAM_BLOCKS_MIN);
+    let bytes = args.dram.unwrap_or((free / 3).min(DRAM_BYTES_DEFAULT)) / DRAM_STEP_BYTES * DRAM_STEP_BYTES;
+    ensure!(
+        bytes >= least,
+        "{} of DRAM, the least for blocks of {} is {}",
+        Bytes(bytes),
+        Bytes(args.block_bytes),
+        Bytes(least)
+    );
+    ensure!(bytes < free, "{} of DRAM, but only {} MiB of memory are free", Bytes(bytes), free >> 20);
+    Ok(bytes)
+}
+
+/// Memory that can be had without swapping.
+fn free_bytes() -> anyhow::Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).context("no MemAvailable")?;
+    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().context("MemAvailable is no number")?;
+    Ok((kib << 10).min(Machine::here().memory_bytes.unwrap_or(u64::MAX)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        demo: DemoArgs,
+    }
+
+    fn parse(line: &str) -> Result<DemoArgs, String> {
+        let words = std::iter::once("demo").chain(line.split_whitespace());
+        Cli::try_parse_from(words).map(|cli| cli.demo).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn sizes_have_units_and_bounds() {
+        let args = parse("--dram 64MiB --block-bytes 16KiB --seed 7").expect("good arguments");
+        assert_eq!((args.dram, args.block_bytes, args.seed), (Some(64 << 20), 16 << 10, 7));
+        for (line, part) in [
+            ("--dram lots", "a size like"),
+            ("--dram 64", "64"),
+            ("--block-bytes 1B", "4KiB to 4MiB"),
+            ("--block-bytes 8MiB", "4KiB to 4MiB"),
+            ("--requests 0", "1..="),
+        ] {
+            let error = parse(line).expect_err(line);
+            assert!(error.contains(part), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn memory_that_is_too_small_or_not_there_is_refused_with_both_numbers() {
+        let error = |line: &str| dram_bytes(&parse(line).expect("good arguments")).expect_err(line).to_string();
+        assert_eq!(error("--dram 8MiB"), "8MiB of DRAM, the least for blocks of 64KiB is 16MiB");
+        assert_eq!(error("--dram 64MiB --block-bytes 4MiB"), "64MiB of DRAM, the least for blocks of 4MiB is 256MiB");
+        let large = error("--dram 1000TiB");
+        assert!(large.starts_with("1000TiB of DRAM, but only "), "{large}");
+        assert!(dram_bytes(&parse("").expect("no arguments")).is_ok_and(|bytes| bytes <= DRAM_BYTES_DEFAULT));
+    }
+
+    #[test]
+    fn a_trace_that_is_not_there_or_cut_short_is_one_clear_line() {
+        let error = |path: &str| {
+            let args = parse(&format!("--trace {path}")).expect("good arguments");
+            format!("{:#}", requests(&args).expect_err("no trace"))
+        };
+        let missing = error("/no/such/trace.jsonl");
+        assert!(missing.contains("/no/such/trace.jsonl") && missing.contains("No such file"), "{missing}");
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), br#"{"timestamp":0,"input_length":600,"output_len"#).expect("written");
+        let cut = error(&file.path().display().to_string());
+        assert!(cut.contains("cut short") && !cut.contains('\n'), "{cut}");
+    }
+
+    #[test]
+    fn as_many_requests_as_asked_are_made() {
+        let args = parse("--requests 17").expect("good arguments");
+        assert_eq!(requests(&args).expect("generated").len(), 17);
+    }
 }

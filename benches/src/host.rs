@@ -13,6 +13,8 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use lapis_client::{Client, ConnectOptions};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use tempfile::TempDir;
 
@@ -49,6 +51,7 @@ pub struct Host {
     options: HostOptions,
     daemon: Option<Child>,
     holder: Option<Child>,
+    started: Instant,
     /// Last: removed when both have ended.
     folder: TempDir,
 }
@@ -57,7 +60,7 @@ impl Host {
     /// Starts the holder and the daemon; the daemon may not be ready yet.
     pub fn start(options: HostOptions) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("lapis-").tempdir().context("make a temporary folder")?;
-        let mut host = Self { options, daemon: None, holder: None, folder };
+        let mut host = Self { options, daemon: None, holder: None, started: Instant::now(), folder };
         if host.options.hold {
             host.start_holder()?;
         }
@@ -80,6 +83,11 @@ impl Host {
         self.daemon.as_ref().map(Child::id)
     }
 
+    /// Just before the exec of the daemon.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
     fn hold_socket(&self) -> PathBuf {
         self.folder.path().join("hold.sock")
     }
@@ -88,7 +96,7 @@ impl Host {
         let mut command = Command::new(&self.options.binary);
         command.arg("hold").arg(self.hold_socket());
         self.holder = Some(self.spawn(command, "hold.log").context("start `lapis hold`")?);
-        self.until("the holder", |host| Ok(host.hold_socket().exists().then_some(())))
+        self.until("the holder", |host| Ok(listens(&host.hold_socket())?.then_some(())))
     }
 
     /// Starts the daemon; the answer is when, just before the exec.
@@ -102,9 +110,20 @@ impl Host {
             command.arg("--hold-socket").arg(self.hold_socket());
         }
         command.args(&self.options.flags);
-        let started = Instant::now();
+        self.started = Instant::now();
         self.daemon = Some(self.spawn(command, "daemon.log").context("start `lapis serve`")?);
-        Ok(started)
+        Ok(self.started)
+    }
+
+    /// A client of the daemon, as soon as it takes one.
+    pub fn connect(&mut self, name: &str) -> anyhow::Result<Client> {
+        let mut options = ConnectOptions::default();
+        options.name = name.into();
+        self.until("the daemon", |host| match Client::connect(host.socket(), options.clone()) {
+            Ok(client) => Ok(Some(client)),
+            Err(error) if error.is_transient() => Ok(None),
+            Err(error) => Err(error.into()),
+        })
     }
 
     /// SIGKILL, then waits for the end.
@@ -183,6 +202,13 @@ impl Drop for Host {
             }
         }
     }
+}
+
+/// Whether somebody listens at a Unix socket: its file is there a little earlier.
+fn listens(path: &Path) -> anyhow::Result<bool> {
+    let address = SocketAddrUnix::new(path).with_context(|| format!("use {} for a socket", path.display()))?;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    Ok(connect(&socket, &address).is_ok())
 }
 
 fn end(child: &mut Child) -> std::io::Result<()> {

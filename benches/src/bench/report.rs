@@ -137,9 +137,10 @@ impl Figure {
             (Some(ratio), Some(min), Some(max)) => format!("{ratio} ({min}..{max})"),
             _ => String::from("-"),
         };
-        let goal = self.goal.as_ref().map_or(String::new(), |goal| {
-            format!("{}  {}", if goal.met { "met   " } else { "MISSED" }, goal.text)
-        });
+        let goal = self
+            .goal
+            .as_ref()
+            .map_or(String::new(), |goal| format!("{}  {}", if goal.met { "met   " } else { "MISSED" }, goal.text));
         format!("{:<36} {value:<30} {limit:<34} {ratio:<26} {goal}", self.subject()).trim_end().to_string()
     }
 }
