@@ -14,6 +14,7 @@ pub mod kept;
 mod memory;
 mod plain;
 mod policy;
+pub mod replay;
 mod tree;
 
 pub use crate::{
@@ -21,4 +22,5 @@ pub use crate::{
     groups::Shares,
     plain::PlainKept,
     policy::{Lru, Policy, Shelf},
+    replay::Replay,
 };
