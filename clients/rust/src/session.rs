@@ -370,6 +370,16 @@ impl Session {
         pushed && self.control.must_ring(|| self.maps.table.daemon_sleeping())
     }
 
+    /// Says that this client is about to sleep on its doorbell. False if an answer is there: do not sleep. To be
+    /// followed by [`Self::awake`] either way; one thread at a time.
+    pub fn falls_asleep(&self) -> bool {
+        self.control.falls_asleep(&self.completions())
+    }
+
+    pub fn awake(&self) {
+        self.control.awake();
+    }
+
     /// Rises with every completion taken in and when the connection is lost: if it did not rise, nobody's answer came.
     pub fn events(&self) -> u64 {
         self.events.load(Ordering::Acquire)

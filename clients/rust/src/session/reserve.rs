@@ -31,7 +31,7 @@ impl ReserveJob {
     }
 
     /// Slots for blocks of that many bytes.
-    pub(crate) fn of_bytes(
+    pub fn of_bytes(
         session: Arc<Session>,
         pool: &Pool,
         keys: &[Key],
