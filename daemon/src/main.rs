@@ -85,8 +85,8 @@ fn run(command: Command) -> anyhow::Result<()> {
             holder::run(&path)
         }
         Command::Demo(args) => lapis_benches::demo::run(args),
-        Command::Replay(args) => lapis_benches::replay::run(args),
-        Command::Trace(args) => lapis_benches::trace::run(args),
+        Command::Replay(args) => lapis_benches::replay::run(&args),
+        Command::Trace(args) => lapis_benches::trace::run(&args),
         Command::Bench(args) => lapis_benches::bench::run(args),
         Command::Status { socket, json } => show::run(socket, json),
         Command::CheckConfig { example: true, .. } => {
