@@ -54,8 +54,14 @@ pub struct EngineOptions {
 #[derive(Clone, Debug)]
 pub(crate) enum Role {
     /// Connected, has not said what it wants.
-    Greeting { group: usize, peer: Peer },
-    Client { group: usize, id: ClientId },
+    Greeting {
+        group: usize,
+        peer: Peer,
+    },
+    Client {
+        group: usize,
+        id: ClientId,
+    },
     /// Refused or answered: only the hang-up is awaited.
     Ending,
 }
@@ -95,7 +101,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         now: Time,
         options: EngineOptions,
         mut wire: W,
-        mut movers: M,
+        movers: M,
         mut keeper: Box<dyn Keeper>,
         found: Vec<(String, std::os::fd::OwnedFd)>,
         mut entropy: Box<dyn FnMut() -> u64 + Send>,
@@ -130,14 +136,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         }
         let mut engine = Self {
             wire,
-            movers: {
-                for (index, group) in groups.iter().enumerate() {
-                    for (at, extent) in group.extents.iter().enumerate() {
-                        movers.submit(Job::Populate { group: index, extent: at, mapping: extent.mapping.clone() });
-                    }
-                }
-                movers
-            },
+            movers,
             keeper,
             entropy,
             pins: PinWatch::new(options.pin_bytes_max, options.pin_age_max),
@@ -151,16 +150,23 @@ impl<W: Wire, M: Movers> Engine<W, M> {
             events: Vec::new(),
             puts: Vec::new(),
         };
-        engine.grow_at_start()?;
+        for index in 0..engine.groups.len() {
+            while let Some(bytes) = engine.shares.at_start(index) {
+                engine.add_extent(index, bytes)?;
+            }
+        }
+        // When all is mapped: making mappings and filling them wait for each other.
+        for index in 0..engine.groups.len() {
+            for extent in 0..engine.groups[index].extents.len() {
+                engine.populate(index, extent)?;
+            }
+        }
         Ok(engine)
     }
 
-    fn grow_at_start(&mut self) -> Result<(), DaemonError> {
-        for index in 0..self.groups.len() {
-            while let Some(bytes) = self.shares.at_start(index) {
-                self.add_extent(index, bytes)?;
-            }
-        }
+    fn populate(&mut self, index: usize, extent: usize) -> Result<(), DaemonError> {
+        let memory = self.groups[index].to_populate(extent)?;
+        self.movers.submit(Job::Populate { group: index, extent, memory });
         Ok(())
     }
 
@@ -170,9 +176,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         self.shares.taken(index, bytes);
         tracing::info!(group = group.options.name, bytes, %pages, "one more extent");
         let at = group.extents.len() - 1;
-        let mapping = group.extents[at].mapping.clone();
-        self.movers.submit(Job::Populate { group: index, extent: at, mapping });
-        server::announce_extent(&mut self.groups[index], &mut self.wire, at);
+        server::announce_extent(group, &mut self.wire, at);
         Ok(())
     }
 
@@ -394,6 +398,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                 Done::Populated { group, extent, bytes } => {
                     let group = &mut self.groups[group];
                     group.extents[extent].populated_bytes = bytes;
+                    group.core.kept_mut().state.set_populated(extent, bytes);
                     group.core.populated(extent, bytes);
                 }
                 Done::PopulateFailed { group: group_index, extent, reason } => {
@@ -438,6 +443,9 @@ impl<W: Wire, M: Movers> Engine<W, M> {
             return;
         }
         group.core.adopt_done(now);
+        for extent in 0..group.extents.len() {
+            group.core.populated(extent, group.extents[extent].populated_bytes);
+        }
         let counts = group.core.counts();
         tracing::info!(
             group = group.options.name,
@@ -499,9 +507,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         let group = &mut self.groups[index];
         let caller = |token| Caller { client: id, token };
         let core = &mut group.core;
-        let refused = |token| {
-            (id, Completion::Refused { token, reason: lapis_config::Refusal::Draining })
-        };
+        let refused = |token| (id, Completion::Refused { token, reason: lapis_config::Refusal::Draining });
         let answer = match request {
             Request::Commit { token, pool, items } => {
                 let items: Vec<CommitItem> = items
@@ -596,7 +602,8 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                 }
                 Action::NeedMemory => {
                     if let Some(bytes) = self.shares.on_demand(index) {
-                        if let Err(error) = self.add_extent(index, bytes) {
+                        let extent = self.groups[index].extents.len();
+                        if let Err(error) = self.add_extent(index, bytes).and_then(|()| self.populate(index, extent)) {
                             tracing::error!(%error, "the group cannot grow");
                         }
                     }
@@ -638,7 +645,11 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         let conn = client.conn;
         self.counts.clients_expelled += 1;
         group.core.kept_mut().remove_hazards(id);
-        self.refuse(now, conn, "expelled: more bytes pinned than client.pin_bytes_max for longer than client.pin_age_max");
+        self.refuse(
+            now,
+            conn,
+            "expelled: more bytes pinned than client.pin_bytes_max for longer than client.pin_age_max",
+        );
     }
 
     /// Under pressure (slots wait for readers), a client over its bound of pinned bytes is warned, then expelled.

@@ -22,6 +22,7 @@ use crate::{
     client::Client,
     error::DaemonError,
     kept::SharedKept,
+    movers::Populate,
     state::{ClientRecord, Geometry, State},
     status,
 };
@@ -189,7 +190,9 @@ impl Group {
     fn warm(options: &GroupOptions, found: &mut Found) -> Result<Result<Mapped, String>, DaemonError> {
         let geometry = options.geometry;
         let lines = geometry.lines as u32;
-        let Some(table_fd) = found.remove("table") else { return Ok(Err("the table is not among what was kept".into())) };
+        let Some(table_fd) = found.remove("table") else {
+            return Ok(Err("the table is not among what was kept".into()));
+        };
         let owner = memfd::lock_owner(table_fd.as_fd())?;
         let mapped = (|| {
             let mut take = |part: &str| found.remove(part).ok_or(format!("{part} is not among what was kept"));
@@ -206,7 +209,10 @@ impl Group {
             for (index, &bytes) in state.extents_bytes().iter().enumerate() {
                 let fd = take(&format!("arena.{index}"))?;
                 let mapping = Mapping::shared(fd.as_fd(), bytes, Access::ReadWrite).map_err(text)?;
-                extents.push(Extent { fd, mapping, populated_bytes: 0 });
+                if options.huge == Huge::Try {
+                    mapping.advise_huge();
+                }
+                extents.push(Extent { fd, mapping, populated_bytes: state.populated_bytes(index) });
             }
             let entries = Private::map(entries_fd.as_fd(), lines as usize).map_err(text)?;
             let units = (geometry.ceiling_bytes / UNIT_BYTES) as usize;
@@ -281,9 +287,22 @@ impl Group {
         let (fd, pages) = memfd::create(&name, bytes, self.options.huge)?;
         let mapping = Mapping::shared(fd.as_fd(), bytes, Access::ReadWrite)?;
         keeper.keep(&name, fd.as_fd()).map_err(DaemonError::keeper("keep"))?;
+        if pages == memfd::Pages::Transparent {
+            mapping.advise_huge();
+        }
         self.core.kept_mut().state.add_extent(bytes);
         self.add_mapped(Extent { fd, mapping, populated_bytes: 0 });
         Ok(pages)
+    }
+
+    /// What a mover needs to give an extent the rest of its memory.
+    pub fn to_populate(&self, extent: usize) -> Result<Populate, DaemonError> {
+        let Extent { fd, mapping, populated_bytes } = &self.extents[extent];
+        let fd = fd
+            .try_clone()
+            .map_err(|source| DaemonError::Os { what: "duplicate the descriptor of an extent", source })?;
+        let touch = self.options.huge == Huge::Try && memfd::transparent_permitted();
+        Ok(Populate { mapping: mapping.clone(), fd, from: *populated_bytes, touch })
     }
 
     /// Tells the core of a pool that `state` has.

@@ -52,9 +52,8 @@ pub fn open(hold: Option<&Path>, kept: Vec<(String, OwnedFd)>) -> anyhow::Result
     };
     let mut client = HoldClient::connect(path)
         .with_context(|| format!("reach the holder at {0} (start it with: lapis hold {0})", path.display()))?;
-    let found = client
-        .take_all(FORMER_END_MAX)
-        .with_context(|| format!("take what the holder at {} keeps", path.display()))?;
+    let found =
+        client.take_all(FORMER_END_MAX).with_context(|| format!("take what the holder at {} keeps", path.display()))?;
     Ok((Box::new(client), found))
 }
 
@@ -80,8 +79,11 @@ struct FdStore;
 impl Keeper for FdStore {
     fn keep(&mut self, name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
         // FDPOLL=0: a lifeline whose writers ended must stay; that it hung up is what the next daemon wants to see.
-        let states =
-            [sd_notify::NotifyState::FdStore, sd_notify::NotifyState::FdName(name), sd_notify::NotifyState::Custom("FDPOLL=0")];
+        let states = [
+            sd_notify::NotifyState::FdStore,
+            sd_notify::NotifyState::FdName(name),
+            sd_notify::NotifyState::Custom("FDPOLL=0"),
+        ];
         sd_notify::notify_with_fds(&states, &[fd])
     }
 

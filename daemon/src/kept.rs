@@ -26,12 +26,7 @@ pub struct SharedKept {
 }
 
 impl SharedKept {
-    pub fn new(
-        table: TableWriter<MappedWords>,
-        state: State,
-        entries: Private<Entry>,
-        slots: Private<u64>,
-    ) -> Self {
+    pub fn new(table: TableWriter<MappedWords>, state: State, entries: Private<Entry>, slots: Private<u64>) -> Self {
         Self { table, state, entries, slots, pages: Vec::new(), asked: Vec::new() }
     }
 

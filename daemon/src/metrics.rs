@@ -3,11 +3,7 @@
 
 use metrics::{counter, describe_counter, describe_gauge, gauge};
 
-use crate::{
-    engine::Engine,
-    movers::Movers,
-    status::Totals,
-};
+use crate::{engine::Engine, movers::Movers, status::Totals};
 use lapis_config::Time;
 use lapis_transport::wire::Wire;
 

@@ -3,6 +3,7 @@
 
 use std::{
     collections::VecDeque,
+    os::fd::{AsFd, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -11,12 +12,26 @@ use std::{
 };
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
-use lapis_arena::{Mapping, Sum, sum};
+use lapis_arena::{Mapping, Sum, memfd, sum};
 use lapis_config::{Key, OpId};
 use lapis_tiering::face::Outcome;
 
-/// Bytes populated between two reports: small enough that slots become usable early, about 50 ms of first touches.
-const POPULATE_CHUNK_BYTES: usize = 32 << 20;
+/// Bytes populated between two reports: small enough that slots become usable early, about 30 ms of clearing pages.
+const POPULATE_CHUNK_BYTES: u64 = 16 << 20;
+/// Fewer where pages come by a mapping: the kernel holds a lock meanwhile that the engine needs to map anything.
+const TOUCH_CHUNK_BYTES: u64 = 4 << 20;
+/// Movers give way to the engine loop, and to the engines of the host.
+const NICE: i32 = 10;
+
+/// Give an extent its memory from `from` on.
+#[derive(Debug)]
+pub struct Populate {
+    pub mapping: Mapping,
+    pub fd: OwnedFd,
+    pub from: u64,
+    /// By touching the mapping, so that it gets huge pages; else through the descriptor.
+    pub touch: bool,
+}
 
 /// Check a block in its slot.
 #[derive(Debug)]
@@ -34,17 +49,29 @@ pub struct Verify {
 
 #[derive(Debug)]
 pub enum Job {
-    Populate { group: usize, extent: usize, mapping: Mapping },
+    Populate { group: usize, extent: usize, memory: Populate },
     Verify { group: usize, op: OpId, block: Verify },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Done {
     /// The first `bytes` of the extent have memory.
-    Populated { group: usize, extent: usize, bytes: u64 },
+    Populated {
+        group: usize,
+        extent: usize,
+        bytes: u64,
+    },
     /// No memory was to be had beyond what was reported before.
-    PopulateFailed { group: usize, extent: usize, reason: String },
-    Verified { group: usize, op: OpId, outcome: Outcome },
+    PopulateFailed {
+        group: usize,
+        extent: usize,
+        reason: String,
+    },
+    Verified {
+        group: usize,
+        op: OpId,
+        outcome: Outcome,
+    },
 }
 
 pub trait Movers {
@@ -73,6 +100,10 @@ impl Threads {
             for _ in 0..count {
                 let (jobs, report, stop, wake) = (jobs.clone(), report.clone(), stop.clone(), wake.clone());
                 threads.push(std::thread::Builder::new().name(name.into()).spawn(move || {
+                    let own = rustix::thread::gettid();
+                    if let Err(error) = rustix::process::setpriority_process(Some(own), NICE) {
+                        tracing::debug!(%error, "movers run at the engine's priority");
+                    }
                     work(&jobs, &stop, &mut |done| {
                         // The engine ended first if this fails: nobody is left to tell.
                         let _ = report.send(done);
@@ -118,21 +149,26 @@ fn work(jobs: &Receiver<Job>, stop: &AtomicBool, report: &mut dyn FnMut(Done)) {
             return;
         }
         match job {
-            Job::Populate { group, extent, mapping } => populate(group, extent, &mapping, stop, report),
+            Job::Populate { group, extent, memory } => populate(group, extent, &memory, stop, report),
             Job::Verify { group, op, block } => report(Done::Verified { group, op, outcome: check(&block) }),
         }
     }
 }
 
-fn populate(group: usize, extent: usize, mapping: &Mapping, stop: &AtomicBool, report: &mut dyn FnMut(Done)) {
-    let mut at = 0;
-    while at < mapping.len() && !stop.load(Ordering::Relaxed) {
-        let end = (at + POPULATE_CHUNK_BYTES).min(mapping.len());
-        if let Err(error) = mapping.populate_write(at..end) {
+fn populate(group: usize, extent: usize, memory: &Populate, stop: &AtomicBool, report: &mut dyn FnMut(Done)) {
+    let (mut at, bytes) = (memory.from, memory.mapping.len() as u64);
+    let chunk = if memory.touch { TOUCH_CHUNK_BYTES } else { POPULATE_CHUNK_BYTES };
+    while at < bytes && !stop.load(Ordering::Relaxed) {
+        let end = (at + chunk).min(bytes);
+        let done = match memory.touch {
+            true => memory.mapping.populate_write(at as usize..end as usize),
+            false => memfd::allocate(memory.fd.as_fd(), at..end),
+        };
+        if let Err(error) = done {
             return report(Done::PopulateFailed { group, extent, reason: error.to_string() });
         }
         at = end;
-        report(Done::Populated { group, extent, bytes: at as u64 });
+        report(Done::Populated { group, extent, bytes: at });
     }
 }
 
@@ -171,8 +207,8 @@ impl Manual {
         let Some(job) = self.waiting.remove(index) else { return };
         let done = &mut self.done;
         match job {
-            Job::Populate { group, extent, mapping } => {
-                done.push_back(Done::Populated { group, extent, bytes: mapping.len() as u64 });
+            Job::Populate { group, extent, memory } => {
+                done.push_back(Done::Populated { group, extent, bytes: memory.mapping.len() as u64 });
             }
             Job::Verify { group, op, block } => {
                 done.push_back(Done::Verified { group, op, outcome: check(&block) });

@@ -118,7 +118,8 @@ pub fn run(effective: &Effective) -> anyhow::Result<()> {
     }
     let (keeper, found) = keeper::open(options.hold_socket.as_deref(), passed.kept)?;
     let waker = wire.waker();
-    let movers = Threads::start(options.dram_populate_threads as usize, move || waker.wake()).context("start movers")?;
+    let movers =
+        Threads::start(options.dram_populate_threads as usize, move || waker.wake()).context("start movers")?;
     signals.wake_with(wire.waker());
     let entropy = Box::new(|| {
         let mut bytes = [0u8; 8];
@@ -126,8 +127,7 @@ pub fn run(effective: &Effective) -> anyhow::Result<()> {
         let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
         u64::from_le_bytes(bytes) | 1
     });
-    let mut engine =
-        Engine::open(now(), engine_options(options), wire, movers, keeper, found, entropy)?;
+    let mut engine = Engine::open(now(), engine_options(options), wire, movers, keeper, found, entropy)?;
     let _admin = match options.metrics_listen {
         Some(address) => Some(start_admin(address, exporter)?),
         None => None,

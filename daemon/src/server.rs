@@ -139,7 +139,10 @@ fn hello<W: Wire, M: Movers>(
     engine.roles.insert(conn, Role::Client { group: index, id });
     engine.counts.clients_connected += 1;
     let client = &engine.groups[index].clients[&id];
-    engine.wire.watch_lifeline(conn, client.lifeline.as_fd()).map_err(|error| format!("watch the lifeline: {error}"))?;
+    engine
+        .wire
+        .watch_lifeline(conn, client.lifeline.as_fd())
+        .map_err(|error| format!("watch the lifeline: {error}"))?;
     welcome(engine, conn, index, id, Some(lifeline_client), false)
 }
 
@@ -181,7 +184,10 @@ fn resumed<W: Wire, M: Movers>(
     client.control.reset();
     client.connected = true;
     engine.roles.insert(conn, Role::Client { group: index, id });
-    engine.wire.watch_lifeline(conn, client.lifeline.as_fd()).map_err(|error| format!("watch the lifeline: {error}"))?;
+    engine
+        .wire
+        .watch_lifeline(conn, client.lifeline.as_fd())
+        .map_err(|error| format!("watch the lifeline: {error}"))?;
     engine.counts.clients_resumed += 1;
     let group = &mut engine.groups[index];
     group.core.client_resumed(id, &resume.writing);
@@ -211,12 +217,8 @@ fn welcome<W: Wire, M: Movers>(
         defaults: engine.options.call_defaults,
     };
     let table = memfd::read_only(group.table_fd.as_fd()).map_err(|error| error.to_string())?;
-    let mut fds = vec![
-        table.as_fd(),
-        client.control_fd.as_fd(),
-        doorbells.to_daemon.as_fd(),
-        doorbells.to_client.as_fd(),
-    ];
+    let mut fds =
+        vec![table.as_fd(), client.control_fd.as_fd(), doorbells.to_daemon.as_fd(), doorbells.to_client.as_fd()];
     fds.extend(lifeline.as_ref().map(AsFd::as_fd));
     engine.wire.send(conn, &message, &fds).map_err(text("send the welcome"))?;
     let count = group.extents.len();

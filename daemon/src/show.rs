@@ -38,7 +38,13 @@ fn render(status: &Status) -> String {
         (_, true) => "draining",
         _ => "serving",
     };
-    line("daemon", format!("lapis {}, {state}, up {:.1} s, start {} ({})", status.version, status.uptime_s, status.boots, status.start));
+    line(
+        "daemon",
+        format!(
+            "lapis {}, {state}, up {:.1} s, start {} ({})",
+            status.version, status.uptime_s, status.boots, status.start
+        ),
+    );
     line("group", status.group.clone());
     line(
         "dram",
@@ -64,7 +70,13 @@ fn render(status: &Status) -> String {
     );
     line(
         "hits",
-        format!("{} of {} asked keys ({:.1} %), {:.2} GiB", hits.keys_hit, hits.keys_asked, 100.0 * hits.rate, gib(hits.bytes_hit)),
+        format!(
+            "{} of {} asked keys ({:.1} %), {:.2} GiB",
+            hits.keys_hit,
+            hits.keys_asked,
+            100.0 * hits.rate,
+            gib(hits.bytes_hit)
+        ),
     );
     line("puts", format!("{} stored, {} existed, {} refused", puts.stored, puts.existed, puts.refused));
     for pool in &status.pools {

@@ -53,6 +53,8 @@ struct Header {
     /// Slab records that were ever used; free ones among them have 0 units.
     slabs: u64,
     extents_bytes: [u64; EXTENTS_MAX],
+    /// How much of each has memory, from its start.
+    extents_populated_mib: [u32; EXTENTS_MAX],
 }
 const _: () = assert!(size_of::<Header>() <= POOLS_AT, "the header is one page");
 
@@ -194,6 +196,16 @@ impl State {
         header.extents_bytes[at] = bytes;
         compiler_fence(Ordering::Release);
         header.extents += 1;
+    }
+
+    /// Bytes of an extent that a former daemon has populated.
+    pub fn populated_bytes(&self, extent: usize) -> u64 {
+        let bytes = u64::from(self.header().extents_populated_mib[extent]) << 20;
+        bytes.min(self.header().extents_bytes[extent])
+    }
+
+    pub fn set_populated(&mut self, extent: usize, bytes: u64) {
+        self.header_mut().extents_populated_mib[extent] = (bytes >> 20) as u32;
     }
 
     pub fn pools(&self) -> impl Iterator<Item = (PoolId, PoolShape)> + '_ {
@@ -351,8 +363,7 @@ mod tests {
 
     use super::*;
 
-    const GEOMETRY: Geometry =
-        Geometry { lines: 1024, dram_bytes: 64 << 20, floor_bytes: 0, ceiling_bytes: 64 << 20 };
+    const GEOMETRY: Geometry = Geometry { lines: 1024, dram_bytes: 64 << 20, floor_bytes: 0, ceiling_bytes: 64 << 20 };
 
     fn memory() -> OwnedFd {
         memfd::create("state", State::bytes_for(GEOMETRY.ceiling_bytes), Huge::Never).expect("a memfd").0
@@ -422,6 +433,9 @@ mod tests {
         assert_eq!(state.adopt_slabs(16384), vec![slab(0, 512)]);
         state.set_slab(&slab(8192, 512));
         drop(state);
-        assert_eq!(State::adopt(map(&fd), GEOMETRY).expect("same").adopt_slabs(16384), vec![slab(0, 512), slab(8192, 512)]);
+        assert_eq!(
+            State::adopt(map(&fd), GEOMETRY).expect("same").adopt_slabs(16384),
+            vec![slab(0, 512), slab(8192, 512)]
+        );
     }
 }

@@ -9,6 +9,7 @@ use std::{
         unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     },
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -20,6 +21,10 @@ use crate::{error::TransportError, peer};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
+
+/// How long the end of a killed server is waited for, and between two looks.
+const FORMER_END_MAX: Duration = Duration::from_secs(1);
+const LOCK_PAUSE: Duration = Duration::from_millis(1);
 
 /// A listening SEQPACKET socket. Its file goes when it is dropped.
 #[derive(Debug)]
@@ -107,12 +112,18 @@ pub(crate) fn seqpacket() -> Result<OwnedFd, TransportError> {
 /// Locks the file at `lock_path` and writes our pid there, or says who has it.
 fn lock(path: &Path, lock_path: &Path) -> Result<fs::File, TransportError> {
     let failed = |op| move |source| TransportError::Path { op, path: lock_path.to_owned(), source };
+    let give_up = Instant::now() + FORMER_END_MAX;
     loop {
         let mut options = fs::OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o644);
         let mut file = options.open(lock_path).map_err(failed("open"))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
+            // A killed process has its lock until its memory is torn down.
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < give_up => {
+                std::thread::sleep(LOCK_PAUSE);
+                continue;
+            }
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 return Err(TransportError::Served { path: path.to_owned(), pid: pid_in(&mut file) });
             }

@@ -70,7 +70,7 @@ fn open(name: &str, bytes: u64, extra: MemfdFlags) -> Result<OwnedFd, ArenaError
 }
 
 /// Whether `MADV_HUGEPAGE` on shared memory does anything.
-fn transparent_permitted() -> bool {
+pub fn transparent_permitted() -> bool {
     let setting = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled").unwrap_or_default();
     ["[always]", "[within_size]", "[advise]", "[force]"].iter().any(|on| setting.contains(on))
 }
@@ -95,6 +95,14 @@ pub fn check(fd: BorrowedFd<'_>, bytes: u64) -> Result<(), ArenaError> {
     }
     let found = size(fd)?;
     if found == bytes { Ok(()) } else { Err(ArenaError::Size { expected: bytes, found }) }
+}
+
+/// Gives the range memory, through no mapping: beside it, mapping and unmapping in the same process go on. With
+/// [`Pages::Transparent`] the pages would be small ones: populate a mapping then.
+pub fn allocate(fd: BorrowedFd<'_>, range: std::ops::Range<u64>) -> Result<(), ArenaError> {
+    let bytes = range.end.saturating_sub(range.start);
+    rustix::fs::fallocate(fd, rustix::fs::FallocateFlags::empty(), range.start, bytes)
+        .map_err(|e| ArenaError::io("allocating memory", bytes, e))
 }
 
 /// Bytes of the memory behind a descriptor.
