@@ -48,7 +48,6 @@ const FULL_PAUSE: Duration = Duration::from_millis(1);
 /// How to connect.
 #[derive(Clone, Debug)]
 pub struct ConnectOptions {
-    path: PathBuf,
     /// Shown by `lapis status`.
     pub name: String,
     /// Ask for writable memory. Refused puts come of a group that does not permit it.
@@ -65,7 +64,7 @@ impl Default for ConnectOptions {
     fn default() -> Self {
         let name = std::env::args().next().unwrap_or_default();
         let name = name.rsplit('/').next().unwrap_or_default().to_owned();
-        Self { path: PathBuf::new(), name, may_put: true, writes_by_dma: false, verify: None, populate: true }
+        Self { name, may_put: true, writes_by_dma: false, verify: None, populate: true }
     }
 }
 
@@ -123,6 +122,7 @@ impl Live {
 
 #[derive(Debug)]
 struct Shared {
+    path: PathBuf,
     options: ConnectOptions,
     live: RwLock<Arc<Live>>,
     pools: Pools,
@@ -275,12 +275,13 @@ impl Mail {
 impl Client {
     /// Connects to the daemon that serves a group's socket.
     pub fn connect(path: impl AsRef<Path>, options: ConnectOptions) -> Result<Self, ClientError> {
-        let options = ConnectOptions { path: path.as_ref().to_owned(), ..options };
+        let path = path.as_ref().to_owned();
         let pools = Pools::default();
-        let Greeted::New(session, link) = greet(&options, &pools, None)? else {
+        let Greeted::New(session, link) = greet(&path, &options, &pools, None)? else {
             return Err(ClientError::Welcome { what: "a resumption" });
         };
         let shared = Arc::new(Shared {
+            path,
             options,
             live: RwLock::new(Arc::new(Live::new(session.clone(), link))),
             pools,
@@ -310,7 +311,7 @@ impl Client {
         let Some(link) = &live.link else { return Err(ClientError::Gone) };
         let token = shared.mail.expect();
         let sent = link.socket().send(&ToDaemon::OpenPool { token, shape: shape.clone() });
-        sent.map_err(|source| ClientError::Connect { path: shared.options.path.clone(), source })?;
+        sent.map_err(|source| ClientError::Connect { path: shared.path.clone(), source })?;
         let (id, slot_bytes) = shared.mail.wait(token, SOCKET_DEADLINE)?;
         if shape.kind == lapis_config::PoolKind::Chain && slot_bytes != pool.slot_bytes() {
             let reason = format!("slots of {slot_bytes} bytes where this build has {}", pool.slot_bytes());

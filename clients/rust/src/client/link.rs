@@ -2,6 +2,7 @@
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -68,9 +69,14 @@ pub(crate) enum Greeted {
 
 /// Connects, and comes back as the former client if the daemon still knows it. When this returns, all extents that the
 /// daemon named are mapped and all pools are open.
-pub(crate) fn greet(options: &ConnectOptions, pools: &Pools, former: Option<&Session>) -> Result<Greeted, ClientError> {
-    let failed = |source| ClientError::Connect { path: options.path.clone(), source };
-    let mut socket = socket::connect(&options.path).map_err(failed)?;
+pub(crate) fn greet(
+    path: &Path,
+    options: &ConnectOptions,
+    pools: &Pools,
+    former: Option<&Session>,
+) -> Result<Greeted, ClientError> {
+    let failed = |source| ClientError::Connect { path: path.to_owned(), source };
+    let mut socket = socket::connect(path).map_err(failed)?;
     let hello = ToDaemon::Hello {
         resume: former.and_then(Session::resume),
         name: options.name.clone(),
@@ -78,7 +84,7 @@ pub(crate) fn greet(options: &ConnectOptions, pools: &Pools, former: Option<&Ses
         writes_by_dma: options.writes_by_dma,
     };
     socket.send(&hello).map_err(failed)?;
-    let (message, fds) = receive(&mut socket, options)?;
+    let (message, fds) = receive(&mut socket, path)?;
     let welcome = Welcome::of(message).ok_or(ClientError::Welcome { what: "another message" })?;
     let mut fds = fds.into_iter();
     let mut next = |what| fds.next().ok_or(ClientError::NoDescriptor { what });
@@ -94,9 +100,9 @@ pub(crate) fn greet(options: &ConnectOptions, pools: &Pools, former: Option<&Ses
         }
     };
     let session = fresh.as_deref().or(former).ok_or(ClientError::Welcome { what: "a resumption" })?;
-    take_extents(&mut socket, options, session, welcome.geometry.extents_bytes.len())?;
+    take_extents(&mut socket, path, session, welcome.geometry.extents_bytes.len())?;
     if fresh.is_some() {
-        open_pools(&mut socket, options, pools, session)?;
+        open_pools(&mut socket, path, pools, session)?;
     }
     let watched = socket.as_fd().try_clone_to_owned().map_err(|e| ClientError::io("duplicating the socket", e))?;
     let link = Link { socket: Mutex::new(socket), watched, to_daemon, to_client };
@@ -108,8 +114,8 @@ pub(crate) fn greet(options: &ConnectOptions, pools: &Pools, former: Option<&Ses
 }
 
 /// The next message; a refusal is an error.
-fn receive(socket: &mut ClientSocket, options: &ConnectOptions) -> Result<(ToClient, Vec<OwnedFd>), ClientError> {
-    let failed = |source| ClientError::Connect { path: options.path.clone(), source };
+fn receive(socket: &mut ClientSocket, path: &Path) -> Result<(ToClient, Vec<OwnedFd>), ClientError> {
+    let failed = |source| ClientError::Connect { path: path.to_owned(), source };
     let received = socket.recv_timeout(HANDSHAKE).map_err(failed)?;
     match received.ok_or_else(|| failed(TransportError::TimedOut { after: HANDSHAKE }))? {
         (ToClient::Refused { token: 0, reason }, _) => Err(ClientError::Refused { reason }),
@@ -117,15 +123,10 @@ fn receive(socket: &mut ClientSocket, options: &ConnectOptions) -> Result<(ToCli
     }
 }
 
-fn take_extents(
-    socket: &mut ClientSocket,
-    options: &ConnectOptions,
-    session: &Session,
-    count: usize,
-) -> Result<(), ClientError> {
+fn take_extents(socket: &mut ClientSocket, path: &Path, session: &Session, count: usize) -> Result<(), ClientError> {
     let mut come = 0;
     while come < count {
-        let (message, fds) = receive(socket, options)?;
+        let (message, fds) = receive(socket, path)?;
         let ToClient::Extents { first, extents_bytes } = message else {
             return Err(ClientError::Welcome { what: "another message than its extents" });
         };
@@ -136,18 +137,13 @@ fn take_extents(
 }
 
 /// Opens the pools of the former session in a new one. One that is refused now stays unknown: a miss.
-fn open_pools(
-    socket: &mut ClientSocket,
-    options: &ConnectOptions,
-    pools: &Pools,
-    session: &Session,
-) -> Result<(), ClientError> {
-    let failed = |source| ClientError::Connect { path: options.path.clone(), source };
+fn open_pools(socket: &mut ClientSocket, path: &Path, pools: &Pools, session: &Session) -> Result<(), ClientError> {
+    let failed = |source| ClientError::Connect { path: path.to_owned(), source };
     for (token, pool) in pools.all().into_iter().enumerate() {
         let shape = pool.shape().clone();
         socket.send(&ToDaemon::OpenPool { token: token as u64 + 1, shape }).map_err(failed)?;
         loop {
-            match receive(socket, options)? {
+            match receive(socket, path)? {
                 (ToClient::Pool { pool: id, slot_bytes, .. }, _) => session.pool_opened(&pool, id, slot_bytes),
                 (ToClient::Refused { reason, .. }, _) => {
                     tracing::warn!(label = pool.shape().label, reason, "the new daemon does not open a pool");

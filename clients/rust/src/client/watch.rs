@@ -103,7 +103,7 @@ fn reconnect(shared: &Arc<Shared>, live: &Live) {
     let mut pause = PAUSE_MIN;
     let mut said = None;
     while !shared.is_stopping() {
-        match greet(&shared.options, &shared.pools, Some(&live.session)) {
+        match greet(&shared.path, &shared.options, &shared.pools, Some(&live.session)) {
             Ok(greeted) => {
                 welcome_back(shared, live, greeted);
                 return;

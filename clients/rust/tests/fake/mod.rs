@@ -61,6 +61,8 @@ pub struct Fake {
     parents: BTreeMap<Key, ParentRef>,
     /// Gets without an answer.
     pub waiting: Vec<(usize, u64)>,
+    /// Who said `Bye`.
+    pub byes: Vec<ClientId>,
 }
 
 /// The shape of the tests' chain pools.
@@ -116,6 +118,7 @@ impl Fake {
             next: 0,
             parents: BTreeMap::new(),
             waiting: Vec::new(),
+            byes: Vec::new(),
         }
     }
 

@@ -1,0 +1,344 @@
+//! Clients of a fake daemon behind a real socket: waiting, deadlines, hang-ups, returns, forks.
+
+mod fake;
+
+use std::{
+    os::fd::AsFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use fake::{BLOCK_BYTES, Fake, key, keys, payload, server::Server, shape};
+use lapis_arena::LineState;
+use lapis_client::{
+    Client, ClientError, GetOptions, HitPolicy, Key, Namespace, Pool, PoolKind, PoolShape, PutOptions, PutResult,
+    Refusal, Wait,
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits for a condition; that it comes is asserted, not when.
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < PATIENCE, "{what} did not come about");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+struct Scene {
+    folder: tempfile::TempDir,
+    server: Server,
+    client: Client,
+    pool: Pool,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let server = Server::start(&folder.path().join("lapis.sock"), Fake::new());
+        let client = server.connect();
+        let pool = client.pool(&shape("kv", BLOCK_BYTES, 1)).expect("a pool");
+        Self { folder, server, client, pool }
+    }
+
+    fn with_blocks(count: u64) -> Self {
+        let scene = Self::new();
+        put(&scene.client, &scene.pool, 0..count);
+        scene
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.folder.path().join("lapis.sock")
+    }
+}
+
+fn bytes_of(range: std::ops::Range<u64>) -> Vec<u8> {
+    range.flat_map(|n| payload(n, 0, BLOCK_BYTES)).collect()
+}
+
+fn put(client: &Client, pool: &Pool, range: std::ops::Range<u64>) {
+    let (batch, bytes) = (keys(range.clone()), bytes_of(range));
+    let put = client.put_from(pool, &batch, None, &bytes, &PutOptions::default()).expect("a sound call");
+    assert_eq!(put.stored(), batch.len(), "{:?}", put.results);
+}
+
+fn hits(client: &Client, pool: &Pool, range: std::ops::Range<u64>) -> usize {
+    let (batch, mut buffer) = (keys(range.clone()), vec![0; (range.end - range.start) as usize * BLOCK_BYTES]);
+    let got = client.get_into(pool, &batch, &mut buffer, &GetOptions::default()).expect("a sound call");
+    for ((n, status), block) in range.zip(&got.statuses).zip(buffer.chunks(BLOCK_BYTES)) {
+        assert!(!status.is_hit() || block == payload(n, 0, BLOCK_BYTES), "wrong bytes of block {n}");
+    }
+    got.hits
+}
+
+#[test]
+fn what_is_put_is_found_and_read_though_the_daemon_sleeps_between() {
+    let Scene { server, client, pool, .. } = Scene::with_blocks(40);
+    assert_eq!(client.match_prefix(&[(pool.clone(), HitPolicy::Prefix)], &keys(0..50)).expect("a sound call"), 40);
+    assert_eq!(hits(&client, &pool, 0..50), 40);
+    assert_eq!(client.view(&pool, &keys(38..42)).expect("a sound call").hits(), 2);
+    assert_eq!(client.remove(&pool, &keys(3..5), None).expect("an answer"), 2);
+    assert_eq!(client.exists(&pool, &keys(0..50)).expect("a sound call").count(), 38);
+    client.prefetch(&pool, &keys(0..1)).expect("posted");
+    assert_eq!(
+        server.with(|fake| fake
+            .frames
+            .iter()
+            .filter(|f| matches!(f, lapis_transport::frame::Request::Prefetch { .. }))
+            .count()),
+        1
+    );
+}
+
+#[test]
+fn many_threads_wait_for_their_own_answers() {
+    let Scene { server: _server, client, pool, .. } = Scene::new();
+    let threads: Vec<_> = (0..6u64)
+        .map(|thread| {
+            let (client, pool) = (client.clone(), pool.clone());
+            std::thread::spawn(move || {
+                for round in 0..6 {
+                    let first = thread * 1000 + round * 10;
+                    put(&client, &pool, first..first + 6);
+                    assert_eq!(hits(&client, &pool, first..first + 6), 6);
+                    client.remove(&pool, &keys(first..first + 6), None).expect("an answer");
+                }
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().expect("right bytes for all"));
+}
+
+#[test]
+fn no_call_outlives_its_deadline() {
+    let Scene { server, client, pool, .. } = Scene::with_blocks(1);
+    server.with(|fake| fake.is_silent = true);
+    let soon = Duration::from_millis(20);
+    let start = Instant::now();
+    let (batch, mut bytes) = (keys(0..3), bytes_of(0..3));
+    let put_options = PutOptions { deadline: Some(soon) };
+    let put = client.put_from(&pool, &batch, None, &bytes, &put_options).expect("a sound call");
+    let late = PutResult::Refused(Refusal::Late);
+    assert_eq!(put.results, [PutResult::Exists, late, late]);
+    let options = GetOptions { wait: Wait::Absent, deadline: Some(soon), ..GetOptions::default() };
+    assert_eq!(client.get_into(&pool, &batch, &mut bytes, &options).expect("a sound call").hits, 1);
+    let error = client.remove(&pool, &batch, Some(soon)).expect_err("no answer");
+    assert!(matches!(error, ClientError::Late { after } if after == soon), "{error}");
+    let reserved = client.reserve(&pool, &batch, None, &put_options).expect("a sound call");
+    assert_eq!(reserved.results().len(), 3);
+    assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
+}
+
+#[test]
+fn without_the_daemon_hits_go_on_and_all_else_is_answered_at_once() {
+    let scene = Scene::with_blocks(4);
+    let (client, pool) = (scene.client.clone(), scene.pool.clone());
+    // Callers that wait for the daemon while it dies are woken.
+    let waiting = std::thread::spawn({
+        let (client, pool) = (client.clone(), pool.clone());
+        move || {
+            let (batch, mut buffer) = (keys(0..8), vec![0; 8 * BLOCK_BYTES]);
+            let options = GetOptions { wait: Wait::Absent, deadline: Some(PATIENCE * 2), ..GetOptions::default() };
+            client.get_into(&pool, &batch, &mut buffer, &options).expect("a sound call").hits
+        }
+    });
+    until("a waiting get", || scene.server.with(|fake| !fake.waiting.is_empty()));
+    let fake = scene.server.kill();
+    assert_eq!(waiting.join().expect("it returned"), 4);
+    until("the hang-up", || !client.is_connected());
+    assert_eq!(hits(&client, &pool, 0..6), 4);
+    assert_eq!(client.view(&pool, &keys(0..6)).expect("a sound call").hits(), 4, "the instance is the same still");
+    let (batch, bytes) = (keys(10..12), bytes_of(10..12));
+    let put = client.put_from(&pool, &batch, None, &bytes, &PutOptions::default()).expect("a sound call");
+    assert_eq!(put.results, [PutResult::Refused(Refusal::Gone); 2]);
+    assert!(matches!(client.purge(&pool, None), Err(ClientError::Gone)));
+    assert!(matches!(client.pool(&shape("other", BLOCK_BYTES, 1)), Err(ClientError::Gone)));
+    drop(fake);
+    assert_eq!(hits(&client, &pool, 0..6), 4, "the mapping is ours");
+}
+
+#[test]
+fn a_client_comes_back_by_itself_to_a_warm_daemon() {
+    let scene = Scene::with_blocks(4);
+    let path = scene.path();
+    let Scene { server, client, pool, folder: _folder } = scene;
+    let view = client.view(&pool, &keys(1..2)).expect("a sound call");
+    let (stop, reader) = (Arc::new(AtomicBool::new(false)), client.clone());
+    let reading = std::thread::spawn({
+        let (stop, pool) = (stop.clone(), pool.clone());
+        move || {
+            while !stop.load(Ordering::Relaxed) {
+                assert_eq!(hits(&reader, &pool, 0..4), 4, "a miss because of a restart");
+            }
+        }
+    });
+    let mut fake = server.kill();
+    fake.restart();
+    until("the hang-up", || !client.is_connected());
+    assert_eq!(client.view(&pool, &keys(0..1)).expect("a sound call").hits(), 0, "another instance");
+    let server = Server::start(&path, fake);
+    until("the return", || client.is_connected());
+    assert_eq!(client.view(&pool, &keys(0..1)).expect("a sound call").hits(), 1);
+    assert!(view[0].as_ref().expect("a hit").still_valid());
+    assert_eq!(server.with(|fake| fake.clients.len()), 1, "the same client");
+    put(&client, &pool, 4..20);
+    assert_eq!(hits(&client, &pool, 0..20), 20);
+    stop.store(true, Ordering::Relaxed);
+    reading.join().expect("no miss");
+}
+
+#[test]
+fn after_a_cold_start_the_old_memory_goes_and_pools_are_opened_again() {
+    let scene = Scene::with_blocks(4);
+    let path = scene.path();
+    let Scene { server, client, pool, folder: _folder } = scene;
+    let view = client.view(&pool, &keys(1..2)).expect("a sound call");
+    server.kill();
+    let mut cold = Fake::new();
+    cold.open_pool(&shape("somebody else's", BLOCK_BYTES, 1));
+    let server = Server::start(&path, cold);
+    until("the new table", || hits(&client, &pool, 0..4) == 0 && client.is_connected());
+    let view = view[0].as_ref().expect("a hit");
+    assert!(!view.still_valid());
+    let mut bytes = vec![0; BLOCK_BYTES];
+    view.copy_to(0, &mut bytes).expect("the old mapping lives on");
+    assert!(bytes == payload(1, 0, BLOCK_BYTES));
+    put(&client, &pool, 0..8);
+    assert_eq!(hits(&client, &pool, 0..8), 8);
+    assert_eq!(server.with(|fake| fake.pools.len()), 2, "under another number");
+}
+
+#[test]
+fn tickets_get_on_when_the_descriptor_says_so() {
+    let Scene { server: _server, client, pool, .. } = Scene::with_blocks(2);
+    let (batch, bytes) = (keys(0..30), bytes_of(0..30));
+    let mut ticket = client.begin_put(&pool, &batch, None, &bytes, &PutOptions::default()).expect("a sound call");
+    let put = loop {
+        client.acknowledge().expect("it is ours");
+        if let Some(put) = ticket.poll().expect("it is ours") {
+            break put;
+        }
+        let mut fds = [rustix::event::PollFd::new(&client, rustix::event::PollFlags::IN)];
+        let timeout = rustix::event::Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+        rustix::event::poll(&mut fds, Some(&timeout)).expect("a descriptor");
+    };
+    assert_eq!((put.stored(), put.refused()), (28, 0), "{:?}", put.results);
+    drop(ticket);
+    assert_eq!(hits(&client, &pool, 0..30), 30);
+    let _ = client.as_fd();
+}
+
+#[test]
+fn objects_have_names_and_any_length() {
+    let Scene { server: _server, client, .. } = Scene::new();
+    let shape = PoolShape { kind: PoolKind::Object, block_bytes: 1 << 20, ..shape("objects", BLOCK_BYTES, 1) };
+    let pool = client.pool(&shape).expect("a pool");
+    let options = PutOptions::default();
+    for (name, bytes) in [(&b"a"[..], 0), (b"b", 1), (b"a rather longer name, beyond what a key holds", 300_000)] {
+        let object = payload(bytes as u64, 7, bytes);
+        assert_eq!(client.put_object(&pool, name, &object, &options).expect("a sound call"), PutResult::Stored);
+        assert_eq!(client.put_object(&pool, name, b"other", &options).expect("a sound call"), PutResult::Exists);
+        assert!(client.get_object(&pool, name, None).expect("a sound call") == Some(object));
+    }
+    assert_eq!(client.get_object(&pool, b"c", None).expect("a sound call"), None);
+    assert!(client.remove_object(&pool, b"b", None).expect("an answer"));
+    assert_eq!(client.get_object(&pool, b"b", None).expect("a sound call"), None);
+    let long = vec![0; (1 << 20) + 1];
+    let refused = client.put_object(&pool, b"d", &long, &options).expect("a sound call");
+    assert_eq!(refused, PutResult::Refused(Refusal::TooLarge));
+    assert!(matches!(client.get_object(&pool, &[0; 1025], None), Err(ClientError::Name { bytes: 1025 })));
+    assert!(matches!(client.view(&pool, &[]), Err(ClientError::KeyCount { keys: 0 })));
+}
+
+#[test]
+fn a_forked_child_is_closed_and_leaves_the_parent_alone() {
+    let Scene { server, client, pool, .. } = Scene::with_blocks(2);
+    let views = client.view(&pool, &keys(0..1)).expect("a sound call");
+    // SAFETY: the child makes only calls that touch neither locks nor memory held at the fork, and ends by _exit.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let mut buffer = [0u8; BLOCK_BYTES];
+        let closed = [
+            client.exists(&pool, &[key(0)]).is_err(),
+            matches!(
+                client.get_into(&pool, &[key(0)], &mut buffer[..], &GetOptions::default()),
+                Err(ClientError::Closed)
+            ),
+            matches!(
+                client.put_from(&pool, &[key(9)], None, &buffer[..], &PutOptions::default()),
+                Err(ClientError::Closed)
+            ),
+            matches!(client.view(&pool, &[key(0)]), Err(ClientError::Closed)),
+            !client.is_connected(),
+        ];
+        drop(views);
+        drop(client);
+        // SAFETY: ends the child without running anything of the parent's.
+        unsafe { libc::_exit(if closed == [true; 5] { 0 } else { 1 }) }
+    }
+    let mut status = 0;
+    // SAFETY: waits for our own child; `status` outlives the call.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    assert_eq!(status, 0, "the child found something open");
+    assert!(server.with(|fake| fake.byes.is_empty()), "the child said nothing");
+    let still_named = server.with(|fake| !fake.drop_block(lapis_config::PoolId(0), &key(0)));
+    assert!(still_named, "the child did not release the parent's view");
+    put(&client, &pool, 5..8);
+}
+
+#[test]
+fn the_last_one_to_go_says_bye_once_everything_is_unmapped() {
+    let Scene { server, client, pool, .. } = Scene::with_blocks(1);
+    let views = client.view(&pool, &keys(0..1)).expect("a sound call");
+    drop(client);
+    assert!(server.with(|fake| fake.byes.is_empty()), "a view still reads");
+    drop(views);
+    until("the bye", || server.with(|fake| fake.byes.len() == 1));
+}
+
+#[test]
+fn a_refused_pool_says_why() {
+    let Scene { server: _server, client, .. } = Scene::new();
+    let error = client.pool(&shape("refused", BLOCK_BYTES, 1)).expect_err("it is refused").to_string();
+    assert!(error.contains("a label that is refused"), "{error}");
+    let long = shape(&"x".repeat(49), BLOCK_BYTES, 1);
+    let error = client.pool(&long).expect_err("too long").to_string();
+    assert!(error.contains("49") && error.contains("48"), "{error}");
+}
+
+#[test]
+fn an_unverified_block_is_checked_by_whoever_reads_it() {
+    let Scene { server, client, pool, .. } = Scene::new();
+    server.with(|fake| {
+        let shape = shape("kv", BLOCK_BYTES, 1);
+        for n in 0..2 {
+            fake.publish(&shape, &key(n), &payload(n, 0, BLOCK_BYTES), LineState::Unverified);
+        }
+        let slot = fake.writer.find(lapis_config::PoolId(0), &key(1)).expect("published").slot;
+        fake.write(slot, b"damage");
+    });
+    assert_eq!(hits(&client, &pool, 0..2), 1);
+    assert_eq!(client.stats().expect("it is ours").blocks_corrupt, 1);
+}
+
+#[test]
+fn status_is_asked_without_a_client() {
+    let scene = Scene::new();
+    assert_eq!(lapis_client::status(scene.path(), PATIENCE).expect("an answer"), "{}");
+    let error = lapis_client::status(scene.folder.path().join("nobody"), PATIENCE).expect_err("nobody is there");
+    assert!(error.is_transient(), "somebody may come");
+}
+
+#[test]
+fn a_namespace_makes_a_pool_of_its_own() {
+    let Scene { server: _server, client, pool, .. } = Scene::with_blocks(1);
+    let namespace = Namespace::new("llama").dtype("fp8").fingerprint();
+    let other = client.pool(&PoolShape { namespace, ..pool.shape().clone() }).expect("a pool");
+    let found: [Key; 1] = [key(0)];
+    assert_eq!(client.exists(&pool, &found).expect("a sound call").count(), 1);
+    assert_eq!(client.exists(&other, &found).expect("a sound call").count(), 0);
+}
