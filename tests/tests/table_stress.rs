@@ -33,7 +33,7 @@ const PAGE_BYTES: usize = 64;
 /// Bytes read through one view.
 const VIEW_BYTES: usize = 8 << 10;
 /// A control that has shown nothing after this has failed.
-const CONTROL_TIME: Duration = Duration::from_secs(60);
+const CONTROL_TIME: Duration = Duration::from_secs(120);
 /// A stress that gets nowhere.
 const READ_TIME: Duration = Duration::from_secs(1200);
 /// Stores before each step that a fence must order, to memory that is in no near cache: what a client or a daemon also
@@ -190,9 +190,13 @@ fn the_readers_of_the_stress_run_in_processes_of_their_own() {
 impl Reader {
     fn run(&mut self) {
         let (mut read, mut foreign, mut caught) = (0, 0, 0);
-        let views_only = matches!(self.without, Without::ClientFence | Without::DaemonFence);
         for round in 0u64.. {
-            match if views_only || round.is_multiple_of(2) { self.view() } else { self.get() } {
+            let copies = match self.without {
+                Without::Nothing => round.is_multiple_of(2),
+                Without::Recheck => true,
+                Without::ClientFence | Without::DaemonFence => false,
+            };
+            match if copies { self.get() } else { self.view() } {
                 Some(true) => read += 1,
                 Some(false) => foreign += 1,
                 None => caught += 1,
