@@ -207,11 +207,12 @@ impl<K: Kept, P: Policy> Core<K, P> {
         room.max(least).min(BATCH_KEYS_MAX as u64) as u32
     }
 
+    /// Answers a call with a refusal; a client that is gone hears nothing.
     fn refuse(&mut self, to: Caller, reason: Refusal) {
         if reason != Refusal::Gone {
             self.counts.puts_refused += 1;
+            self.reply(to, Reply::Refused(reason));
         }
-        self.reply(to, Reply::Refused(reason));
     }
 
     fn wait_for_slots(&mut self, to: Caller, shelf: Shelf, need: u32, deadline: Time, ask: Ask) {

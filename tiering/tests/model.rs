@@ -1,0 +1,95 @@
+//! Random operations of clients that reserve, fill, commit, die and come back, readers that name slots, daemons that
+//! restart: after each the core is audited and compared with what everyone was told.
+
+mod world;
+
+use lapis_config::{ClientId, Hint, HitPolicy, PoolId, Wait};
+use lapis_tiering::face::{Outcome, Parent};
+use proptest::prelude::*;
+use world::{POOLS, World, key};
+
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    what: u8,
+    who: u8,
+    pool: u16,
+    chain: u32,
+    depth: u32,
+    count: u32,
+    wait_us: u64,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let wait = prop_oneof![Just(0), Just(10_000), Just(900_000)];
+    (0u8..40, any::<u8>(), 0..POOLS.len() as u16, 0u32..6, 0u32..14, 1u32..24, wait).prop_map(
+        |(what, who, pool, chain, depth, count, wait_us)| Step { what, who, pool, chain, depth, count, wait_us },
+    )
+}
+
+fn apply(world: &mut World, step: Step) {
+    let Step { what, who, pool, chain, depth, count, wait_us } = step;
+    let ids: Vec<ClientId> = world.clients.keys().copied().collect();
+    let Some(&id) = ids.get(usize::from(who) % ids.len().max(1)) else { return world.connect() };
+    let units = if pool == 3 { 1 + (count * 7 + depth) % 40 } else { POOLS[pool as usize].1 };
+    match what {
+        0..4 => world.refill(id, pool, units, count, wait_us),
+        4..11 => {
+            let parent = depth.checked_sub(1).map_or(Parent::None, |above| Parent::Key(key(chain, above)));
+            let keys = (depth..depth + count).map(|d| key(chain, d)).collect();
+            world.reserve(id, pool, units, keys, parent, wait_us);
+        }
+        11..21 => world.commit(id, pool, count as usize, chain, depth),
+        21 => world.abort(id, count as usize),
+        22 => world.gone(id),
+        23 => world.resume(id),
+        24 => world.lose(id),
+        25 => world.connect(),
+        26 | 27 => world.touch(pool, chain, depth),
+        28 | 29 => {
+            let other = (pool + 1) % 2;
+            let policy = [HitPolicy::Prefix, HitPolicy::Trailing(1 + depth % 4), HitPolicy::Any][who as usize % 3];
+            let asks = [(PoolId(pool), policy), (PoolId(other), HitPolicy::Prefix)];
+            let asks = &asks[..1 + usize::from(count % 2 == 0 && pool < 2)];
+            let wait = [Wait::Present, Wait::Filling, Wait::Absent][chain as usize % 3];
+            world.get(id, asks, (0..count).map(|d| key(chain, d)).collect(), wait, wait_us);
+        }
+        30 => world.core().release(lapis_tiering::face::Caller { client: id, token: u64::from(count) }),
+        31 => world.name(pool, chain, depth),
+        32 => world.unname(count as usize),
+        33 => {
+            let hints = [Hint::Ended, Hint::WillReturn, Hint::Pinned { ttl_ms: 200 }, Hint::Priority(3)];
+            world.hint(pool, chain, depth, hints[count as usize % 4]);
+        }
+        34 => match count % 8 {
+            0 => world.purge(pool),
+            _ => world.remove(pool, chain, depth),
+        },
+        35 => world.tick(u64::from(count) * 7_000),
+        36 => world.wait(u64::from(count) * 50_000),
+        37 => world.populate(usize::from(who % 2), u64::from(count) * 16),
+        38 if who % 4 == 0 => world.restart(),
+        _ => world.complete(if count == 1 { Outcome::Corrupt } else { Outcome::Ok }),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { max_shrink_iters: 4_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nothing_is_lost_and_nothing_is_given_twice(
+        lines in prop_oneof![Just(48u32), Just(512)],
+        whole in any::<bool>(),
+        steps in prop::collection::vec(step(), 1..250),
+    ) {
+        let mut world = World::new(lines);
+        if whole {
+            world.populate(0, 512);
+        }
+        world.check();
+        for step in steps {
+            apply(&mut world, step);
+            world.check();
+        }
+        world.end();
+    }
+}
