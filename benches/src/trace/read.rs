@@ -33,7 +33,10 @@ pub enum TraceError {
     Malformed { path: PathBuf, line: u64, what: String },
     #[error("{}: line {line}: timestamp {found} ms comes after {before} ms: not in order of time", .path.display())]
     OutOfOrder { path: PathBuf, line: u64, before: u64, found: u64 },
-    #[error("{}: line {line}: {ids} hash_ids for {tokens} tokens, expected {expected} (blocks of {BLOCK_TOKENS})", .path.display())]
+    #[error(
+        "{}: line {line}: {ids} hash_ids for {tokens} tokens, expected {expected} of {BLOCK_TOKENS} tokens each",
+        .path.display()
+    )]
     WrongCount { path: PathBuf, line: u64, ids: usize, tokens: u64, expected: u64 },
     #[error("{}: line {line}: id {id} does not fit {ID_BITS} bits, the most when traces are merged", .path.display())]
     IdTooLarge { path: PathBuf, line: u64, id: u64 },

@@ -358,7 +358,9 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_under_a_right_checksum_are_a_value_or_an_error(bytes in prop::collection::vec(any::<u8>(), PAGE_BYTES - 40)) {
+        fn any_bytes_under_a_right_checksum_are_a_value_or_an_error(
+            bytes in prop::collection::vec(any::<u8>(), PAGE_BYTES - 40),
+        ) {
             let good = page_of(Entries::Pools(vec![])).used;
             let mut page: Page = [0; PAGE_BYTES];
             page[..40].copy_from_slice(Head::new(MAGIC, good.log).as_bytes());
