@@ -6,23 +6,20 @@
 mod link;
 mod object;
 mod populate;
+mod shared;
 mod ticket;
 mod wait;
 mod watch;
 
 use std::{
-    collections::HashMap,
     os::fd::{AsFd, BorrowedFd},
-    path::{Path, PathBuf},
-    sync::{
-        Arc, Condvar, Mutex, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    path::Path,
+    sync::{Arc, Mutex, RwLock, atomic::Ordering},
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use lapis_config::{Hint, HitPolicy, Key, PoolId, PoolShape, Refusal};
+use lapis_config::{Hint, HitPolicy, Key, PoolId, PoolShape};
 use lapis_transport::{
     frame::Request,
     hello::{ToClient, ToDaemon},
@@ -31,19 +28,20 @@ use lapis_transport::{
 
 pub use self::ticket::{GetTicket, PutTicket};
 use self::{
-    link::{Farewell, Greeted, Link, greet},
+    link::{Greeted, greet},
+    shared::{Live, Mail, Shared},
     wait::Waiters,
 };
 use crate::{
     ClientError, Dst, GetOptions, Got, Pool, Pools, Present, Put, PutOptions, Reservation, Session, Src, Stats, Verify,
-    Views, keys,
-    session::{self, Answer, Busy, GetJob, PutJob, ReserveJob, Step, Token},
+    Views,
+    fork::Birthplace,
+    keys,
+    session::{self, Answer, GetJob, PutJob, ReserveJob},
 };
 
 /// Longest wait for answers on the socket.
 const SOCKET_DEADLINE: Duration = Duration::from_secs(1);
-/// Pause when a ring is full.
-const FULL_PAUSE: Duration = Duration::from_millis(1);
 
 /// How to connect.
 #[derive(Clone, Debug)]
@@ -71,7 +69,7 @@ impl Default for ConnectOptions {
 /// A connection to the daemon of this host, kept up by itself.
 ///
 /// Without a daemon, hits in memory go on; all else answers at once: misses, and puts refused with
-/// [`Refusal::Gone`].
+/// [`Refusal::Gone`](crate::Refusal::Gone).
 #[derive(Clone, Debug)]
 pub struct Client {
     inner: Arc<Inner>,
@@ -81,195 +79,6 @@ pub struct Client {
 struct Inner {
     shared: Arc<Shared>,
     watcher: Option<JoinHandle<()>>,
-}
-
-/// The session now, and how to reach its daemon.
-#[derive(Debug)]
-struct Live {
-    session: Arc<Session>,
-    link: Option<Arc<Link>>,
-    farewell: Arc<Mutex<Option<Arc<Link>>>>,
-}
-
-impl Live {
-    fn new(session: Arc<Session>, link: Link) -> Self {
-        let link = Arc::new(link);
-        let farewell = Arc::new(Mutex::new(Some(link.clone())));
-        session.set_last(Box::new(Farewell(farewell.clone())));
-        Self { session, link: Some(link), farewell }
-    }
-
-    /// Of a get of so many bytes.
-    fn get_deadline(&self, bytes: u64) -> Duration {
-        let defaults = self.session.defaults();
-        let seconds = bytes as f64 / defaults.get_bytes_per_s.max(1) as f64;
-        Duration::from_micros(defaults.get_us) + Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX / 2)
-    }
-
-    fn put_deadline(&self) -> Duration {
-        Duration::from_micros(self.session.defaults().put_us)
-    }
-
-    /// Wakes the daemon, if it sleeps and frames wait for it.
-    fn ring(&self) {
-        if self.session.must_ring()
-            && let Some(link) = &self.link
-        {
-            link.ring();
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Shared {
-    path: PathBuf,
-    options: ConnectOptions,
-    live: RwLock<Arc<Live>>,
-    pools: Pools,
-    waiters: Waiters,
-    mail: Mail,
-    stop: Arc<AtomicBool>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
-    birthplace: crate::fork::Birthplace,
-}
-
-impl Shared {
-    fn live(&self) -> Arc<Live> {
-        self.live.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn publish(&self, live: Live) {
-        *self.live.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(live);
-    }
-
-    fn is_stopping(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
-    }
-
-    /// The live session, unless this is a forked child.
-    #[inline]
-    fn here(&self) -> Result<Arc<Live>, ClientError> {
-        if self.birthplace.is_here() { Ok(self.live()) } else { Err(ClientError::Closed) }
-    }
-
-    /// Steps a job until it is done or its time is over.
-    fn drive(&self, live: &Live, deadline: Duration, mut step: impl FnMut(Duration) -> Step) {
-        // What is in memory needs neither lock nor clock.
-        let mut next = step(deadline);
-        if next == Step::Done {
-            return;
-        }
-        let until = Instant::now() + deadline;
-        loop {
-            // A session that was resumed meanwhile has another link.
-            let now = self.live();
-            let live = if Arc::ptr_eq(&now.session, &live.session) { &*now } else { live };
-            let seen = live.session.events();
-            live.ring();
-            if live.session.poll() == 0 && next != Step::Posted {
-                let until = if next == Step::Full { until.min(Instant::now() + FULL_PAUSE) } else { until };
-                // Without a connection all calls under way are answered already.
-                if let Some(link) = live.link.as_deref().filter(|_| live.session.is_connected()) {
-                    self.waiters.wait(&live.session, link, seen, until);
-                }
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            next = step(left);
-            if next == Step::Done || left.is_zero() {
-                live.ring();
-                return;
-            }
-        }
-    }
-
-    /// One call with one answer; `None` if it did not come in time or there is no daemon.
-    fn ask(
-        &self,
-        live: &Live,
-        deadline: Duration,
-        request: impl Fn(u64) -> Request,
-    ) -> Result<(Token, Answer), ClientError> {
-        let (mut token, mut answer, mut gone) = (None, None, false);
-        self.drive(live, deadline, |_| match token {
-            None => match live.session.submit(&request) {
-                Ok(posted) => {
-                    token = Some(posted);
-                    Step::Posted
-                }
-                Err(Busy::Full) => Step::Full,
-                Err(Busy::Gone) => {
-                    gone = true;
-                    Step::Done
-                }
-            },
-            Some(posted) => {
-                answer = live.session.take(posted);
-                if answer.is_some() { Step::Done } else { Step::Waiting }
-            }
-        });
-        match (token, answer) {
-            (_, Some(Answer::Refused(Refusal::Gone))) => Err(ClientError::Gone),
-            (Some(token), Some(answer)) => Ok((token, answer)),
-            _ if gone => Err(ClientError::Gone),
-            (token, _) => {
-                token.into_iter().for_each(|token| live.session.abandon(token));
-                Err(ClientError::Late { after: deadline })
-            }
-        }
-    }
-}
-
-/// A pool's number and the bytes of its slots, or why it was not opened.
-type Opened = Result<(PoolId, u32), String>;
-
-/// Answers of the socket that somebody waits for.
-#[derive(Debug, Default)]
-struct Mail {
-    waiting: Mutex<HashMap<u64, Option<Opened>>>,
-    came: Condvar,
-    token: AtomicU64,
-}
-
-impl Mail {
-    fn deliver(&self, token: u64, answer: Opened) {
-        if let Some(place) = session::lock(&self.waiting).get_mut(&token) {
-            *place = Some(answer);
-        }
-        self.came.notify_all();
-    }
-
-    fn lose_all(&self) {
-        session::lock(&self.waiting).clear();
-        self.came.notify_all();
-    }
-
-    fn expect(&self) -> u64 {
-        let token = self.token.fetch_add(1, Ordering::Relaxed) + 1;
-        session::lock(&self.waiting).insert(token, None);
-        token
-    }
-
-    fn wait(&self, token: u64, deadline: Duration) -> Result<(PoolId, u32), ClientError> {
-        let until = Instant::now() + deadline;
-        let mut waiting = session::lock(&self.waiting);
-        loop {
-            match waiting.get_mut(&token).map(Option::take) {
-                None => return Err(ClientError::Gone),
-                Some(Some(answer)) => {
-                    waiting.remove(&token);
-                    return answer.map_err(|reason| ClientError::Refused { reason });
-                }
-                Some(None) => {}
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                waiting.remove(&token);
-                return Err(ClientError::Late { after: deadline });
-            }
-            let woken = self.came.wait_timeout(waiting, left);
-            waiting = woken.unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
 }
 
 impl Client {
@@ -289,7 +98,7 @@ impl Client {
             mail: Mail::default(),
             stop: Arc::default(),
             threads: Mutex::default(),
-            birthplace: crate::fork::Birthplace::here(),
+            birthplace: Birthplace::here(),
         });
         populate::start(&shared, &session);
         let watched = shared.clone();
@@ -550,6 +359,7 @@ impl Drop for Inner {
         }
         self.shared.waiters.nudge.raise();
         let threads = std::mem::take(&mut *session::lock(&self.shared.threads));
+        threads.iter().for_each(|thread| thread.thread().unpark());
         for thread in self.watcher.take().into_iter().chain(threads) {
             if thread.join().is_err() {
                 tracing::error!("a thread of the client had panicked");

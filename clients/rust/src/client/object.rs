@@ -5,7 +5,7 @@ use std::time::Duration;
 use lapis_config::{HitPolicy, Key, PoolKind, Refusal, Wait, sizes};
 use lapis_transport::frame::{PutResult, Request, ReserveResult};
 
-use super::{Client, Live};
+use super::{Client, shared::Live};
 use crate::{
     ClientError, Pool, PutOptions,
     session::{

@@ -7,7 +7,10 @@ use std::{
 
 use lapis_config::Key;
 
-use super::{Client, Live, Shared};
+use super::{
+    Client,
+    shared::{Live, Shared},
+};
 use crate::{
     ClientError, Dst, GetOptions, Got, Pool, Put, PutOptions, Src,
     session::{GetJob, PutJob, Step},

@@ -5,9 +5,10 @@ use std::{os::fd::AsFd, sync::Arc, time::Duration};
 use lapis_transport::hello::ToClient;
 
 use super::{
-    Live, Shared,
     link::{Greeted, Link, greet},
-    populate, wait,
+    populate,
+    shared::{Live, Shared},
+    wait,
 };
 use crate::Session;
 
