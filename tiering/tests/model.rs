@@ -33,13 +33,20 @@ fn apply(world: &mut World, step: Step) {
     let units = if pool == 3 { 1 + (count * 7 + depth) % 40 } else { POOLS[pool as usize].1 };
     match what {
         0..4 => world.refill(id, pool, units, count, wait_us),
-        4..11 => {
+        4..8 => {
+            // As clients mostly do: the whole chain at once.
+            world.reserve(id, pool, units, (0..count).map(|d| key(chain, d)).collect(), Parent::None, wait_us);
+            world.perform();
+            world.commit(id, pool, 64, chain, 0);
+        }
+        8..11 => {
             let parent = depth.checked_sub(1).map_or(Parent::None, |above| Parent::Key(key(chain, above)));
             let keys = (depth..depth + count).map(|d| key(chain, d)).collect();
             world.reserve(id, pool, units, keys, parent, wait_us);
         }
-        11..21 => world.commit(id, pool, count as usize, chain, depth),
-        21 => world.abort(id, count as usize),
+        11..16 => world.commit(id, pool, count as usize, chain, depth),
+        16..20 => world.name(pool, chain, depth),
+        20 | 21 => world.abort(id, count as usize),
         22 => world.gone(id),
         23 => world.resume(id),
         24 => world.lose(id),
@@ -54,7 +61,7 @@ fn apply(world: &mut World, step: Step) {
             world.get(id, asks, (0..count).map(|d| key(chain, d)).collect(), wait, wait_us);
         }
         30 => world.core().release(lapis_tiering::face::Caller { client: id, token: u64::from(count) }),
-        31 => world.name(pool, chain, depth),
+        31 => world.hint(pool, chain, depth, Hint::Pinned { ttl_ms: 500 }),
         32 => world.unname(count as usize),
         33 => {
             let hints = [Hint::Ended, Hint::WillReturn, Hint::Pinned { ttl_ms: 200 }, Hint::Priority(3)];
@@ -78,8 +85,8 @@ proptest! {
     #[test]
     fn nothing_is_lost_and_nothing_is_given_twice(
         lines in prop_oneof![Just(48u32), Just(512)],
-        whole in any::<bool>(),
-        steps in prop::collection::vec(step(), 1..250),
+        whole in prop::bool::weighted(0.8),
+        steps in prop::collection::vec(step(), 1..400),
     ) {
         let mut world = World::new(lines);
         if whole {

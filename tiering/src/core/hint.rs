@@ -22,8 +22,8 @@ pub(super) struct Pins {
 }
 
 impl Pins {
-    pub fn is_empty(&self) -> bool {
-        self.ends.is_empty()
+    pub fn lines(&self) -> impl Iterator<Item = LineId> + '_ {
+        self.ends.keys().copied()
     }
 
     pub fn end(&self, line: LineId) -> Option<Time> {

@@ -45,6 +45,10 @@ impl Holds {
         self.counts.get(&line).copied().unwrap_or(0)
     }
 
+    pub fn lines(&self) -> impl Iterator<Item = LineId> + '_ {
+        self.counts.keys().copied()
+    }
+
     pub fn len(&self) -> usize {
         self.counts.len()
     }

@@ -3,12 +3,13 @@
 //! A slab moves when its blocks were unused for clearly longer than the shelf's own next victim, or when the shelf has
 //! nothing of its own that may go. In balance all shelves evict blocks of about the same age, as one list would.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lapis_config::{LineId, SlotId};
 
-use super::{Core, HELD, PINNED};
+use super::Core;
 use crate::{
+    hash::Map,
     kept::{Kept, SlotState},
     memory::SlabMemory,
     policy::{Policy, Shelf, tenths},
@@ -149,9 +150,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// The first of some ranges in which nothing is held and no slot is named by a reader; else the first in which
     /// nothing is held.
     fn choose(&mut self, ranges: &[Range], spare_pinned: bool) -> Option<Range> {
-        let mut second = None;
+        let (protected, mut second) = (self.protected(spare_pinned), None);
         for range in ranges {
-            if self.is_held(range, spare_pinned) {
+            if protected.range(range.start..range.start + range.units).next().is_some() {
                 continue;
             }
             let slots = self.used_slots(range);
@@ -189,20 +190,20 @@ impl<K: Kept, P: Policy> Core<K, P> {
         })
     }
 
-    /// Whether anything that would go with the range may not.
-    fn is_held(&mut self, range: &Range, spare_pinned: bool) -> bool {
-        let kept_flags = if spare_pinned { HELD | PINNED } else { HELD };
-        if self.holds.len() == 0 && (!spare_pinned || self.pins.is_empty()) {
-            return false;
+    /// Slabs that may not go: a held block, or with `spare_pinned` a pinned one, or something that it hangs on, lies in
+    /// them.
+    fn protected(&self, spare_pinned: bool) -> BTreeSet<u32> {
+        let (mut bases, mut seen) = (BTreeSet::new(), Map::<LineId, ()>::default());
+        let pinned = self.pins.lines().filter(|_| spare_pinned);
+        for line in self.holds.lines().chain(pinned) {
+            let mut at = line;
+            while at.is_some() && seen.insert(at, ()).is_none() {
+                let slot = self.kept.live(at).expect("a parent is resident").place.slot;
+                bases.insert(self.memory.slab_around(slot.0).expect("a published slot lies in a slab").slab.base.0);
+                at = LineId(self.kept.entry(at).parent);
+            }
         }
-        let mut lines = std::mem::take(&mut self.lines);
-        let held = self.lines_in(range).into_iter().any(|line| {
-            lines.clear();
-            self.tree.subtree(&self.kept, line, usize::MAX, &mut lines);
-            lines.iter().any(|&line| self.kept.entry(line).flags & kept_flags != 0)
-        });
-        self.lines = lines;
-        held
+        bases
     }
 
     /// Drops all blocks of a range, and what hangs on them; gives back the memory of the slabs that are empty then.

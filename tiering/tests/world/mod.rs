@@ -137,13 +137,14 @@ impl World {
     /// a chain from `depth` on.
     pub fn commit(&mut self, client: ClientId, pool: u16, count: usize, chain: u32, depth: u32) {
         let pool = PoolId(pool);
-        let own: Vec<(SlotId, Owned)> = self
+        let mut own: Vec<(SlotId, Owned)> = self
             .owned
             .iter()
             .filter(|(_, owned)| owned.client == client && owned.pool == pool)
             .map(|(&slot, &owned)| (slot, owned))
             .take(count)
             .collect();
+        own.sort_by_key(|(_, owned)| owned.key);
         let is_object = POOLS[pool.0 as usize].0 == PoolKind::Object;
         let mut items: Vec<CommitItem> = Vec::new();
         for (at, (slot, owned)) in own.iter().enumerate() {
