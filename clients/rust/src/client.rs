@@ -21,6 +21,7 @@ use std::{
 
 use lapis_config::{Hint, HitPolicy, Key, PoolId, PoolShape};
 use lapis_transport::{
+    TransportError,
     frame::Request,
     hello::{ToClient, ToDaemon},
     socket,
@@ -119,8 +120,15 @@ impl Client {
         }
         let Some(link) = &live.link else { return Err(ClientError::Gone) };
         let token = shared.mail.expect();
-        let sent = link.socket().send(&ToDaemon::OpenPool { token, shape: shape.clone() });
-        sent.map_err(|source| ClientError::Connect { path: shared.path.clone(), source })?;
+        match link.socket().send(&ToDaemon::OpenPool { token, shape: shape.clone() }) {
+            Ok(()) => {}
+            Err(TransportError::HungUp) => return Err(ClientError::Gone),
+            Err(source) => return Err(ClientError::Connect { path: shared.path.clone(), source }),
+        }
+        // Whoever loses all mail says before that the connection is gone.
+        if !live.session.is_connected() {
+            return Err(ClientError::Gone);
+        }
         let (id, slot_bytes) = shared.mail.wait(token, SOCKET_DEADLINE)?;
         if shape.kind == lapis_config::PoolKind::Chain && slot_bytes != pool.slot_bytes() {
             let reason = format!("slots of {slot_bytes} bytes where this build has {}", pool.slot_bytes());

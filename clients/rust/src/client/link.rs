@@ -95,6 +95,8 @@ pub(crate) fn greet(
     let fresh = match former {
         Some(former) if welcome.resumed && welcome.client == former.client() => None,
         _ => {
+            // Without it the daemon would take a forked child's memory for free.
+            let lifeline = Some(lifeline.ok_or(ClientError::NoDescriptor { what: "a lifeline" })?);
             let opened = Session::open(&welcome, table.as_fd(), control.as_fd(), lifeline, options.verify, former)?;
             Some(Arc::new(opened))
         }
