@@ -32,8 +32,8 @@ use crate::{
 const FRAMES_PER_TURN: usize = 64;
 /// Touches taken from one client in a turn: a flood makes only its own entries late.
 const TOUCHES_PER_TURN: usize = 256;
-/// Lines of a former daemon taken over between two looks at sockets: about 1 ms.
-const ADOPT_LINES_PER_TURN: u32 = 32 * 1024;
+/// Lines of a former daemon taken over between two looks at sockets: under 1 ms.
+const ADOPT_LINES_PER_TURN: u32 = 8 * 1024;
 /// Granted slots of a dead client that writes by DMA wait so long after its last process ended.
 const DMA_GRACE: Duration = Duration::from_secs(1);
 

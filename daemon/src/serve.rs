@@ -159,7 +159,8 @@ fn run_loop(engine: &mut Engine<UnixWire, Threads>, signals: &Signals, drain_tim
         let at = now();
         turns = turns.wrapping_add(1);
         let mut busy = engine.work(at);
-        if turns.is_multiple_of(TURNS_PER_LISTEN) {
+        // While a former daemon's lines are taken over, every turn: clients are welcomed meanwhile.
+        if turns.is_multiple_of(TURNS_PER_LISTEN) || !engine.adopted() {
             busy |= engine.listen(at, Some(Duration::ZERO))?;
         }
         if busy {
