@@ -111,6 +111,8 @@ impl<'a> PutJob<'a> {
 
     /// Goes on as far as possible without waiting. `left`: until the caller's deadline.
     pub fn step(&mut self, left: Duration) -> Step {
+        // Slots that the daemon made up for the last batch may wait in the ring.
+        self.session.poll();
         self.commits.collect();
         let pause = self.take_refill();
         if self.commits.pending() == self.commit_blocks() || (self.is_filled() && self.commits.pending() > 0) {
@@ -154,6 +156,7 @@ impl<'a> PutJob<'a> {
     }
 
     fn post(&mut self) -> Step {
+        copy::sfence();
         match self.commits.post() {
             Ok(()) => Step::Posted,
             Err(Busy::Full) => Step::Full,
@@ -177,7 +180,9 @@ impl<'a> PutJob<'a> {
         match answer {
             // The magazine is as full as it may be, or a restarted daemon is still looking at what it has: slots come
             // back as commits are taken in, our own or those of other threads.
-            Answer::Refused(Refusal::Limit | Refusal::NotReady) => true,
+            Answer::Refused(Refusal::Limit | Refusal::NotReady) => {
+                self.session.slots_ready(self.id, self.pool.slot_bytes()) == 0
+            }
             Answer::Refused(reason) => {
                 if self.session.slots_ready(self.id, self.pool.slot_bytes()) == 0 {
                     self.refuse_rest(reason);
@@ -237,7 +242,6 @@ impl<'a> PutJob<'a> {
         });
         let (whole, pieces) = sum.finish();
         write_sums(mapping, offset + sizes::tail_offset(bytes) as usize, &pieces);
-        copy::sfence();
         self.commits.push(i, self.keys, self.parent, slot, bytes as u32, whole);
     }
 }
