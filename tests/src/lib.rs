@@ -1,1 +1,3 @@
 //! Model, simulation, crash and process tests of Lapis.
+
+pub mod sim;

@@ -1,0 +1,288 @@
+//! Calls of simulated clients under way, with the memory that they work on, and how their results are judged.
+
+use std::{sync::Arc, time::Duration};
+
+use lapis_client::{
+    Dst, GetOptions, HitPolicy, Key, Pool, PutResult, Refusal, Reservation, ReserveResult, Session, Src, Wait,
+    session::{Answer, CommitJob, GetJob, PutJob, ReserveJob, Step, Token},
+};
+use lapis_config::Time;
+use lapis_transport::frame::Request;
+
+use super::{client::Context, model::Model};
+
+/// How much later than its deadline an answer may come in a world whose messages take up to 20 ms.
+const SLACK_US: u64 = 200_000;
+
+pub struct Job {
+    what: What,
+    session: Arc<Session>,
+    table: u64,
+    /// Index of the pool in [`super::plan::Plan::shapes`].
+    pool: usize,
+    began: Time,
+    until: Time,
+    /// The client's connection when it began: an answer is demanded only if that one still stands.
+    epoch: u64,
+}
+
+enum What {
+    Get(Get),
+    Put(Put),
+    Reserve(Option<ReserveJob>, Vec<Key>),
+    Commit(Option<CommitJob>, Vec<Option<u64>>),
+    Ask(Option<Token>, Ask),
+}
+
+/// Fields are dropped in their order: the job before what it borrows.
+struct Get {
+    job: Option<GetJob<'static>>,
+    bytes: Vec<u8>,
+    keys: Box<[Key]>,
+    /// Whether the model says that it must be a hit.
+    must: Vec<bool>,
+    since: u64,
+    wait: Wait,
+}
+
+struct Put {
+    job: Option<PutJob<'static>>,
+    #[expect(dead_code, reason = "the job reads it")]
+    bytes: Vec<u8>,
+    #[expect(dead_code, reason = "the job reads them")]
+    keys: Box<[Key]>,
+    numbers: Vec<u64>,
+}
+
+enum Ask {
+    Removal(usize),
+    Wait { release: bool },
+}
+
+/// What is left when a job is over.
+pub enum After {
+    Nothing,
+    Reserved { reservation: Reservation, keys: Vec<Key>, table: u64, pool: usize },
+    /// To be released later, or never.
+    Got(u64),
+}
+
+/// The same slice for as long as its owner keeps it where it is.
+fn lasting<'a, T>(slice: &[T]) -> &'a [T] {
+    // SAFETY: callers keep the owner unmoved beside the job that gets this, and drop the job first.
+    unsafe { std::slice::from_raw_parts(slice.as_ptr(), slice.len()) }
+}
+
+fn lasting_mut<'a>(slice: &mut [u8]) -> &'a mut [u8] {
+    // SAFETY: as above; and the owner does not look at it before the job is over.
+    unsafe { std::slice::from_raw_parts_mut(slice.as_mut_ptr(), slice.len()) }
+}
+
+/// What every call starts from.
+pub struct Call<'a> {
+    pub session: &'a Arc<Session>,
+    pub handle: &'a Pool,
+    pub pool: usize,
+    pub deadline: Duration,
+    pub epoch: u64,
+}
+
+impl Call<'_> {
+    fn job(&self, now: Time, what: What) -> Job {
+        let (table, until) = (self.session.table_id(), now.after(self.deadline));
+        Job { what, session: self.session.clone(), table, pool: self.pool, began: now, until, epoch: self.epoch }
+    }
+
+    pub fn get(&self, cx: &Context<'_>, keys: Vec<Key>, wait: Wait) -> Job {
+        let keys = keys.into_boxed_slice();
+        let mut bytes = vec![0; keys.len() * self.handle.block_bytes() as usize];
+        let table = self.session.table_id();
+        // Of a pool that this session has not opened, nothing can be told.
+        let open = self.session.pool_id(self.handle).is_some();
+        let must = keys.iter().map(|key| open && cx.model.must_hit((table, self.pool, *key))).collect();
+        let options = GetOptions { wait, ..GetOptions::default() };
+        let dst = Dst::from(lasting_mut(&mut bytes));
+        let job = GetJob::new(self.session.clone(), self.handle, lasting(&keys), dst, &options).expect("a sound get");
+        self.job(cx.now, What::Get(Get { job: Some(job), bytes, keys, must, since: cx.model.now(), wait }))
+    }
+
+    pub fn put(&self, cx: &mut Context<'_>, keys: Vec<Key>, parent: Option<Key>) -> Job {
+        let keys = keys.into_boxed_slice();
+        let block = self.handle.block_bytes() as usize;
+        let mut bytes = vec![0; keys.len() * block];
+        let table = self.session.table_id();
+        let numbers = keys.iter().zip(bytes.chunks_exact_mut(block)).map(|(key, payload)| {
+            let number = cx.model.put((table, self.pool, *key));
+            Model::fill(key, number, payload);
+            number
+        });
+        let numbers = numbers.collect();
+        let src = Src::from(lasting(&bytes));
+        let job = PutJob::new(self.session.clone(), self.handle, lasting(&keys), parent, src).expect("a sound put");
+        self.job(cx.now, What::Put(Put { job: Some(job), bytes, keys, numbers }))
+    }
+
+    pub fn reserve(&self, cx: &Context<'_>, keys: Vec<Key>, parent: Option<Key>, bytes: u64) -> Job {
+        let job = ReserveJob::of_bytes(self.session.clone(), self.handle, &keys, parent, bytes).expect("a sound reserve");
+        self.job(cx.now, What::Reserve(Some(job), keys))
+    }
+
+    pub fn commit(&self, cx: &Context<'_>, reservation: Reservation, numbers: Vec<Option<u64>>) -> Job {
+        self.job(cx.now, What::Commit(Some(reservation.commit()), numbers))
+    }
+
+    pub fn remove(&self, cx: &mut Context<'_>, keys: Vec<Key>) -> Option<Job> {
+        let pool = self.session.pool_id(self.handle)?;
+        let removal = cx.model.remove(self.session.table_id(), self.pool, &keys);
+        let token = self.session.submit(|token| Request::Remove { token, pool, keys }).ok();
+        Some(self.job(cx.now, What::Ask(token, Ask::Removal(removal))))
+    }
+
+    pub fn purge(&self, cx: &mut Context<'_>) -> Option<Job> {
+        let pool = self.session.pool_id(self.handle)?;
+        let removal = cx.model.purge(self.session.table_id(), self.pool);
+        let token = self.session.submit(|token| Request::Purge { token, pool }).ok();
+        Some(self.job(cx.now, What::Ask(token, Ask::Removal(removal))))
+    }
+
+    /// A get by the daemon over pools of kin, as one that waits for a hand-over.
+    pub fn wait(&self, cx: &mut Context<'_>, pools: &[Pool], keys: Vec<Key>, wait: Wait) -> Option<Job> {
+        let policy = |i: usize, rng: &mut fastrand::Rng| match rng.u32(..3) {
+            0 => HitPolicy::Trailing(rng.u32(1..4)),
+            1 if i == 0 && pools.len() == 1 => HitPolicy::Any,
+            _ => HitPolicy::Prefix,
+        };
+        let asks: Option<Vec<_>> = pools
+            .iter()
+            .enumerate()
+            .map(|(i, pool)| Some((self.session.pool_id(pool)?, policy(i, cx.rng))))
+            .collect();
+        let (asks, deadline_us) = (asks?, self.deadline.as_micros() as u64);
+        let token = self.session.submit(|token| Request::Get { token, asks, wait, deadline_us, keys }).ok();
+        let release = cx.rng.u32(..10) > 0;
+        Some(self.job(cx.now, What::Ask(token, Ask::Wait { release })))
+    }
+}
+
+impl Job {
+    /// When to look again if nothing comes.
+    pub fn due(&self, now: Time) -> Time {
+        if now < self.until { self.until } else { self.until.after(Duration::from_micros(SLACK_US)) }
+    }
+
+    /// Goes on with it. `epoch`: of the client's connection now, if it stands.
+    pub fn step(&mut self, cx: &mut Context<'_>, epoch: Option<u64>) -> Result<Option<After>, String> {
+        let left = Duration::from_micros(self.until.since_us(cx.now));
+        let (stands, late) = (epoch == Some(self.epoch), cx.now >= self.until.after(Duration::from_micros(SLACK_US)));
+        let over = if stands { late } else { left.is_zero() };
+        let done = match &mut self.what {
+            What::Get(get) => get.job.as_mut().expect("not over").step(left) == Step::Done,
+            // A put is given up at its deadline: it asks the daemon more than once.
+            What::Put(put) => put.job.as_mut().expect("not over").step(left) == Step::Done || left.is_zero(),
+            What::Reserve(job, _) => job.as_mut().expect("not over").step(left) == Step::Done,
+            What::Commit(job, _) => job.as_mut().expect("not over").step() == Step::Done,
+            What::Ask(token, ask) => match token.map(|token| (token, self.session.take(token))) {
+                Some((token, Some(answer))) => return Self::answered(cx, ask, token, &answer).map(Some),
+                Some((_, None)) => false,
+                None => return Ok(Some(After::Nothing)),
+            },
+        };
+        if !done && !over {
+            return Ok(None);
+        }
+        if !done && stands {
+            return Err(format!("{} of {} us at {} was not answered by its deadline", self.name(), self.until.since_us(self.began), self.began.0));
+        }
+        self.finish(cx).map(Some)
+    }
+
+    pub fn name(&self) -> &'static str {
+        match &self.what {
+            What::Get(_) => "a get",
+            What::Put(_) => "a put",
+            What::Reserve(..) => "a reserve",
+            What::Commit(..) => "a commit",
+            What::Ask(_, Ask::Removal(_)) => "a removal",
+            What::Ask(_, Ask::Wait { .. }) => "a waiting get",
+        }
+    }
+
+    fn answered(cx: &mut Context<'_>, ask: &Ask, token: Token, answer: &Answer) -> Result<After, String> {
+        cx.note(format_args!("answer {answer:?}"));
+        match (ask, answer) {
+            (Ask::Removal(number), Answer::Removed { .. }) => cx.model.removal_ended(*number),
+            (Ask::Wait { release: true }, Answer::Got { .. }) => return Ok(After::Got(token.number())),
+            (Ask::Wait { .. }, Answer::Got { .. }) | (_, Answer::Refused(Refusal::Gone)) => {}
+            other => return Err(format!("an answer of another kind: {:?}", other.1)),
+        }
+        Ok(After::Nothing)
+    }
+
+    fn finish(&mut self, cx: &mut Context<'_>) -> Result<After, String> {
+        match &mut self.what {
+            What::Get(get) => {
+                let got = get.job.take().expect("finished once").finish();
+                cx.note(format_args!("got {} of {}", got.hits, get.keys.len()));
+                let block = get.bytes.len() / get.keys.len();
+                for (i, status) in got.statuses.iter().enumerate() {
+                    let place = (self.table, self.pool, get.keys[i]);
+                    if status.is_hit() {
+                        cx.tally.hits += 1;
+                        let number = cx.model.read_since(get.since, place, &get.bytes[i * block..][..block])?;
+                        cx.note(format_args!("reads put {number}"));
+                    } else {
+                        cx.tally.misses += 1;
+                        if get.must[i] {
+                            return Err(format!("a stored block is missed: {place:x?}, {:?}", get.wait));
+                        }
+                    }
+                }
+            }
+            What::Put(put) => {
+                let results = put.job.take().expect("finished once").finish().results;
+                for (number, result) in put.numbers.iter().zip(&results) {
+                    ended(cx, *number, *result)?;
+                }
+            }
+            What::Commit(job, numbers) => {
+                let results = job.take().expect("finished once").finish().results;
+                for (number, result) in numbers.iter().zip(&results) {
+                    if let Some(number) = number {
+                        ended(cx, *number, *result)?;
+                    }
+                }
+            }
+            What::Reserve(job, keys) => {
+                let reservation = job.take().expect("finished once").finish();
+                cx.note(format_args!("reserved {:?}", reservation.results()));
+                for result in reservation.results() {
+                    if let ReserveResult::Refused(reason) = result {
+                        refused(cx, *reason)?;
+                    }
+                }
+                let (keys, table, pool) = (std::mem::take(keys), self.table, self.pool);
+                return Ok(After::Reserved { reservation, keys, table, pool });
+            }
+            What::Ask(token, _) => token.iter().for_each(|token| self.session.abandon(*token)),
+        }
+        Ok(After::Nothing)
+    }
+}
+
+fn ended(cx: &mut Context<'_>, number: u64, result: PutResult) -> Result<(), String> {
+    cx.note(format_args!("put {number} is {result:?}"));
+    cx.model.put_ended(number, result);
+    match result {
+        PutResult::Stored => cx.tally.stored += 1,
+        PutResult::Exists => cx.tally.existed += 1,
+        PutResult::Refused(reason) => refused(cx, reason)?,
+    }
+    Ok(())
+}
+
+/// Where nobody takes more than a fair share, a put is refused only because the daemon, or a parent, went away.
+fn refused(cx: &mut Context<'_>, reason: Refusal) -> Result<(), String> {
+    *cx.tally.refused.entry(reason as u8).or_insert(0) += 1;
+    let may = matches!(reason, Refusal::Gone | Refusal::Late | Refusal::Draining | Refusal::NoParent);
+    if cx.plan.is_calm() && !may { Err(format!("a put is refused: {reason}")) } else { Ok(()) }
+}

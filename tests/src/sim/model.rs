@@ -1,0 +1,179 @@
+//! What may be read: every put has a number, every payload tells key and number, and a hit must be a put that nobody has
+//! replaced or removed for certain.
+//!
+//! A call takes effect at some moment between its begin and its end; one whose end is not known may do so until the
+//! world ends. A read happens at one moment, since nothing here runs at the same time.
+
+use std::collections::BTreeMap;
+
+use lapis_client::{Key, PutResult, Refusal};
+
+use super::plan::mixed;
+
+/// Where a key lives: the table's life, the pool's index in [`super::plan::Plan::shapes`].
+pub type Place = (u64, usize, Key);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// Under way, or its answer never came.
+    Unknown,
+    Stored,
+    /// It was answered that it is not stored, and it must never be seen.
+    Not,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Put {
+    place: Place,
+    began: u64,
+    ended: u64,
+    fate: Fate,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Removal {
+    began: u64,
+    ended: u64,
+}
+
+const NEVER: u64 = u64::MAX;
+
+#[derive(Default)]
+pub struct Model {
+    clock: u64,
+    puts: Vec<Put>,
+    by_key: BTreeMap<Place, Vec<usize>>,
+    removals: Vec<Removal>,
+    removed: BTreeMap<Place, Vec<usize>>,
+    /// Of chains (a removed block takes its children along) and of whole pools.
+    chains_removed: BTreeMap<(u64, usize, u64), Vec<usize>>,
+    purged: BTreeMap<(u64, usize), Vec<usize>>,
+    /// Blocks of a table may be gone by themselves: evicted, or a client of that table lied.
+    pub forgetful: bool,
+}
+
+impl Model {
+    fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    /// A put begins; its number.
+    pub fn put(&mut self, place: Place) -> u64 {
+        let began = self.tick();
+        self.puts.push(Put { place, began, ended: NEVER, fate: Fate::Unknown });
+        self.by_key.entry(place).or_default().push(self.puts.len() - 1);
+        self.puts.len() as u64
+    }
+
+    pub fn put_ended(&mut self, number: u64, result: PutResult) {
+        let now = self.tick();
+        let put = &mut self.puts[number as usize - 1];
+        put.fate = match result {
+            PutResult::Stored => Fate::Stored,
+            PutResult::Refused(Refusal::Late | Refusal::Gone) => return,
+            PutResult::Exists | PutResult::Refused(_) => Fate::Not,
+        };
+        put.ended = now;
+    }
+
+    pub fn remove(&mut self, table: u64, pool: usize, keys: &[Key]) -> usize {
+        let number = self.removal();
+        for &key in keys {
+            self.removed.entry((table, pool, key)).or_default().push(number);
+            self.chains_removed.entry((table, pool, key.0[2])).or_default().push(number);
+        }
+        number
+    }
+
+    pub fn purge(&mut self, table: u64, pool: usize) -> usize {
+        let number = self.removal();
+        self.purged.entry((table, pool)).or_default().push(number);
+        number
+    }
+
+    fn removal(&mut self) -> usize {
+        let began = self.tick();
+        self.removals.push(Removal { began, ended: NEVER });
+        self.removals.len() - 1
+    }
+
+    pub fn removal_ended(&mut self, number: usize) {
+        self.removals[number].ended = self.tick();
+    }
+
+    /// The bytes of a put.
+    pub fn fill(key: &Key, number: u64, payload: &mut [u8]) {
+        let (words, rest) = payload.as_chunks_mut::<8>();
+        let (start, step) = pattern(key, number);
+        for (i, out) in words.iter_mut().enumerate() {
+            let word = start.wrapping_add(step.wrapping_mul(i as u64));
+            *out = if i == 0 { number } else { word }.to_le_bytes();
+        }
+        rest.fill(number as u8);
+    }
+
+    /// The number of the put whose bytes these are, every one of them.
+    pub fn number(key: &Key, payload: &[u8]) -> Result<u64, String> {
+        let (words, rest) = payload.as_chunks::<8>();
+        let number = words.first().map_or(0, |word| u64::from_le_bytes(*word));
+        let (start, step) = pattern(key, number);
+        let expected = |i: usize| start.wrapping_add(step.wrapping_mul(i as u64));
+        let wrong = words.iter().enumerate().skip(1).filter(|(i, word)| u64::from_le_bytes(**word) != expected(*i)).count();
+        if wrong > 0 || rest.iter().any(|byte| *byte != number as u8) {
+            return Err(format!("wrong bytes under {key:x?}: {wrong} of {} words are not of put {number}", words.len()));
+        }
+        Ok(number)
+    }
+
+    /// Judges a hit at this moment, and says whose bytes they are.
+    pub fn read(&self, place: Place, payload: &[u8]) -> Result<u64, String> {
+        self.read_since(self.now() + 1, place, payload)
+    }
+
+    /// Of calls that begin now.
+    pub fn now(&self) -> u64 {
+        self.clock
+    }
+
+    /// Judges a hit of some moment from `since` on: a get that waits copies what is there when it begins.
+    pub fn read_since(&self, since: u64, place: Place, payload: &[u8]) -> Result<u64, String> {
+        let number = Self::number(&place.2, payload)?;
+        let read = self.puts.get((number as usize).wrapping_sub(1)).filter(|put| put.place == place);
+        let Some(read) = read else { return Err(format!("no put {number} was ever made at {place:x?}")) };
+        if read.fate == Fate::Not {
+            return Err(format!("put {number} at {place:x?} was answered as not stored, and is read"));
+        }
+        let later = |put: &&Put| put.fate == Fate::Stored && put.began > read.ended && put.ended < since;
+        if let Some(newer) = self.by_key[&place].iter().map(|i| &self.puts[*i]).find(later) {
+            return Err(format!("put {number} at {place:x?} is read after {newer:?} took its place"));
+        }
+        let gone = self.removals_of(place).any(|removal| removal.began > read.ended && removal.ended < since);
+        if gone {
+            return Err(format!("put {number} at {place:x?} is read after its removal was acknowledged"));
+        }
+        Ok(number)
+    }
+
+    fn removals_of(&self, place: Place) -> impl Iterator<Item = &Removal> {
+        let own = self.removed.get(&place);
+        let all = self.purged.get(&(place.0, place.1));
+        own.into_iter().chain(all).flatten().map(|i| &self.removals[*i])
+    }
+
+    /// Whether a miss would be a loss: the block was stored, and nothing has happened since that could have ended it.
+    pub fn must_hit(&self, place: Place) -> bool {
+        let Some(puts) = self.by_key.get(&place).filter(|_| !self.forgetful) else { return false };
+        let stored = puts.iter().map(|i| &self.puts[*i]).rfind(|put| put.fate == Fate::Stored);
+        let chain = self.chains_removed.get(&(place.0, place.1, place.2.0[2]));
+        stored.is_some_and(|put| {
+            let mut removals = self.removals_of(place).chain(chain.into_iter().flatten().map(|i| &self.removals[*i]));
+            removals.all(|removal| removal.ended < put.began)
+        })
+    }
+}
+
+fn pattern(key: &Key, number: u64) -> (u64, u64) {
+    let start = mixed(key.0[0] ^ key.0[1].rotate_left(7) ^ mixed(number));
+    (start, mixed(start) | 1)
+}
