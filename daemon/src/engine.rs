@@ -348,7 +348,10 @@ impl<W: Wire, M: Movers> Engine<W, M> {
     }
 
     fn exited(&mut self, now: Time, conn: ConnId) {
-        let Some(Role::Client { group, id }) = self.roles.get(&conn).cloned() else { return };
+        let Some(Role::Client { group, id }) = self.roles.get(&conn).cloned() else {
+            // Before its `Hello` was heard: nothing else will tell of its end.
+            return self.hung_up(now, conn);
+        };
         self.counts.clients_died += 1;
         self.disconnect(now, group, id);
         // Its pins end with it. A forked child that reads on does so at its own risk.
