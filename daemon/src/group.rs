@@ -1,7 +1,7 @@
 //! The memory of one trust group: made new, or taken over from a former daemon when format and geometry fit.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     os::fd::{AsFd, OwnedFd},
 };
@@ -124,8 +124,13 @@ impl Group {
         let names: Vec<String> = found.keys().cloned().collect();
         match Self::warm(&options, &mut found)? {
             Ok(mapped) => {
-                let (group, formers) = Self::adopt(options, mapped, found, instance);
-                Ok((group, formers))
+                // Of a client or an extent that the former daemon was about to make, or to forget.
+                let names = |record: ClientRecord| [format!("client.{}", record.id), format!("life.{}", record.id)];
+                let known: BTreeSet<String> = mapped.state.clients().flat_map(names).collect();
+                for name in found.keys().filter(|name| !known.contains(*name)) {
+                    keeper.forget(&format!("{}.{name}", options.name)).map_err(DaemonError::keeper("drop"))?;
+                }
+                Ok(Self::adopt(options, mapped, found, instance))
             }
             Err(why) => {
                 for name in names {
