@@ -79,6 +79,8 @@ impl PutWaits {
     }
 
     fn push(&mut self, waiter: Waiter) {
+        // Also while others of the shelf are before it: its deadline may come first.
+        self.wakes.insert((waiter.deadline, waiter.shelf));
         self.queues.entry(waiter.shelf).or_default().push_back(waiter);
         self.count += 1;
     }
