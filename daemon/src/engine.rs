@@ -221,6 +221,11 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         })
     }
 
+    /// Lets the keeper look after itself; called a few times a second.
+    pub fn tend_keeper(&mut self) {
+        self.keeper.tick();
+    }
+
     /// Tells all clients whether they must ring. Fences, so that the look after it sees every frame whose client did
     /// not see the word.
     pub fn set_sleeping(&mut self, sleeping: bool) {

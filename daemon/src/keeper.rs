@@ -3,9 +3,9 @@
 use std::{
     collections::BTreeMap,
     io,
-    os::fd::{BorrowedFd, OwnedFd},
-    path::Path,
-    time::Duration,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -13,6 +13,9 @@ use lapis_transport::hold::{HoldClient, Keeper, Nothing};
 
 /// How long a starting daemon waits for the end of the former one that the holder still sees.
 const FORMER_END_MAX: Duration = Duration::from_secs(5);
+
+/// Between two tries to reach a holder again.
+const HOLDER_RETRY: Duration = Duration::from_secs(1);
 
 /// Names with this prefix are listening sockets of units, not kept memory.
 const SOCKET_PREFIX: &str = "lapis-socket-";
@@ -54,7 +57,77 @@ pub fn open(hold: Option<&Path>, kept: Vec<(String, OwnedFd)>) -> anyhow::Result
         .with_context(|| format!("reach the holder at {0} (start it with: lapis hold {0})", path.display()))?;
     let found =
         client.take_all(FORMER_END_MAX).with_context(|| format!("take what the holder at {} keeps", path.display()))?;
-    Ok((Box::new(client), found))
+    let mut kept = BTreeMap::new();
+    for (name, fd) in &found {
+        kept.insert(name.clone(), fd.try_clone().context("duplicate a kept descriptor")?);
+    }
+    Ok((Box::new(HeldBy { path: path.to_owned(), client: Some(client), kept, retry_at: Instant::now() }), found))
+}
+
+/// `lapis hold`, and what to do when it ends: the daemon serves on, and gives everything to the next holder at that
+/// path.
+struct HeldBy {
+    path: PathBuf,
+    client: Option<HoldClient>,
+    /// What the holder should have.
+    kept: BTreeMap<String, OwnedFd>,
+    retry_at: Instant,
+}
+
+impl HeldBy {
+    /// Does what `ask` does with the holder; a holder that fails is lost.
+    fn with(&mut self, ask: impl FnOnce(&mut HoldClient) -> io::Result<()>) {
+        let Some(client) = &mut self.client else { return };
+        if let Err(error) = ask(client) {
+            tracing::error!(
+                %error,
+                holder = %self.path.display(),
+                "the holder is lost: a kill of this daemon would lose its DRAM until one runs there again"
+            );
+            self.client = None;
+        }
+    }
+
+    fn reach(&self) -> Result<HoldClient, anyhow::Error> {
+        let mut client = HoldClient::connect(&self.path)?;
+        // A holder that lived on has most of it; what it has beyond is of a daemon before us.
+        for (name, _) in client.take_all(Duration::ZERO)? {
+            if !self.kept.contains_key(&name) {
+                client.forget(&name)?;
+            }
+        }
+        for (name, fd) in &self.kept {
+            client.keep(name, fd.as_fd())?;
+        }
+        Ok(client)
+    }
+}
+
+impl Keeper for HeldBy {
+    fn keep(&mut self, name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
+        self.kept.insert(name.to_owned(), fd.try_clone_to_owned()?);
+        self.with(|client| client.keep(name, fd));
+        Ok(())
+    }
+
+    fn forget(&mut self, name: &str) -> io::Result<()> {
+        self.kept.remove(name);
+        self.with(|client| client.forget(name));
+        Ok(())
+    }
+
+    fn tick(&mut self) {
+        if self.client.is_none() && Instant::now() >= self.retry_at {
+            match self.reach() {
+                Ok(client) => {
+                    tracing::info!(holder = %self.path.display(), kept = self.kept.len(), "a holder has everything again");
+                    self.client = Some(client);
+                }
+                Err(error) => tracing::debug!(%error, "no holder yet"),
+            }
+            self.retry_at = Instant::now() + HOLDER_RETRY;
+        }
+    }
 }
 
 /// Descriptors that systemd passed, with their names.

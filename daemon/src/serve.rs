@@ -187,6 +187,7 @@ fn run_loop(engine: &mut Engine<UnixWire, Threads>, signals: &Signals, drain_tim
         }
         if at.since_us(metrics_at) >= METRICS_EVERY_US {
             metrics::publish(engine, at);
+            engine.tend_keeper();
             metrics_at = at;
         }
         if watchdog_us.is_some_and(|us| at.since_us(watchdog_at) >= us) {

@@ -21,6 +21,8 @@ pub trait Keeper: Send {
     fn keep(&mut self, name: &str, fd: BorrowedFd<'_>) -> io::Result<()>;
     /// A name that is not kept is no error.
     fn forget(&mut self, name: &str) -> io::Result<()>;
+    /// Called now and then: the time to reach a keeper again that was lost.
+    fn tick(&mut self) {}
 }
 
 /// Nothing outlives the daemon: every start is a cold one.
