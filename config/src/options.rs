@@ -134,6 +134,9 @@ options! {
         Choice(&[("auto", HugePages::Auto), ("off", HugePages::Off)]),
         "Back the arena with huge pages: reserved ones if there are enough, else transparent ones (auto), or 4 \
          KiB pages (off).";
+    "dram.lock" dram_lock: bool = "false", Switch,
+        "Lock the arena in memory, so that it is never swapped out. Needs a memlock limit of dram.bytes \
+         (LimitMEMLOCK=infinity in the unit, ulimit -l in a shell) or CAP_IPC_LOCK.";
     "dram.populate_threads" dram_populate_threads: u64 = "2", Count { least: 1, most: 64, auto: false },
         "Threads that touch fresh memory in the background; a slot is handed out only once its memory is there.";
     "index.entries_max" index_entries_max: u64 = "auto",

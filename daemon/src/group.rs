@@ -36,6 +36,8 @@ pub struct GroupOptions {
     pub may_put: bool,
     pub geometry: Geometry,
     pub huge: Huge,
+    /// Lock the arena in memory.
+    pub lock: bool,
     pub core: CoreOptions,
 }
 
@@ -307,7 +309,9 @@ impl Group {
             .try_clone()
             .map_err(|source| DaemonError::Os { what: "duplicate the descriptor of an extent", source })?;
         let touch = self.options.huge == Huge::Try && memfd::transparent_permitted();
-        Ok(Populate { mapping: mapping.clone(), fd, from: *populated_bytes, touch })
+        // A lock ends with its process: what a former daemon populated is locked anew.
+        let from = if self.options.lock { 0 } else { *populated_bytes };
+        Ok(Populate { mapping: mapping.clone(), fd, from, touch, lock: self.options.lock })
     }
 
     /// Tells the core of a pool that `state` has.

@@ -31,6 +31,8 @@ pub struct Populate {
     pub from: u64,
     /// By touching the mapping, so that it gets huge pages; else through the descriptor.
     pub touch: bool,
+    /// And keep it there: see `dram.lock`.
+    pub lock: bool,
 }
 
 /// Check a block in its slot.
@@ -157,13 +159,17 @@ fn work(jobs: &Receiver<Job>, stop: &AtomicBool, report: &mut dyn FnMut(Done)) {
 
 fn populate(group: usize, extent: usize, memory: &Populate, stop: &AtomicBool, report: &mut dyn FnMut(Done)) {
     let (mut at, bytes) = (memory.from, memory.mapping.len() as u64);
-    let chunk = if memory.touch { TOUCH_CHUNK_BYTES } else { POPULATE_CHUNK_BYTES };
+    let chunk = if memory.touch || memory.lock { TOUCH_CHUNK_BYTES } else { POPULATE_CHUNK_BYTES };
     while at < bytes && !stop.load(Ordering::Relaxed) {
         let end = (at + chunk).min(bytes);
         let done = match memory.touch {
             true => memory.mapping.populate_write(at as usize..end as usize),
             false => memfd::allocate(memory.fd.as_fd(), at..end),
         };
+        let done = done.and_then(|()| match memory.lock {
+            true => memory.mapping.lock(at as usize..end as usize),
+            false => Ok(()),
+        });
         if let Err(error) = done {
             return report(Done::PopulateFailed { group, extent, reason: error.to_string() });
         }

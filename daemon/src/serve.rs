@@ -65,6 +65,7 @@ pub fn engine_options(options: &Options) -> EngineOptions {
                     HugePages::Auto => Huge::Try,
                     HugePages::Off => Huge::Never,
                 },
+                lock: options.dram_lock,
                 core: CoreOptions {
                     magazine_bytes_max: options.client_magazine_bytes_max,
                     idle_recall: options.client_idle_recall,
@@ -99,6 +100,9 @@ pub fn run(effective: &Effective) -> anyhow::Result<()> {
         tracing::warn!("{note}");
     }
     raise_descriptor_limit();
+    if options.dram_lock {
+        may_lock(options.dram_bytes)?;
+    }
     let signals = Signals::install().context("install signal handlers")?;
     let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
     let exporter = recorder.handle();
@@ -224,6 +228,22 @@ fn run_loop(engine: &mut Engine<UnixWire, Threads>, signals: &Signals, drain_tim
 fn watchdog_interval_us() -> Option<u64> {
     let usec: u64 = std::env::var("WATCHDOG_USEC").ok()?.parse().ok()?;
     Some((usec / 2).max(1))
+}
+
+/// Whether so much memory may be locked; asked before anything is made.
+fn may_lock(bytes: u64) -> anyhow::Result<()> {
+    use rustix::process::{Resource, getrlimit};
+    const CAP_IPC_LOCK: u64 = 1 << 14;
+    let status = std::fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let capabilities = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
+    match getrlimit(Resource::Memlock).current {
+        Some(limit) if limit < bytes && capabilities & CAP_IPC_LOCK == 0 => anyhow::bail!(
+            "dram.lock: the memlock limit is {limit} B, dram.bytes is {bytes} B: set LimitMEMLOCK=infinity in the unit \
+             (or ulimit -l unlimited), or --dram-lock=false"
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// Every client takes six descriptors, kept memory some more.

@@ -227,6 +227,15 @@ impl Mapping {
         }
     }
 
+    /// Keeps the range in memory: never swapped out, by this mapping. Needs a memlock limit that allows it.
+    pub fn lock(&self, range: Range<usize>) -> Result<(), ArenaError> {
+        let bytes = range.len();
+        let start = self.range(range.start, bytes);
+        // SAFETY: the range was checked to lie in this mapping; locking changes no byte of it.
+        unsafe { rustix::mm::mlock(start.as_ptr().cast(), bytes) }
+            .map_err(|e| ArenaError::io("locking memory (mlock)", bytes as u64, e))
+    }
+
     fn touch(&self, range: Range<usize>, page: usize, advice: Advice) {
         for offset in range.step_by(page).filter(|offset| offset + 8 <= self.len()) {
             match advice {
