@@ -339,3 +339,105 @@ fn a_full_window_evicts_its_coldest_block() {
     assert_eq!(scene.core.counts().puts_refused, 0);
     scene.core.audit().unwrap();
 }
+
+#[test]
+fn a_get_that_waits_is_answered_by_the_put_that_it_waits_for() {
+    let mut scene = Scene::new(&[16 * MIB]);
+    let pool = scene.pool(PoolKind::Object, MIB, 1);
+    let asks = [(pool, HitPolicy::Any)];
+    assert_eq!(scene.get(&asks, &[key(0, 0), key(1, 0)], Wait::Absent, 1_000_000), None);
+    scene.put_root(pool, key(0, 0));
+    let slots = scene.reserve(pool, MIB as u32, &[key(1, 0)]);
+    scene.commit_chain(pool, 1, 0, &slots);
+    assert_eq!(scene.answers(), [Reply::Got { hit: 2 }]);
+}
+
+#[test]
+fn a_refill_is_answered_with_what_there_is() {
+    let mut scene = Scene::new(&[32 * MIB]);
+    let pool = scene.pool(PoolKind::Chain, MIB, 1);
+    let keys: Vec<_> = (0..31).map(|chain| key(chain, 0)).collect();
+    assert_eq!(scene.reserve(pool, MIB as u32, &keys).len(), 31);
+    assert_eq!(scene.refill(pool, MIB as u32, 2).len(), 1);
+}
+
+#[test]
+fn a_slab_with_a_held_block_is_not_handed_over() {
+    let mut scene = Scene::new(&[16 * MIB]);
+    let (small, large) = (scene.pool(PoolKind::Chain, 64 * KIB, 1), scene.pool(PoolKind::Chain, MIB, 2));
+    for chain in 0..64 {
+        assert_eq!(scene.put_chain(small, chain, 4), 4);
+    }
+    // The oldest chain: its slab would be the first to go.
+    let keys: Vec<_> = (0..4).map(|depth| key(0, depth)).collect();
+    let (_, hit) = scene.get_held(&[(small, HitPolicy::Prefix)], &keys, 60_000_000);
+    assert_eq!(hit, 4);
+    for chain in 0..14 {
+        scene.now.0 += 1_000_000;
+        assert_eq!(scene.put_chain(large, 1000 + chain, 1), 1);
+    }
+    assert!(keys.iter().all(|key| scene.core.kept().find(small, key).is_some()));
+    assert!(scene.core.pool_counts(large).slabs >= 6, "{:?}", scene.core.pool_counts(large));
+    scene.core.audit().unwrap();
+}
+
+#[test]
+fn a_parent_link_of_another_life_of_its_line_is_not_believed() {
+    let mut scene = Scene::new(&[16 * MIB]);
+    let pool = scene.pool(PoolKind::Chain, MIB, 1);
+    scene.put_chain(pool, 0, 1);
+    scene.put_chain(pool, 1, 1);
+    let [stranger, block] = [0, 1].map(|chain| scene.core.kept().find(pool, &key(chain, 0)).unwrap());
+    let generation = scene.core.kept().live(stranger).unwrap().generation as u16;
+    let entry = scene.core.kept_mut().entry_mut(block);
+    (entry.parent, entry.parent_generation) = (stranger.0, generation.wrapping_sub(1));
+    scene.restart();
+    assert_eq!(scene.core.remove(scene.now, pool, &[key(0, 0)]), 1);
+    assert!(scene.core.kept().find(pool, &key(1, 0)).is_some());
+}
+
+#[test]
+fn parent_links_that_run_in_a_circle_are_cut() {
+    let mut scene = Scene::new(&[16 * MIB]);
+    let pool = scene.pool(PoolKind::Chain, MIB, 1);
+    scene.put_chain(pool, 0, 3);
+    let [root, deepest] = [0, 2].map(|depth| scene.core.kept().find(pool, &key(0, depth)).unwrap());
+    let generation = scene.core.kept().live(deepest).unwrap().generation as u16;
+    let entry = scene.core.kept_mut().entry_mut(root);
+    (entry.parent, entry.parent_generation) = (deepest.0, generation);
+    scene.restart();
+    scene.core.audit().unwrap();
+    assert_eq!(scene.core.counts().blocks, 3);
+}
+
+#[test]
+fn a_put_behind_another_is_refused_at_its_own_deadline() {
+    let mut scene = Scene::new(&[16 * MIB]);
+    let pool = scene.pool(PoolKind::Chain, 8 * MIB, 1);
+    assert_eq!(scene.reserve(pool, 8 * MIB as u32, &[key(0, 0), key(1, 0)]).len(), 2);
+    scene.ask_reserve(pool, 8 * MIB as u32, &[key(2, 0)], Parent::None, 1_000_000);
+    scene.ask_reserve(pool, 8 * MIB as u32, &[key(3, 0)], Parent::None, 1_000);
+    assert!(scene.answers().is_empty());
+    let at = scene.core.poll_timeout().unwrap();
+    assert_eq!(at.since_us(scene.now), 1_000);
+    scene.core.tick(at);
+    let refused = Reserved::Refused(Refusal::AllPinned);
+    assert!(matches!(&scene.answers()[..], [Reply::Reserved { results }] if results == &[refused]));
+}
+
+#[test]
+fn a_verdict_on_bytes_that_were_replaced_meanwhile_counts_for_nothing() {
+    let mut scene = Scene::new(&[16 * MIB]);
+    let pool = scene.pool(PoolKind::Chain, MIB, 1);
+    scene.put_chain(pool, 0, 1);
+    scene.restart();
+    scene.answers();
+    let Some(Action::Verify { op, line, .. }) = scene.others.pop() else { panic!("a block is to be verified") };
+    scene.core.remove(scene.now, pool, &[key(0, 0)]);
+    scene.core.client_resumed(scene.client, &[]);
+    scene.put_chain(pool, 5, 1);
+    assert_eq!(scene.core.kept().find(pool, &key(5, 0)), Some(line), "the same line");
+    scene.core.completed(scene.now, op, Outcome::Corrupt);
+    assert_eq!(scene.core.kept().find(pool, &key(5, 0)), Some(line));
+    assert_eq!(scene.core.counts().corrupt, 0);
+}

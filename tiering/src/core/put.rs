@@ -79,8 +79,6 @@ impl PutWaits {
     }
 
     fn push(&mut self, waiter: Waiter) {
-        // Also while others of the shelf are before it: its deadline may come first.
-        self.wakes.insert((waiter.deadline, waiter.shelf));
         self.queues.entry(waiter.shelf).or_default().push_back(waiter);
         self.count += 1;
     }
@@ -227,6 +225,10 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.puts.push(waiter);
         self.pump.insert(shelf);
         self.run();
+        // Also while others of the shelf are before it: its deadline may come first.
+        if self.puts.waits(shelf) {
+            self.puts.wakes.insert((deadline, shelf));
+        }
     }
 
     /// Gives slots to the calls that wait for some of this shelf, in the order in which they came.

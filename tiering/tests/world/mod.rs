@@ -309,9 +309,19 @@ impl World {
         let now = self.now;
         self.core().adopt_done(now);
         assert_eq!(self.core().counts().blocks, before, "no block is lost to a restart");
+        if let Some(id) = early {
+            let own = self.owned.values().filter(|owned| owned.client == id).count();
+            assert_eq!(self.granted_to(id), own, "who came back keeps what it writes and nothing else");
+        }
         for (extent, &bytes) in self.populated.clone().iter().enumerate().take(self.extents) {
             self.core().populated(extent, bytes);
         }
+    }
+
+    fn granted_to(&mut self, id: ClientId) -> usize {
+        let kept = self.core().kept();
+        let states = kept.slabs().flat_map(|slab| (0..slab.slots()).map(|index| kept.slot_state(slab, index)));
+        states.filter(|&state| state == SlotState::Granted(id)).count()
     }
 
     /// Carries out the core's actions.
