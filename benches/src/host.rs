@@ -117,8 +117,7 @@ impl Host {
 
     /// A client of the daemon, as soon as it takes one.
     pub fn connect(&mut self, name: &str) -> anyhow::Result<Client> {
-        let mut options = ConnectOptions::default();
-        options.name = name.into();
+        let options = ConnectOptions { name: name.into(), ..ConnectOptions::default() };
         self.until("the daemon", |host| match Client::connect(host.socket(), options.clone()) {
             Ok(client) => Ok(Some(client)),
             Err(error) if error.is_transient() => Ok(None),

@@ -30,6 +30,16 @@ impl PrivateBlocks {
         Ok(Self { memory, block_bytes })
     }
 
+    /// The same memory in blocks of another size.
+    pub fn cut(&mut self, block_bytes: usize) {
+        assert!(
+            self.memory.len().is_multiple_of(block_bytes),
+            "{} bytes in blocks of {block_bytes}",
+            self.memory.len()
+        );
+        self.block_bytes = block_bytes;
+    }
+
     pub fn blocks(&self) -> usize {
         self.memory.len() / self.block_bytes
     }
@@ -126,6 +136,8 @@ mod tests {
         let from = vec![7; 4096];
         memmove(blocks.run_mut(1, 1), &from);
         assert_eq!((blocks.block(1), blocks.run(1, 2).len()), (&from[..], 8192));
+        blocks.cut(2048);
+        assert_eq!((blocks.blocks(), blocks.block(2)), (6, &from[..2048]));
     }
 
     #[test]

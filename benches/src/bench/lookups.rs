@@ -24,12 +24,14 @@ use crate::{
 
 /// Entries that make 2^20 lines at the table's load of 0.8.
 const ENTRIES: u64 = (1 << 20) * 4 / 5;
-/// Blocks put: a few fewer, so that none is evicted for want of a line.
-const BLOCKS: u64 = 800_000;
+/// Blocks put: the table is as full as it gets, short of what is evicted for want of an entry.
+const BLOCKS: u64 = ENTRIES - 1024;
 /// The smallest blocks there are: only their number counts here.
 const BLOCK_BYTES: u64 = 4096;
 /// Room for the blocks and for what clients hold in advance.
 const ARENA_BYTES: u64 = BLOCKS * BLOCK_BYTES * 9 / 8 / (2 << 20) * (2 << 20);
+/// Blocks of a chain, and of a put: a request of 32,768 tokens.
+const CHAIN: usize = 64;
 const SEED: u64 = 2;
 /// Single calls of one round; the round counts by its median.
 const CALLS: usize = 101;
@@ -76,12 +78,11 @@ pub fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
 }
 
 fn fill(plan: &Plan, client: &Client, pool: &Pool) -> anyhow::Result<()> {
-    let blocks = PrivateBlocks::new(BATCH_KEYS_MAX * BLOCK_BYTES as usize, BLOCK_BYTES as usize)?;
+    let blocks = PrivateBlocks::new(CHAIN * BLOCK_BYTES as usize, BLOCK_BYTES as usize)?;
     let options = PutOptions { deadline: Some(Duration::from_secs(30)) };
-    for first in (0..BLOCKS).step_by(BATCH_KEYS_MAX) {
+    for first in (0..BLOCKS).step_by(CHAIN) {
         plan.stop.check()?;
-        let keys: Vec<Key> =
-            (first..BLOCKS.min(first + BATCH_KEYS_MAX as u64)).map(|id| pattern::key(SEED, id)).collect();
+        let keys: Vec<Key> = (first..BLOCKS.min(first + CHAIN as u64)).map(|id| pattern::key(SEED, id)).collect();
         let put = client.put_from(pool, &keys, None, blocks.run(0, keys.len()), &options)?;
         let stored = put.results.iter().filter(|result| **result == PutResult::Stored).count();
         ensure!(stored == keys.len(), "{stored} of {} blocks were stored", keys.len());
@@ -245,6 +246,7 @@ impl Lookups<'_> {
         let mut figure = singles.figure("view");
         figure.batch = Some(batch as u64);
         figure.case = Some("a block");
+        figure.limit_is = Some(if batch == 1 { "random line" } else { "random lines" });
         figure.lines = Some(self.table.lines() as u64);
         figure.goal = Some(Goal::new("<= 1 us a block", figure.value <= 1.0));
         Ok(figure)

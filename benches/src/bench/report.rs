@@ -94,6 +94,14 @@ impl Figure {
         figure
     }
 
+    /// Throughputs with nothing to stand beside, in GB/s.
+    pub fn rates(bench: &'static str, rates: &mut Samples) -> Self {
+        let mut figure = Self::new(bench, "GB/s");
+        figure.value = rounded(rates.median());
+        figure.rounds = rates.len();
+        figure
+    }
+
     fn beside(&mut self, pairs: &mut Pairs) {
         let [ratio, min, max] = pairs.ratio().map(rounded);
         self.limit = Some(rounded(pairs.limit.median()));
