@@ -25,10 +25,15 @@ pub fn run(socket: Option<PathBuf>, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// To a hundredth of GiB, or of MiB where that is less.
+fn size(bytes: u64) -> String {
+    let (unit, name) = if bytes >= 1 << 30 { (1u64 << 30, "GiB") } else { (1 << 20, "MiB") };
+    format!("{:.2} {name}", bytes as f64 / unit as f64)
+}
+
 fn render(status: &Status) -> String {
     use std::fmt::Write;
     let mut out = String::new();
-    let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
     let (dram, hits, puts) = (&status.dram, &status.hits, &status.puts);
     let mut line = |name: &str, text: String| {
         let _ = writeln!(out, "{name:10} {text}");
@@ -49,10 +54,10 @@ fn render(status: &Status) -> String {
     line(
         "dram",
         format!(
-            "{:.2} of {:.2} GiB used, {:.2} GiB populated; {} blocks in {} lines",
-            gib(dram.used_bytes),
-            gib(dram.bytes),
-            gib(dram.populated_bytes),
+            "{} of {} used, {} populated; {} blocks in {} lines",
+            size(dram.used_bytes),
+            size(dram.bytes),
+            size(dram.populated_bytes),
             dram.blocks,
             dram.lines
         ),
@@ -71,11 +76,11 @@ fn render(status: &Status) -> String {
     line(
         "hits",
         format!(
-            "{} of {} asked keys ({:.1} %), {:.2} GiB",
+            "{} of {} asked keys ({:.1} %), {}",
             hits.keys_hit,
             hits.keys_asked,
             100.0 * hits.rate,
-            gib(hits.bytes_hit)
+            size(hits.bytes_hit)
         ),
     );
     line("puts", format!("{} stored, {} existed, {} refused", puts.stored, puts.existed, puts.refused));

@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{engine::Engine, group::Group, movers::Movers};
 
+/// Index bytes that every line takes: table 64, entry 32, sibling links 8, a count of keys at their second home 1.
+const LINE_BYTES: u64 = 64 + 32 + 8 + 1;
+
 /// The document on a group's socket. Only of that group: nothing here tells of another.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
@@ -152,7 +155,7 @@ impl Status {
         let counts = group.core.counts();
         let lines = group.options.geometry.lines;
         let slots = counts.slots_free + counts.slots_granted + counts.slots_aside + counts.slots_used;
-        let index_bytes = lines * (64 + 32) + slots * 8;
+        let index_bytes = lines * LINE_BYTES + slots * 8 + (lines + slots) / 8;
         Self {
             version: env!("CARGO_PKG_VERSION").into(),
             group: group.options.name.clone(),
