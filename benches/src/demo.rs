@@ -114,15 +114,10 @@ fn requests(args: &DemoArgs) -> anyhow::Result<Vec<Request>> {
 fn dram_bytes(args: &DemoArgs) -> anyhow::Result<u64> {
     let free = free_bytes().context("find out how much memory is free")?;
     let least = DRAM_BYTES_MIN.max(args.block_bytes * DRAM_BLOCKS_MIN);
-    let bytes = args.dram.unwrap_or((free / 3).min(DRAM_BYTES_DEFAULT)) / DRAM_STEP_BYTES * DRAM_STEP_BYTES;
-    ensure!(
-        bytes >= least,
-        "{} of DRAM, the least for blocks of {} is {}",
-        Bytes(bytes),
-        Bytes(args.block_bytes),
-        Bytes(least)
-    );
-    ensure!(bytes < free, "{} of DRAM, but only {} MiB of memory are free", Bytes(bytes), free >> 20);
+    let bytes = args.dram.unwrap_or((free / 3).min(DRAM_BYTES_DEFAULT) / DRAM_STEP_BYTES * DRAM_STEP_BYTES);
+    let [given, block, lowest] = [bytes, args.block_bytes, least].map(Bytes);
+    ensure!(bytes >= least, "{given} of DRAM, the least for blocks of {block} is {lowest}");
+    ensure!(bytes < free, "{given} of DRAM, but only {} MiB of memory are free", free >> 20);
     Ok(bytes)
 }
 
@@ -169,7 +164,7 @@ mod tests {
     #[test]
     fn memory_that_is_too_small_or_not_there_is_refused_with_both_numbers() {
         let error = |line: &str| dram_bytes(&parse(line).expect("good arguments")).expect_err(line).to_string();
-        assert_eq!(error("--dram 8MiB"), "8MiB of DRAM, the least for blocks of 64KiB is 16MiB");
+        assert_eq!(error("--dram 1MiB"), "1MiB of DRAM, the least for blocks of 64KiB is 16MiB");
         assert_eq!(error("--dram 64MiB --block-bytes 4MiB"), "64MiB of DRAM, the least for blocks of 4MiB is 256MiB");
         let large = error("--dram 1000TiB");
         assert!(large.starts_with("1000TiB of DRAM, but only "), "{large}");
