@@ -173,16 +173,26 @@ impl<K: Kept, P: Policy> Core<K, P> {
         Err(Refusal::NoLine)
     }
 
-    /// Drops the least recently used of some lines that may go, with all that hangs on it.
+    /// Drops one of some lines that may go, with all that hangs on it: the one with least on it, a leaf if there is one;
+    /// among equals the least recently used. In long chains the coldest candidate alone would take thousands of blocks
+    /// with it.
     fn make_line_room(&mut self, mut candidates: Vec<LineId>) -> bool {
         candidates.retain(|&line| self.kept.live(line).is_some());
-        candidates.sort_by_key(|&line| (self.kept.entry(line).last_use, !self.tree.is_leaf(&self.kept, line), line));
+        candidates.sort_by_key(|&line| (self.kept.entry(line).last_use, line));
         let mut lines = std::mem::take(&mut self.lines);
-        let victim = candidates.into_iter().find(|&line| {
+        let (mut victim, mut most) = (None, WINDOW_VICTIMS_MAX);
+        for line in candidates {
             lines.clear();
-            self.tree.subtree(&self.kept, line, WINDOW_VICTIMS_MAX, &mut lines)
-                && lines.iter().all(|&line| self.kept.entry(line).flags & HELD == 0)
-        });
+            let fits = self.tree.subtree(&self.kept, line, most, &mut lines)
+                && lines.iter().all(|&line| self.kept.entry(line).flags & HELD == 0);
+            if fits {
+                victim = Some(line);
+                most = lines.len() - 1;
+            }
+            if most == 0 {
+                break;
+            }
+        }
         self.lines = lines;
         let Some(victim) = victim else { return false };
         self.counts.evictions += self.drop_subtree(victim);
