@@ -18,8 +18,8 @@ use rustix::{
 use super::link::Link;
 use crate::{ClientError, Session, session};
 
-/// A wake-up between two processors costs about 50 us; an awake daemon answers sooner.
-const SPIN: Duration = Duration::from_micros(30);
+/// A wake-up between two processors costs about 50 us; a daemon that is awake, or just being woken, answers sooner.
+const SPIN: Duration = Duration::from_micros(80);
 /// Looks at the ring between two looks at the clock.
 const LOOKS: u32 = 64;
 

@@ -112,6 +112,8 @@ impl ReserveJob {
             self.session.abandon(token);
         }
         let late = vec![ReserveResult::Refused(Refusal::Late); self.keys.len()];
+        let mut results = self.results.take().unwrap_or(late);
+        self.session.give_back_unmapped(&mut results, self.slot_bytes);
         Reservation {
             session: self.session.clone(),
             pool: self.pool.clone(),
@@ -120,8 +122,25 @@ impl ReserveJob {
             parent: self.parent,
             bytes: self.bytes,
             slot_bytes: self.slot_bytes,
-            results: self.results.take().unwrap_or(late),
+            results,
         }
+    }
+}
+
+impl Session {
+    /// Slots of an extent that this client has not heard of yet are no slots to it: settled here once, so that none is
+    /// committed unfilled because the extent came in between.
+    fn give_back_unmapped(&self, results: &mut [ReserveResult], slot_bytes: u32) {
+        let mut unmapped = Vec::new();
+        for result in results {
+            if let ReserveResult::Slot(slot) = *result
+                && self.maps.extents.locate(slot, u64::from(slot_bytes)).is_none()
+            {
+                unmapped.push(slot);
+                *result = ReserveResult::Refused(Refusal::NotReady);
+            }
+        }
+        self.give_back(&unmapped);
     }
 }
 
