@@ -225,9 +225,10 @@ impl<'a> PutJob<'a> {
         let bytes = self.pool.block_bytes();
         let place = self.session.maps.extents.locate(slot, u64::from(self.pool.slot_bytes()));
         let Some((mapping, offset)) = place.filter(|(mapping, _)| mapping.is_writable()) else {
-            tracing::error!(slot = slot.0, "the daemon granted a slot outside of the arena");
+            // In an extent that is being announced: later puts will have it.
+            tracing::debug!(slot = slot.0, "a slot outside of the extents mapped so far");
             self.session.give_back(&[slot]);
-            return self.commits.set(i, PutResult::Refused(Refusal::NotGranted));
+            return self.commits.set(i, PutResult::Refused(Refusal::NotReady));
         };
         let kernel = copy::Kernel::choose(bytes as usize, self.todo.len());
         let mut sum = BlockSum::new(&self.pool, &self.keys[i], bytes, 0);
