@@ -380,7 +380,9 @@ impl Client {
             }
             30..55 if !objects => self.may_put().then(|| call.put(cx, keys, parent)),
             0..70 if self.may_put() => {
-                let bytes = if objects { cx.rng.u64(16..=handle.block_bytes()) } else { handle.block_bytes() };
+                // Many classes of sizes share little memory badly.
+                let any = objects && !cx.plan.is_calm();
+                let bytes = if any { cx.rng.u64(16..=handle.block_bytes()) } else { handle.block_bytes() };
                 // Objects have no parents, but by their order in a batch.
                 let keys = if objects { keys[..1].to_vec() } else { keys };
                 Some(call.reserve(cx, keys, parent.filter(|_| !objects), bytes))
@@ -416,8 +418,9 @@ impl Client {
         Ok(())
     }
 
+    /// Who gives slots back that it still writes can hurt others of its group: no evil one puts in earnest.
     fn may_put(&self) -> bool {
-        self.manners != Manners::Reads
+        !matches!(self.manners, Manners::Reads | Manners::Evil)
     }
 
     fn hint(&self, cx: &mut Context<'_>, session: &Session, pool: usize, keys: Vec<Key>) {

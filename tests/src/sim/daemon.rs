@@ -69,6 +69,7 @@ fn options(plan: &Plan, rng: &mut Rng) -> EngineOptions {
             ceiling_bytes: dram_bytes,
         },
         huge: Huge::Never,
+        lock: false,
         core: CoreOptions { magazine_bytes_max, idle_recall: Duration::from_millis(50), ..CoreOptions::default() },
     };
     let heavy = !plan.is_calm();

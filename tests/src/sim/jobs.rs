@@ -219,6 +219,7 @@ impl Job {
     }
 
     fn finish(&mut self, cx: &mut Context<'_>) -> Result<After, String> {
+        let deadline_us = self.until.since_us(self.began);
         match &mut self.what {
             What::Get(get) => {
                 let got = get.job.take().expect("finished once").finish();
@@ -241,14 +242,14 @@ impl Job {
             What::Put(put) => {
                 let results = put.job.take().expect("finished once").finish().results;
                 for (number, result) in put.numbers.iter().zip(&results) {
-                    ended(cx, *number, *result)?;
+                    ended(cx, *number, *result, deadline_us)?;
                 }
             }
             What::Commit(job, numbers) => {
                 let results = job.take().expect("finished once").finish().results;
                 for (number, result) in numbers.iter().zip(&results) {
                     if let Some(number) = number {
-                        ended(cx, *number, *result)?;
+                        ended(cx, *number, *result, deadline_us)?;
                     }
                 }
             }
@@ -257,7 +258,7 @@ impl Job {
                 cx.note(format_args!("reserved {:?}", reservation.results()));
                 for result in reservation.results() {
                     if let ReserveResult::Refused(reason) = result {
-                        refused(cx, *reason)?;
+                        refused(cx, *reason, deadline_us)?;
                     }
                 }
                 let (keys, table, pool) = (std::mem::take(keys), self.table, self.pool);
@@ -269,20 +270,26 @@ impl Job {
     }
 }
 
-fn ended(cx: &mut Context<'_>, number: u64, result: PutResult) -> Result<(), String> {
+fn ended(cx: &mut Context<'_>, number: u64, result: PutResult, deadline_us: u64) -> Result<(), String> {
     cx.note(format_args!("put {number} is {result:?}"));
     cx.model.put_ended(number, result);
     match result {
         PutResult::Stored => cx.tally.stored += 1,
         PutResult::Exists => cx.tally.existed += 1,
-        PutResult::Refused(reason) => refused(cx, reason)?,
+        PutResult::Refused(reason) => refused(cx, reason, deadline_us)?,
     }
     Ok(())
 }
 
-/// Where nobody takes more than a fair share, a put is refused only because the daemon, or a parent, went away.
-fn refused(cx: &mut Context<'_>, reason: Refusal) -> Result<(), String> {
+/// Where nobody takes more than a fair share, a put that may wait is refused only because the daemon, or a parent, went.
+fn refused(cx: &mut Context<'_>, reason: Refusal, deadline_us: u64) -> Result<(), String> {
     *cx.tally.refused.entry(reason as u8).or_insert(0) += 1;
-    let may = matches!(reason, Refusal::Gone | Refusal::Late | Refusal::Draining | Refusal::NoParent);
+    let may = match reason {
+        Refusal::Gone | Refusal::Late | Refusal::Draining | Refusal::NoParent => true,
+        // Others fill what they have reserved meanwhile; memory is on its way, or its announcement.
+        Refusal::AllPinned => deadline_us < 900_000,
+        Refusal::NotReady => deadline_us < 900_000 || cx.plan.groups > 1,
+        _ => false,
+    };
     if cx.plan.is_calm() && !may { Err(format!("a put is refused: {reason}")) } else { Ok(()) }
 }

@@ -46,6 +46,8 @@ struct Wired {
     daemon_open: bool,
     watches_process: bool,
     lifeline: Option<OwnedFd>,
+    /// When the daemon accepts it: it hears of nothing before.
+    accepted: u64,
     /// When the last thing sent arrives, at either end: nothing overtakes it.
     last_to_daemon: u64,
     last_to_client: u64,
@@ -96,7 +98,11 @@ impl Net {
     }
 
     fn tell_daemon(&mut self, event: Event) {
-        let due = self.now.0 + self.delay_us();
+        let accepted = match &event {
+            Event::Exited { conn } => self.conns.get(conn).map_or(0, |wired| wired.accepted),
+            _ => 0,
+        };
+        let due = (self.now.0 + self.delay_us()).max(accepted);
         let number = self.number();
         self.to_daemon.insert((due, number), event);
     }
@@ -220,6 +226,8 @@ impl Net {
         self.conns.insert(conn, wired);
         let peer = Peer { pid: owner.pid, uid, gid: uid, start_time: owner.start_time };
         self.tell_in_order(conn, Event::Connected { conn, listener, peer });
+        let wired = self.conns.get_mut(&conn).expect("just made");
+        wired.accepted = wired.last_to_daemon;
         Some(conn)
     }
 

@@ -144,7 +144,7 @@ impl World {
         self.turns += 1;
         let (due, who) = self.next();
         if due == Time::NEVER {
-            return Err(format!("nothing will ever happen again: {}", self.counts_last));
+            return Err(format!("nothing will ever happen again: {}{}", self.counts_last, self.left()));
         }
         self.now = self.now.max(due);
         self.net.borrow_mut().now = self.now;
@@ -194,6 +194,7 @@ impl World {
     fn turn_daemon(&mut self) -> Result<(), String> {
         let was_down = self.daemon.phase == Phase::Down;
         let alive = self.daemon.turn(self.now, &mut self.rng)?;
+        self.net.borrow_mut().look_at_lifelines();
         if self.daemon.phase == Phase::Asleep {
             self.trace.note(self.now, format_args!("daemon sleeps until {}", self.daemon.turn_at.0));
         }
@@ -379,7 +380,7 @@ impl World {
         let until = self.now.after(REST_MAX);
         while !self.at_rest() {
             self.turn()?;
-            self.before(until, &format!("not at rest: {}", self.counts_last))?;
+            self.before(until, &format!("not at rest: {}{}", self.counts_last, self.left()))?;
         }
         self.daemon.audit()?;
         self.tally.blocks_judged += self.daemon.judge_blocks(&self.model)?;
@@ -392,6 +393,16 @@ impl World {
             return Err(format!("{name} of a client that is gone is still kept"));
         }
         Ok(())
+    }
+
+    /// Who is still known to the daemon, and why.
+    fn left(&self) -> String {
+        let groups = self.daemon.engine.iter().flat_map(|engine| engine.groups());
+        let clients = groups.flat_map(|group| group.clients.values()).map(|client| {
+            let ended = (client.exited, client.lifeline_ended);
+            format!("{} of {:?}: connected {}, ended {ended:?}; ", client.name, client.conn, client.connected)
+        });
+        clients.collect()
     }
 
     fn at_rest(&self) -> bool {
