@@ -73,6 +73,11 @@ impl Host {
         self.folder.path().join("lapis.sock")
     }
 
+    /// What the next daemon is told.
+    pub fn options_mut(&mut self) -> &mut HostOptions {
+        &mut self.options
+    }
+
     /// Where everything of this host lies that has a name.
     pub fn folder(&self) -> &Path {
         self.folder.path()
@@ -92,7 +97,9 @@ impl Host {
         self.folder.path().join("hold.sock")
     }
 
-    fn start_holder(&mut self) -> anyhow::Result<()> {
+    /// Starts the holder; returns when it listens.
+    pub fn start_holder(&mut self) -> anyhow::Result<()> {
+        assert!(self.holder.is_none(), "one holder at a time");
         let mut command = Command::new(&self.options.binary);
         command.arg("hold").arg(self.hold_socket());
         self.holder = Some(self.spawn(command, "hold.log").context("start `lapis hold`")?);
@@ -129,6 +136,14 @@ impl Host {
     pub fn kill_daemon(&mut self) -> anyhow::Result<()> {
         if let Some(mut daemon) = self.daemon.take() {
             end(&mut daemon).context("kill the daemon")?;
+        }
+        Ok(())
+    }
+
+    /// SIGKILL, then waits for the end. What it kept is gone, but for what the daemon has itself.
+    pub fn kill_holder(&mut self) -> anyhow::Result<()> {
+        if let Some(mut holder) = self.holder.take() {
+            end(&mut holder).context("kill the holder")?;
         }
         Ok(())
     }
