@@ -431,7 +431,11 @@ impl Client {
             2 => Hint::Pinned { ttl_ms: cx.rng.u32(..100) },
             _ => Hint::Priority(cx.rng.u8(..)),
         };
-        session.post(if cx.rng.bool() { Request::HintKeys { pool, hint, keys } } else { Request::Prefetch { pool, keys } });
+        session.post(if cx.rng.bool() {
+            Request::HintKeys { pool, hint, keys }
+        } else {
+            Request::Prefetch { pool, keys }
+        });
     }
 
     // ---- Views ----

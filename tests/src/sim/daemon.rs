@@ -118,7 +118,8 @@ impl Daemon {
 
     /// False if it died in this turn.
     pub fn turn(&mut self, now: Time, rng: &mut Rng) -> Result<bool, String> {
-        let soon = now.after(Duration::from_micros(if rng.u32(..50) == 0 { rng.u64(100..3_000) } else { rng.u64(1..60) }));
+        let soon =
+            now.after(Duration::from_micros(if rng.u32(..50) == 0 { rng.u64(100..3_000) } else { rng.u64(1..60) }));
         self.turn_at = soon;
         if self.phase == Phase::Down {
             return self.open(now, rng);

@@ -100,7 +100,8 @@ fn request(rng: &mut Rng) -> Request {
         4 => Request::Reserve { token, pool, slot_bytes, parent: parent(rng), deadline_us, keys: keys(rng) },
         5 => Request::Abort { slots: (0..rng.usize(..64)).map(|_| slot(rng)).collect() },
         6 | 7 => {
-            let policy = |rng: &mut Rng| [HitPolicy::Prefix, HitPolicy::Any, HitPolicy::Trailing(rng.u32(..))][rng.usize(..3)];
+            let policy =
+                |rng: &mut Rng| [HitPolicy::Prefix, HitPolicy::Any, HitPolicy::Trailing(rng.u32(..))][rng.usize(..3)];
             let asks = (0..rng.usize(..4)).map(|_| (PoolId(rng.u16(..4)), policy(rng))).collect();
             let wait = [Wait::Present, Wait::Filling, Wait::Absent][rng.usize(..3)];
             Request::Get { token, asks, wait, deadline_us, keys: keys(rng) }
@@ -135,8 +136,14 @@ fn speak(client: &Client, cx: &mut Context<'_>) {
         1 => return cx.net.send(conn, &ToDaemon::Status),
         2 => {
             let client = client.session.as_ref().map(|session| session.client()).unwrap_or_default();
-            let resume = Resume { table_id: cx.rng.u64(..), client, secret: cx.rng.u64(..), writing: vec![slot(cx.rng)] };
-            let hello = ToDaemon::Hello { resume: Some(resume), name: "somebody else".into(), may_put: true, writes_by_dma: false };
+            let resume =
+                Resume { table_id: cx.rng.u64(..), client, secret: cx.rng.u64(..), writing: vec![slot(cx.rng)] };
+            let hello = ToDaemon::Hello {
+                resume: Some(resume),
+                name: "somebody else".into(),
+                may_put: true,
+                writes_by_dma: false,
+            };
             return cx.net.send(conn, &hello);
         }
         3 => shape.block_bytes = [0, u64::MAX, 1 << 40, 3 << 20, 256 << 20][cx.rng.usize(..5)],

@@ -62,7 +62,12 @@ enum Ask {
 /// What is left when a job is over.
 pub enum After {
     Nothing,
-    Reserved { reservation: Reservation, keys: Vec<Key>, table: u64, pool: usize },
+    Reserved {
+        reservation: Reservation,
+        keys: Vec<Key>,
+        table: u64,
+        pool: usize,
+    },
     /// To be released later, or never.
     Got(u64),
 }
@@ -123,7 +128,8 @@ impl Call<'_> {
     }
 
     pub fn reserve(&self, cx: &Context<'_>, keys: Vec<Key>, parent: Option<Key>, bytes: u64) -> Job {
-        let job = ReserveJob::of_bytes(self.session.clone(), self.handle, &keys, parent, bytes).expect("a sound reserve");
+        let job =
+            ReserveJob::of_bytes(self.session.clone(), self.handle, &keys, parent, bytes).expect("a sound reserve");
         self.job(cx.now, What::Reserve(Some(job), keys))
     }
 
@@ -152,11 +158,8 @@ impl Call<'_> {
             1 if i == 0 && pools.len() == 1 => HitPolicy::Any,
             _ => HitPolicy::Prefix,
         };
-        let asks: Option<Vec<_>> = pools
-            .iter()
-            .enumerate()
-            .map(|(i, pool)| Some((self.session.pool_id(pool)?, policy(i, cx.rng))))
-            .collect();
+        let asks: Option<Vec<_>> =
+            pools.iter().enumerate().map(|(i, pool)| Some((self.session.pool_id(pool)?, policy(i, cx.rng)))).collect();
         let (asks, deadline_us) = (asks?, self.deadline.as_micros() as u64);
         let token = self.session.submit(|token| Request::Get { token, asks, wait, deadline_us, keys }).ok();
         let release = cx.rng.u32(..10) > 0;
@@ -191,7 +194,12 @@ impl Job {
             return Ok(None);
         }
         if !done && stands {
-            return Err(format!("{} of {} us at {} was not answered by its deadline", self.name(), self.until.since_us(self.began), self.began.0));
+            return Err(format!(
+                "{} of {} us at {} was not answered by its deadline",
+                self.name(),
+                self.until.since_us(self.began),
+                self.began.0
+            ));
         }
         self.finish(cx).map(Some)
     }

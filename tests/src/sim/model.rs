@@ -119,9 +119,13 @@ impl Model {
         let number = words.first().map_or(0, |word| u64::from_le_bytes(*word));
         let (start, step) = pattern(key, number);
         let expected = |i: usize| start.wrapping_add(step.wrapping_mul(i as u64));
-        let wrong = words.iter().enumerate().skip(1).filter(|(i, word)| u64::from_le_bytes(**word) != expected(*i)).count();
+        let wrong =
+            words.iter().enumerate().skip(1).filter(|(i, word)| u64::from_le_bytes(**word) != expected(*i)).count();
         if wrong > 0 || rest.iter().any(|byte| *byte != number as u8) {
-            return Err(format!("wrong bytes under {key:x?}: {wrong} of {} words are not of put {number}", words.len()));
+            return Err(format!(
+                "wrong bytes under {key:x?}: {wrong} of {} words are not of put {number}",
+                words.len()
+            ));
         }
         Ok(number)
     }

@@ -68,7 +68,13 @@ impl Plan {
             PoolShape { namespace, label: label.into(), kind, block_bytes, pieces }
         };
         let kind = PoolKind::Object;
-        let objects = PoolShape { namespace: Fingerprint([0x52; 32]), label: "objects".into(), kind, block_bytes: 40 << 10, pieces: 1 };
+        let objects = PoolShape {
+            namespace: Fingerprint([0x52; 32]),
+            label: "objects".into(),
+            kind,
+            block_bytes: 40 << 10,
+            pieces: 1,
+        };
         [chain("keys", 16 << 10, 1), chain("values", 12 << 10, 4), objects]
     }
 
