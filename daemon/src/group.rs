@@ -309,9 +309,8 @@ impl Group {
             .try_clone()
             .map_err(|source| DaemonError::Os { what: "duplicate the descriptor of an extent", source })?;
         let touch = self.options.huge == Huge::Try && memfd::transparent_permitted();
-        // A lock ends with its process: what a former daemon populated is locked anew.
-        let from = if self.options.lock { 0 } else { *populated_bytes };
-        Ok(Populate { mapping: mapping.clone(), fd, from, touch, lock: self.options.lock })
+        let (mapping, lock) = (mapping.clone(), self.options.lock);
+        Ok(Populate { mapping, fd, populated_bytes: *populated_bytes, touch, lock })
     }
 
     /// Tells the core of a pool that `state` has.

@@ -23,12 +23,13 @@ const TOUCH_CHUNK_BYTES: u64 = 4 << 20;
 /// Movers give way to the engine loop, and to the engines of the host.
 const NICE: i32 = 10;
 
-/// Give an extent its memory from `from` on.
+/// Give an extent its memory.
 #[derive(Debug)]
 pub struct Populate {
     pub mapping: Mapping,
     pub fd: OwnedFd,
-    pub from: u64,
+    /// The first so many bytes have theirs, from a former daemon: they hold blocks, and are not written.
+    pub populated_bytes: u64,
     /// By touching the mapping, so that it gets huge pages; else through the descriptor.
     pub touch: bool,
     /// And keep it there: see `dram.lock`.
@@ -158,13 +159,17 @@ fn work(jobs: &Receiver<Job>, stop: &AtomicBool, report: &mut dyn FnMut(Done)) {
 }
 
 fn populate(group: usize, extent: usize, memory: &Populate, stop: &AtomicBool, report: &mut dyn FnMut(Done)) {
-    let (mut at, bytes) = (memory.from, memory.mapping.len() as u64);
+    let bytes = memory.mapping.len() as u64;
+    // A lock ends with its process: what a former daemon populated is locked anew.
+    let mut at = if memory.lock { 0 } else { memory.populated_bytes };
     let chunk = if memory.touch || memory.lock { TOUCH_CHUNK_BYTES } else { POPULATE_CHUNK_BYTES };
     while at < bytes && !stop.load(Ordering::Relaxed) {
-        let end = (at + chunk).min(bytes);
+        let had = at < memory.populated_bytes;
+        let end = if had { (at + chunk).min(memory.populated_bytes) } else { (at + chunk).min(bytes) };
         let done = match memory.touch {
+            _ if had => Ok(()),
             true => memory.mapping.populate_write(at as usize..end as usize),
-            false => memfd::allocate(memory.fd.as_fd(), at..end),
+            false => memfd::clear(memory.fd.as_fd(), at..end),
         };
         let done = done.and_then(|()| match memory.lock {
             true => memory.mapping.lock(at as usize..end as usize),
@@ -174,6 +179,9 @@ fn populate(group: usize, extent: usize, memory: &Populate, stop: &AtomicBool, r
             return report(Done::PopulateFailed { group, extent, reason: error.to_string() });
         }
         at = end;
+        if had {
+            continue;
+        }
         report(Done::Populated { group, extent, bytes: at });
     }
 }

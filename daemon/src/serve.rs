@@ -201,7 +201,9 @@ fn run_loop(engine: &mut Engine<UnixWire, Threads>, signals: &Signals, drain_tim
             watchdog_at = at;
         }
         if at.since_us(busy_at) < SPIN.as_micros() as u64 {
-            std::hint::spin_loop();
+            // Not a bare spin: woken by a client, this thread often sits on that client's processor, and would keep it
+            // from filling the next block (500 in place of 110 us for 32 blocks of 64 KiB).
+            std::thread::yield_now();
             continue;
         }
         engine.set_sleeping(true);

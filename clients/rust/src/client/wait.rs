@@ -131,6 +131,8 @@ impl Waiters {
                 }
                 std::hint::spin_loop();
             }
+            // The daemon may be waiting for this very processor.
+            std::thread::yield_now();
         }
         if session.control().falls_asleep(&completions) {
             let [rung, kicked] = sleep([link.doorbell(), self.kick.as_fd()], Some(left));
