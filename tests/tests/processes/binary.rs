@@ -1,0 +1,57 @@
+//! The `lapis` binary beside this test: found, or built if it is missing or older than its sources.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+    time::SystemTime,
+};
+
+/// What the binary is made of; below the workspace.
+const SOURCES: [&str; 8] = ["Cargo.toml", "benches", "clients", "config", "daemon", "ssd", "tiering", "transport"];
+
+/// Its path.
+pub fn lapis() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(find_or_build).clone()
+}
+
+/// Runs it to its end: exit status, standard output, standard error.
+pub fn run(command: &mut Command) -> (Option<i32>, String, String) {
+    let output = command.output().expect("the binary starts");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("it writes text");
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+fn find_or_build() -> PathBuf {
+    let this = env::current_exe().expect("this test's own file");
+    // TARGET/PROFILE/deps/process-HASH
+    let folder = this.ancestors().nth(2).expect("a folder of the profile").to_owned();
+    let binary = folder.join("lapis");
+    let modified = |path: &Path| fs::metadata(path).and_then(|file| file.modified()).ok();
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests lie in the workspace").to_owned();
+    let sources = SOURCES.iter().filter_map(|name| newest(&workspace.join(name))).max();
+    if modified(&binary).is_some_and(|built| sources.is_none_or(|newest| newest <= built)) {
+        return binary;
+    }
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(&workspace).args(["build", "-p", "lapis", "--bin", "lapis", "--target-dir"]);
+    cargo.arg(folder.parent().expect("the profile's folder lies in the target folder"));
+    if folder.file_name().is_some_and(|name| name == "release") {
+        cargo.arg("--release");
+    }
+    let status = cargo.status().expect("cargo starts");
+    assert!(status.success(), "{cargo:?} ended with {status}");
+    binary
+}
+
+/// When the newest file in it was changed.
+fn newest(path: &Path) -> Option<SystemTime> {
+    let own = fs::metadata(path).ok()?;
+    if !own.is_dir() {
+        let counts = path.extension().is_some_and(|extension| extension == "rs" || extension == "toml");
+        return own.modified().ok().filter(|_| counts);
+    }
+    fs::read_dir(path).ok()?.filter_map(|entry| newest(&entry.ok()?.path())).max()
+}
