@@ -506,6 +506,11 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         busy |= touches == TOUCHES_PER_TURN;
         if client.flush() {
             busy = true;
+            // It emptied the ring and went to sleep before these were in it.
+            if client.control.client_sleeping() {
+                let conn = client.conn;
+                self.wire.ring(conn);
+            }
         }
         busy
     }
