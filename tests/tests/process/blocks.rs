@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use lapis_benches::pattern::{self, Pattern};
-use lapis_client::{Client, GetOptions, Got, Key, Namespace, Pool, PoolKind, PoolShape, Put, PutOptions};
+use lapis_client::{Client, GetOptions, Got, Key, Namespace, Pool, PoolKind, PoolShape, Put, PutOptions, PutResult, Refusal};
 
 pub const SMALL: usize = 64 << 10;
 /// Most blocks in one call.
@@ -38,9 +38,14 @@ pub fn put(client: &Client, pool: &Pool, keys: &[Key]) -> Put {
     client.put_from(pool, keys, None, &bytes, &PutOptions::default()).expect("a sound call")
 }
 
-/// Puts `ids`, batch after batch; how many were refused.
-pub fn put_all(client: &Client, pool: &Pool, ids: Range<u64>) -> usize {
-    batches(ids).map(|batch| put(client, pool, &keys(batch)).refused()).sum()
+/// Puts `ids`, batch after batch; what was refused, and why.
+pub fn put_all(client: &Client, pool: &Pool, ids: Range<u64>) -> Vec<Refusal> {
+    let results = batches(ids).flat_map(|batch| put(client, pool, &keys(batch)).results);
+    let refused = results.filter_map(|result| match result {
+        PutResult::Refused(reason) => Some(reason),
+        PutResult::Stored | PutResult::Exists => None,
+    });
+    refused.collect()
 }
 
 pub fn batches(ids: Range<u64>) -> impl Iterator<Item = Range<u64>> {

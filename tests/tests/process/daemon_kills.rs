@@ -34,7 +34,7 @@ fn kills() -> u64 {
 fn slots_in_all(host: &mut lapis_benches::host::Host) -> u64 {
     let client = connect(host);
     let pool = blocks::pool(&client, SMALL);
-    assert_eq!(blocks::put_all(&client, &pool, FILL), 0, "refused puts");
+    assert_eq!(blocks::put_all(&client, &pool, FILL), [], "refused puts");
     drop(client);
     let in_all = slots(&nothing_held(host));
     let client = connect(host);
@@ -70,7 +70,7 @@ fn killed_daemons_cost_a_reader_no_hit_nobody_a_byte_and_leak_no_slot() {
     let in_all = slots_in_all(&mut host);
     let client = connect(&mut host);
     let pool = blocks::pool(&client, SMALL);
-    assert_eq!(blocks::put_all(&client, &pool, 0..KEPT), 0);
+    assert_eq!(blocks::put_all(&client, &pool, 0..KEPT), []);
     let socket = host.socket().display().to_string();
     let mut reader = Worker::start("reader", &[&socket, "0", &KEPT.to_string()]);
     let [first, end] = [WRITTEN.start, WRITTEN.end].map(|id| id.to_string());

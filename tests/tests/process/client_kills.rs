@@ -84,7 +84,7 @@ fn all_that_killed_clients_held_is_back_at_once_and_every_block_is_right() {
         assert!(quantile(&mut times, 999) < BACK_WITHIN, "{}", quantiles(&mut times));
     }
     // Whatever happened, the memory is whole: as many blocks fit as before anything was killed.
-    assert_eq!(blocks::put_all(&reader, &pool, 100_000..100_000 + IDS), 0, "refused puts");
+    assert_eq!(blocks::put_all(&reader, &pool, 100_000..100_000 + IDS), [], "refused puts");
     drop(reader);
     assert_eq!(slots(&nothing_held(&host)), DRAM / SMALL as u64);
 }
@@ -107,7 +107,7 @@ fn granted_slots_wait_for_a_forked_child_of_a_killed_client() {
     // Whoever needs every slot there is does not get these.
     let client = connect(&mut host);
     let pool = blocks::pool(&client, SMALL);
-    assert_eq!(blocks::put_all(&client, &pool, 1000..1000 + IDS), 0, "refused puts");
+    assert_eq!(blocks::put_all(&client, &pool, 1000..1000 + IDS), [], "refused puts");
     drop(client);
     let status = status_when(&socket, "its flood's end", |status| status["clients"].as_array().is_some_and(|c| c.len() == 1));
     assert!(client_of(&status, pid).is_some(), "{status}");

@@ -27,7 +27,7 @@ fn hits_in_memory_make_no_system_call() {
     }
     let mut host = host(64 * MIB);
     let client = connect(&mut host);
-    assert_eq!(blocks::put_all(&client, &blocks::pool(&client, SMALL), 0..BLOCKS), 0);
+    assert_eq!(blocks::put_all(&client, &blocks::pool(&client, SMALL), 0..BLOCKS), []);
 
     let trace = host.folder().join("strace");
     let mut command = Command::new("strace");
