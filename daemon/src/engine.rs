@@ -88,7 +88,7 @@ pub struct Engine<W: Wire, M: Movers> {
     pub(crate) counts: EngineCounts,
     pub(crate) draining: bool,
     pub(crate) started: Time,
-    shares: Shares,
+    pub(crate) shares: Shares,
     pins: PinWatch,
     events: Vec<Event>,
     puts: Vec<Put>,
@@ -405,8 +405,11 @@ impl<W: Wire, M: Movers> Engine<W, M> {
             match done {
                 Done::Populated { group, extent, bytes } => {
                     let group = &mut self.groups[group];
+                    let state = &mut group.core.kept_mut().state;
+                    state.set_populated(extent, bytes);
+                    // Not more than a restart will know of: it gives the rest its memory anew, and clears it.
+                    let bytes = state.populated_bytes(extent);
                     group.extents[extent].populated_bytes = bytes;
-                    group.core.kept_mut().state.set_populated(extent, bytes);
                     group.core.populated(extent, bytes);
                 }
                 Done::PopulateFailed { group: group_index, extent, reason } => {
