@@ -9,7 +9,7 @@ use std::{
 
 use lapis_tests::sim::{self, Outcome, Plan};
 
-const SEEDS: u64 = 200;
+const SEEDS: u64 = 400;
 const THREADS: u64 = 2;
 
 fn number(variable: &str) -> Option<u64> {

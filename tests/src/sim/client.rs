@@ -71,7 +71,8 @@ pub enum Manners {
 
 enum Link {
     Down { again: Time },
-    Greeting { conn: ConnId, welcome: Option<Welcome>, fresh: Option<Arc<Session>>, pools: usize },
+    /// `pools`: so many are open, and so many asked for.
+    Greeting { conn: ConnId, welcome: Option<Welcome>, fresh: Option<Arc<Session>>, pools: usize, asked: usize },
     Up { conn: ConnId },
 }
 
@@ -200,7 +201,7 @@ impl Client {
         cx.note(format_args!("hello, resumes {:?}", resume.as_ref().map(|r| (r.client, r.writing.len()))));
         let (may_put, writes_by_dma) = (self.manners != Manners::Reads, cx.percent(20));
         cx.net.send(conn, &ToDaemon::Hello { resume, name: format!("sim {}", self.pid.pid), may_put, writes_by_dma });
-        self.link = Link::Greeting { conn, welcome: None, fresh: None, pools: 0 };
+        self.link = Link::Greeting { conn, welcome: None, fresh: None, pools: 0, asked: 0 };
     }
 
     fn hear(&mut self, cx: &mut Context<'_>) -> Result<(), String> {
@@ -261,7 +262,7 @@ impl Client {
     }
 
     fn greeted(&mut self, cx: &mut Context<'_>, message: ToClient, fds: Vec<OwnedFd>) -> Result<(), String> {
-        let Link::Greeting { conn, welcome, fresh, pools } = &mut self.link else { return Ok(()) };
+        let Link::Greeting { conn, welcome, fresh, pools, asked } = &mut self.link else { return Ok(()) };
         let text = |error: lapis_client::ClientError| format!("in the handshake: {error}");
         match message {
             ToClient::Welcome { .. } => {
@@ -303,8 +304,11 @@ impl Client {
             return Ok(());
         }
         if fresh.is_some() && *pools < self.list.all().len() {
-            let (token, shape) = (*pools as u64 + 1, self.pools[*pools].shape().clone());
-            cx.net.send(*conn, &ToDaemon::OpenPool { token, shape });
+            if *asked == *pools {
+                let shape = self.pools[*pools].shape().clone();
+                *asked += 1;
+                cx.net.send(*conn, &ToDaemon::OpenPool { token: *asked as u64, shape });
+            }
             return Ok(());
         }
         let conn = *conn;
@@ -326,7 +330,7 @@ impl Client {
     /// Takes answers in. Whoever sleeps and has one must have been rung.
     fn wake(&mut self, cx: &mut Context<'_>) -> Result<(), String> {
         let (Some(session), Link::Up { conn }) = (&self.session, &self.link) else { return Ok(()) };
-        let rung = cx.net.has_bell(*conn);
+        let rung = cx.net.has_bell(*conn) || cx.net.is_cut(*conn);
         cx.net.take_bell(*conn);
         let slept = std::mem::take(&mut self.asleep);
         if slept {

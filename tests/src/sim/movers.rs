@@ -1,9 +1,10 @@
 //! Movers that work when the world lets them: memory comes in pieces, checks end in any order.
 
-use std::{cell::Cell, collections::VecDeque, rc::Rc};
+use std::{cell::Cell, collections::VecDeque, os::fd::AsFd, rc::Rc};
 
 use fastrand::Rng;
 use lapis::movers::{self, Done, Job, Movers};
+use lapis_arena::memfd;
 
 use super::kill::Fuse;
 
@@ -36,9 +37,12 @@ impl SimMovers {
         let (done, over) = match job {
             Job::Populate { group, extent, memory } => {
                 *progress += 1;
-                let left = memory.mapping.len() as u64 - memory.from;
-                let bytes = memory.from + left * *progress / PIECES / 4096 * 4096;
-                (Done::Populated { group: *group, extent: *extent, bytes }, *progress == PIECES)
+                let (had, bytes) = (memory.populated_bytes, memory.mapping.len() as u64);
+                let upto = |pieces: u64| had + (bytes - had) * pieces / PIECES / 4096 * 4096;
+                // As the real one does: whatever lay there is gone.
+                let cleared = memfd::clear(memory.fd.as_fd(), upto(*progress - 1)..upto(*progress));
+                cleared.expect("memory for a test");
+                (Done::Populated { group: *group, extent: *extent, bytes: upto(*progress) }, *progress == PIECES)
             }
             Job::Verify { group, op, block } => {
                 (Done::Verified { group: *group, op: *op, outcome: movers::check(block) }, true)

@@ -291,6 +291,11 @@ impl Net {
         wired.bell.take_if(|due| *due <= now).is_some()
     }
 
+    /// Whether the daemon's end is closed, also if that is still on its way: the doorbell tells of it, too.
+    pub fn is_cut(&self, conn: ConnId) -> bool {
+        self.conns.get(&conn).is_none_or(|wired| !wired.daemon_open)
+    }
+
     /// Whether the daemon has rung, also if that is still on its way.
     pub fn has_bell(&self, conn: ConnId) -> bool {
         self.conns.get(&conn).is_some_and(|wired| wired.bell.is_some())
