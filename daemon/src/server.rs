@@ -42,7 +42,8 @@ pub(crate) fn message<W: Wire, M: Movers>(engine: &mut Engine<W, M>, now: Time, 
             }
         }
         (ToDaemon::OpenPool { token, shape }, Some(Role::Client { group, .. })) => {
-            let answer = match open_pool(&mut engine.groups[group], &shape) {
+            let growth = engine.shares.on_demand(group).unwrap_or(0);
+            let answer = match open_pool(&mut engine.groups[group], &shape, growth) {
                 Ok((pool, slot_bytes)) => ToClient::Pool { token, pool, slot_bytes },
                 Err(reason) => ToClient::Refused { token, reason },
             };
@@ -276,7 +277,8 @@ fn send_or_hang_up<W: Wire, M: Movers>(
 }
 
 /// The pool of this shape, made if it is new; and the bytes of its slots (chain) or of its largest ones (object).
-fn open_pool(group: &mut Group, shape: &PoolShape) -> Result<(lapis_config::PoolId, u32), String> {
+/// `growth`: bytes of the extent that the group gets next.
+fn open_pool(group: &mut Group, shape: &PoolShape, growth: u64) -> Result<(lapis_config::PoolId, u32), String> {
     if shape.label.len() > LABEL_BYTES_MAX || !shape.label.is_ascii() {
         return Err(format!("the pool's label has {} bytes; up to {LABEL_BYTES_MAX}, ASCII", shape.label.len()));
     }
@@ -290,7 +292,7 @@ fn open_pool(group: &mut Group, shape: &PoolShape) -> Result<(lapis_config::Pool
         ));
     }
     let slot_bytes = sizes::slot_bytes(shape, shape.block_bytes);
-    let extent_max = group.extents.iter().map(Extent::bytes).max().unwrap_or(0);
+    let extent_max = group.extents.iter().map(Extent::bytes).fold(growth, u64::max);
     if slot_bytes > extent_max.min(lapis_config::REGISTER_BYTES) {
         return Err(format!(
             "a block of {} bytes needs a slot of {slot_bytes} bytes; the largest extent of this group has {extent_max}",
