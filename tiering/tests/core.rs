@@ -72,6 +72,7 @@ fn a_magazine_has_a_bound() {
     let pool = scene.pool(PoolKind::Chain, 64 * KIB, 1);
     assert_eq!(scene.refill(pool, 64 * KIB as u32, 8192).len(), 64, "a sixteenth of the memory");
     assert_eq!(scene.refused(|s| s.ask_refill(pool, 64 * KIB as u32, 1)), Refusal::Limit);
+    assert_eq!(scene.core.counts().puts_refused, 0, "no put was refused: there are slots for it");
 }
 
 #[test]

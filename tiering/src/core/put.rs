@@ -131,7 +131,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
         };
         let room = self.magazine_room(to.client, shelf);
         if room == 0 {
-            return self.refuse(to, Refusal::Limit);
+            // No refused put: the client has slots, and asks again when it is short of them.
+            return self.reply(to, Reply::Refused(Refusal::Limit));
         }
         self.wait_for_slots(to, shelf, count.clamp(1, room), deadline, Ask::Refill);
     }
