@@ -3,7 +3,9 @@
 use std::ops::Range;
 
 use lapis_benches::pattern::{self, Pattern};
-use lapis_client::{Client, GetOptions, Got, Key, Namespace, Pool, PoolKind, PoolShape, Put, PutOptions, PutResult, Refusal};
+use lapis_client::{
+    Client, GetOptions, Got, Key, Namespace, Pool, PoolKind, PoolShape, Put, PutOptions, PutResult, Refusal,
+};
 
 pub const SMALL: usize = 64 << 10;
 /// Most blocks in one call.

@@ -109,7 +109,8 @@ fn granted_slots_wait_for_a_forked_child_of_a_killed_client() {
     let pool = blocks::pool(&client, SMALL);
     assert_eq!(blocks::put_all(&client, &pool, 1000..1000 + IDS), [], "refused puts");
     drop(client);
-    let status = status_when(&socket, "its flood's end", |status| status["clients"].as_array().is_some_and(|c| c.len() == 1));
+    let status =
+        status_when(&socket, "its flood's end", |status| status["clients"].as_array().is_some_and(|c| c.len() == 1));
     assert!(client_of(&status, pid).is_some(), "{status}");
     assert_eq!(at(&status, "/dram/slots_granted"), granted, "they wait for the child");
 

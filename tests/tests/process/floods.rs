@@ -38,9 +38,8 @@ fn flood(dram_bytes: u64, block_bytes: usize) {
     let said = status(&host.socket()).expect("it answers");
     assert_eq!(at(&said, "/puts/refused"), 0);
     assert_eq!(at(&said, "/puts/stored"), CLIENTS * blocks);
-    let there: u64 = (0..clients.len())
-        .map(|i| blocks::hits(&clients[i], &blocks::pool(&clients[i], block_bytes), ids(i)))
-        .sum();
+    let there: u64 =
+        (0..clients.len()).map(|i| blocks::hits(&clients[i], &blocks::pool(&clients[i], block_bytes), ids(i))).sum();
     let most = dram_bytes / block_bytes as u64;
     assert!(there > most / 2 && there <= most, "{there} blocks of {most} that fit");
     drop(clients);

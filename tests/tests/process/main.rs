@@ -3,6 +3,7 @@
 //! Every block's bytes follow from its key, so each one that is read is judged. Longer forms: `LAPIS_KILLS=200` and
 //! `LAPIS_CLIENT_KILLS=2000`; `LAPIS_STRICT=1` holds latencies to their promise rather than to what a busy machine allows.
 
+mod bad_input;
 mod binary;
 mod blocks;
 mod client_kills;
@@ -10,8 +11,10 @@ mod daemon_kills;
 mod floods;
 mod groups;
 mod machine;
+mod offline;
 mod quiet;
 mod roles;
+mod signals;
 mod worker;
 
 use std::{
