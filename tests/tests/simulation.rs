@@ -42,11 +42,12 @@ fn no_seed_shows_a_wrong_byte_a_leak_or_a_hang() {
     let outcomes = run_all(first, seeds);
     let sum = |of: fn(&Outcome) -> u64| outcomes.iter().map(of).sum::<u64>();
     println!(
-        "{seeds} seeds from {first}: {} turns, {} s of virtual time, {} hits, {} misses, {} views, {} stored, {} evicted, \
+        "{seeds} seeds from {first}: {} turns, {} s of virtual time, {} hits ({} owed), {} misses, {} views, {} stored, {} evicted, \
          {} kills, {} colds, {} crashes, {} forks, {} expelled, {} blocks judged where they lie",
         sum(|o| o.turns),
         sum(|o| o.virtual_us) / 1_000_000,
         sum(|o| o.tally.hits),
+        sum(|o| o.tally.owed),
         sum(|o| o.tally.misses),
         sum(|o| o.tally.views),
         sum(|o| o.tally.stored),
@@ -62,6 +63,7 @@ fn no_seed_shows_a_wrong_byte_a_leak_or_a_hang() {
     if seeds >= 100 {
         for (what, count) in [
             ("hits", sum(|o| o.tally.hits)),
+            ("hits that are owed", sum(|o| o.tally.owed)),
             ("views", sum(|o| o.tally.views)),
             ("stored", sum(|o| o.tally.stored)),
             ("evictions", sum(|o| o.tally.evictions)),

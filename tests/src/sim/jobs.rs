@@ -9,7 +9,7 @@ use lapis_client::{
 use lapis_config::Time;
 use lapis_transport::frame::Request;
 
-use super::{client::Context, model::Model};
+use super::{client::Context, model::Model, plan::EXTENT_BYTES};
 
 /// How much later than its deadline an answer may come in a world whose messages take up to 20 ms.
 const SLACK_US: u64 = 200_000;
@@ -39,6 +39,8 @@ struct Get {
     job: Option<GetJob<'static>>,
     bytes: Vec<u8>,
     keys: Box<[Key]>,
+    /// Where in each block the pieces begin that were asked for.
+    offset: u64,
     /// Whether the model says that it must be a hit.
     must: Vec<bool>,
     since: u64,
@@ -98,17 +100,26 @@ impl Call<'_> {
         Job { what, session: self.session.clone(), table, pool: self.pool, began: now, until, epoch: self.epoch }
     }
 
-    pub fn get(&self, cx: &Context<'_>, keys: Vec<Key>, wait: Wait) -> Job {
+    pub fn get(&self, cx: &mut Context<'_>, keys: Vec<Key>, wait: Wait) -> Job {
         let keys = keys.into_boxed_slice();
-        let mut bytes = vec![0; keys.len() * self.handle.block_bytes() as usize];
+        let pieces = self.handle.pieces();
+        let first = cx.rng.u16(..pieces);
+        let range = if cx.percent(50) { 0..pieces } else { first..cx.rng.u16(first + 1..=pieces) };
+        let piece_bytes = self.handle.block_bytes() / u64::from(pieces);
+        let (offset, block) = (u64::from(range.start) * piece_bytes, range.len() as u64 * piece_bytes);
+        let mut bytes = vec![0; keys.len() * block as usize];
         let table = self.session.table_id();
         // Of a pool that this session has not opened, nothing can be told.
         let open = self.session.pool_id(self.handle).is_some();
-        let must = keys.iter().map(|key| open && cx.model.must_hit((table, self.pool, *key))).collect();
-        let options = GetOptions { wait, ..GetOptions::default() };
+        // Nor of a block in an extent that it has not heard of yet.
+        let mapped_bytes = self.session.extents() as u64 * EXTENT_BYTES;
+        let near =
+            |key| self.session.find(self.handle, key).is_none_or(|found| found.slot.offset_bytes() < mapped_bytes);
+        let must = keys.iter().map(|key| open && near(key) && cx.model.must_hit((table, self.pool, *key))).collect();
+        let options = GetOptions { wait, pieces: Some(range), ..GetOptions::default() };
         let dst = Dst::from(lasting_mut(&mut bytes));
         let job = GetJob::new(self.session.clone(), self.handle, lasting(&keys), dst, &options).expect("a sound get");
-        self.job(cx.now, What::Get(Get { job: Some(job), bytes, keys, must, since: cx.model.now(), wait }))
+        self.job(cx.now, What::Get(Get { job: Some(job), bytes, keys, offset, must, since: cx.model.now(), wait }))
     }
 
     pub fn put(&self, cx: &mut Context<'_>, keys: Vec<Key>, parent: Option<Key>) -> Job {
@@ -221,6 +232,8 @@ impl Job {
             (Ask::Removal(number), Answer::Removed { .. }) => cx.model.removal_ended(*number),
             (Ask::Wait { release: true }, Answer::Got { .. }) => return Ok(After::Got(token.number())),
             (Ask::Wait { .. }, Answer::Got { .. }) | (_, Answer::Refused(Refusal::Gone)) => {}
+            // A client that only reads: nothing was removed.
+            (Ask::Removal(_), Answer::Refused(Refusal::ReadOnly)) => {}
             other => return Err(format!("an answer of another kind: {:?}", other.1)),
         }
         Ok(After::Nothing)
@@ -237,7 +250,9 @@ impl Job {
                     let place = (self.table, self.pool, get.keys[i]);
                     if status.is_hit() {
                         cx.tally.hits += 1;
-                        let number = cx.model.read_since(get.since, place, &get.bytes[i * block..][..block])?;
+                        cx.tally.owed += u64::from(get.must[i]);
+                        let number =
+                            cx.model.read_since(get.since, place, get.offset, &get.bytes[i * block..][..block])?;
                         cx.note(format_args!("reads put {number}"));
                     } else {
                         cx.tally.misses += 1;

@@ -132,7 +132,7 @@ impl Model {
 
     /// Judges a hit at this moment, and says whose bytes they are.
     pub fn read(&self, place: Place, payload: &[u8]) -> Result<u64, String> {
-        self.read_since(self.now() + 1, place, payload)
+        self.read_since(self.now() + 1, place, 0, payload)
     }
 
     /// Of calls that begin now.
@@ -141,8 +141,12 @@ impl Model {
     }
 
     /// Judges a hit of some moment from `since` on: a get that waits copies what is there when it begins.
-    pub fn read_since(&self, since: u64, place: Place, payload: &[u8]) -> Result<u64, String> {
-        let number = Self::number(&place.2, payload)?;
+    /// The bytes are those from `offset` on.
+    pub fn read_since(&self, since: u64, place: Place, offset: u64, bytes: &[u8]) -> Result<u64, String> {
+        let number = match offset {
+            0 => Self::number(&place.2, bytes)?,
+            _ => self.number_of_part(place, offset as usize, bytes)?,
+        };
         let read = self.puts.get((number as usize).wrapping_sub(1)).filter(|put| put.place == place);
         let Some(read) = read else { return Err(format!("no put {number} was ever made at {place:x?}")) };
         if read.fate == Fate::Not {
@@ -157,6 +161,18 @@ impl Model {
             return Err(format!("put {number} at {place:x?} is read after its removal was acknowledged"));
         }
         Ok(number)
+    }
+
+    /// A part without the block's start tells no number: it is that of one of the key's puts.
+    fn number_of_part(&self, place: Place, offset: usize, bytes: &[u8]) -> Result<u64, String> {
+        let mut block = vec![0; offset + bytes.len()];
+        let puts = self.by_key.get(&place).into_iter().flatten().rev();
+        let mut numbers = puts.map(|i| *i as u64 + 1);
+        let number = numbers.find(|number| {
+            Self::fill(&place.2, *number, &mut block);
+            block[offset..] == *bytes
+        });
+        number.ok_or_else(|| format!("wrong bytes from {offset} on at {place:x?}: of no put"))
     }
 
     fn removals_of(&self, place: Place) -> impl Iterator<Item = &Removal> {

@@ -26,6 +26,8 @@ const PIDS: u32 = 12;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     pub hits: u64,
+    /// Of them, those that the model says must be hits.
+    pub owed: u64,
     pub misses: u64,
     pub views: u64,
     pub stored: u64,
@@ -59,8 +61,8 @@ struct World {
     net: Rc<RefCell<Net>>,
     daemon: Daemon,
     clients: Vec<Client>,
-    /// Dead processes whose forked child lives until then.
-    ghosts: Vec<(Time, Client)>,
+    /// Dead processes whose forked child lives: when it does something next, and until when.
+    ghosts: Vec<(Time, Time, Client)>,
     model: Model,
     trace: Trace,
     tally: Tally,
@@ -178,8 +180,8 @@ impl World {
         for (at, client) in self.clients.iter().enumerate() {
             consider(client.due(&net), Who::Client(at));
         }
-        for (at, (until, _)) in self.ghosts.iter().enumerate() {
-            consider(*until, Who::Ghost(at));
+        for (at, (due, ..)) in self.ghosts.iter().enumerate() {
+            consider(*due, Who::Ghost(at));
         }
         if !self.ending {
             consider(self.chaos_at, Who::Chaos);
@@ -313,7 +315,7 @@ impl World {
 
     fn start(&mut self) {
         let taken = |pid: u32| {
-            self.clients.iter().map(|c| c.pid.pid).chain(self.ghosts.iter().map(|(_, c)| c.pid.pid)).any(|p| p == pid)
+            self.clients.iter().map(|c| c.pid.pid).chain(self.ghosts.iter().map(|(.., c)| c.pid.pid)).any(|p| p == pid)
         };
         let Some(pid) = (100..100 + PIDS).find(|pid| !taken(*pid)) else { return };
         self.started += 1;
@@ -340,18 +342,23 @@ impl World {
         if forked {
             self.tally.forks += 1;
             self.net.borrow_mut().end_process(pid, true);
-            let life = self.rng.u64(1_000..200_000);
-            self.ghosts.push((self.now.after(Duration::from_micros(life)), client));
+            let life = Duration::from_micros(self.rng.u64(1_000..200_000));
+            self.ghosts.push((self.now, self.now.after(life), client));
         } else {
             client.vanish();
             self.net.borrow_mut().end_process(pid, false);
         }
     }
 
-    /// A child writes a last time into what it has, and ends. It writes at other times too: see `haunt`.
+    /// A child goes on writing into what its parent was filling, until its own end.
     fn turn_ghost(&mut self, at: usize) {
-        let (_, mut ghost) = self.ghosts.swap_remove(at);
+        let (due, until, ghost) = &mut self.ghosts[at];
         ghost.haunt(&mut self.rng);
+        if self.now < *until {
+            *due = (*until).min(self.now.after(Duration::from_micros(self.rng.u64(100..10_000))));
+            return;
+        }
+        let (.., ghost) = self.ghosts.swap_remove(at);
         self.trace.note(self.now, format_args!("the child of {} ends", ghost.pid.pid));
         let pid = ghost.pid;
         ghost.vanish();
