@@ -45,6 +45,8 @@ fn arg(i: usize, definition: &'static Definition) -> Arg {
         .value_name(definition.unit.hint())
         .help(help)
         .display_order(i);
+    // The short form for the one that everybody without systemd types.
+    let arg = if definition.name == "hold.socket" { arg.visible_alias("hold") } else { arg };
     match definition.unit.hint() {
         "BOOL" => arg.num_args(0..=1).default_missing_value("true").require_equals(true),
         _ => arg,

@@ -7,7 +7,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use lapis_config::{ClientId, LineId, Time, UNIT_BYTES};
+use lapis_config::{ClientId, LineId, PoolId, Refusal, Time, UNIT_BYTES};
 use lapis_tiering::{
     Shares,
     face::{Action, Caller, CommitItem, Parent, Put, Reply, Reserved},
@@ -24,7 +24,6 @@ use crate::{
     error::DaemonError,
     group::{Found, Group, GroupOptions},
     movers::{Done, Job, Movers, Verify},
-    pins::PinWatch,
     server,
 };
 
@@ -34,6 +33,8 @@ const FRAMES_PER_TURN: usize = 64;
 const TOUCHES_PER_TURN: usize = 256;
 /// Lines of a former daemon taken over between two looks at sockets: under 1 ms.
 const ADOPT_LINES_PER_TURN: u32 = 8 * 1024;
+/// No call waits longer in a core, whatever its client asks.
+const DEADLINE_MAX: Duration = Duration::from_secs(60);
 /// Granted slots of a dead client that writes by DMA wait so long after its last process ended.
 const DMA_GRACE: Duration = Duration::from_secs(1);
 
@@ -46,8 +47,6 @@ pub struct EngineOptions {
     pub extent_bytes_max: u64,
     pub magazine_bytes_max: u64,
     pub call_defaults: CallDefaults,
-    pub pin_bytes_max: u64,
-    pub pin_age_max: Duration,
 }
 
 /// What a connection is to the engine.
@@ -62,8 +61,6 @@ pub(crate) enum Role {
         group: usize,
         id: ClientId,
     },
-    /// Refused or answered: only the hang-up is awaited.
-    Ending,
 }
 
 /// Events that the metrics count and no core knows. Since the daemon's start.
@@ -89,7 +86,6 @@ pub struct Engine<W: Wire, M: Movers> {
     pub(crate) draining: bool,
     pub(crate) started: Time,
     pub(crate) shares: Shares,
-    pins: PinWatch,
     events: Vec<Event>,
     puts: Vec<Put>,
 }
@@ -139,7 +135,6 @@ impl<W: Wire, M: Movers> Engine<W, M> {
             movers,
             keeper,
             entropy,
-            pins: PinWatch::new(options.pin_bytes_max, options.pin_age_max),
             options,
             groups,
             roles,
@@ -238,12 +233,14 @@ impl<W: Wire, M: Movers> Engine<W, M> {
     pub fn next_timeout(&self) -> Option<Time> {
         let core = self.groups.iter().filter_map(|group| group.core.poll_timeout()).min();
         let graves = self.groups.iter().flat_map(|g| g.clients.values()).filter_map(|client| client.gone_at).min();
-        [core, graves, self.pins.poll_timeout()].into_iter().flatten().min()
+        let pins = self.groups.iter().filter_map(|group| group.pins.poll_timeout()).min();
+        [core, graves, pins].into_iter().flatten().min()
     }
 
     /// From now on every new put is refused; what was granted may still be committed.
     pub fn drain(&mut self) {
         self.draining = true;
+        self.groups.iter_mut().for_each(|group| group.core.drain());
     }
 
     pub fn groups(&self) -> &[Group] {
@@ -304,6 +301,13 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         self.hung_up(now, conn);
     }
 
+    /// Ends a connection that was answered.
+    pub(crate) fn end(&mut self, conn: ConnId) {
+        self.roles.remove(&conn);
+        self.wire.hang_up(conn);
+        self.wire.forget(conn);
+    }
+
     /// The socket is closed at either end. A client's process and lifeline stay watched.
     fn hung_up(&mut self, now: Time, conn: ConnId) {
         match self.roles.get(&conn) {
@@ -326,13 +330,13 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         if !self.groups[index].clients.get(&id).is_some_and(|client| client.connected) {
             return;
         }
-        // What it posted before it went counts: those slots were filled.
-        self.last_frames(now, index, id);
-        let group = &mut self.groups[index];
-        let client = group.clients.get_mut(&id).expect("looked up above");
+        let client = self.groups[index].clients.get_mut(&id).expect("looked up above");
+        // First: from here on its answers are dropped, and cannot be a reason to disconnect it again.
         client.connected = false;
         client.forget_answers();
-        group.core.client_lost(id);
+        // What it posted before it went counts: those slots were filled.
+        self.last_frames(now, index, id);
+        self.groups[index].core.client_lost(id);
     }
 
     fn last_frames(&mut self, now: Time, index: usize, id: ClientId) {
@@ -523,7 +527,9 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         let group = &mut self.groups[index];
         let caller = |token| Caller { client: id, token };
         let core = &mut group.core;
-        let refused = |token| (id, Completion::Refused { token, reason: lapis_config::Refusal::Draining });
+        let may_put = group.clients.get(&id).is_some_and(|client| client.may_put);
+        let refused = |token, reason| Some((id, Completion::Refused { token, reason }));
+        let until = |deadline_us| now.after(Duration::from_micros(deadline_us).min(DEADLINE_MAX));
         let answer = match request {
             Request::Commit { token, pool, items } => {
                 let items: Vec<CommitItem> = items
@@ -541,15 +547,19 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                 let results = self.puts.iter().map(|put| put_result(*put)).collect();
                 Some((id, Completion::Committed { token, results }))
             }
-            Request::Refill { token, .. } | Request::Reserve { token, .. } if draining => Some(refused(token)),
+            Request::Refill { token, .. } | Request::Reserve { token, .. } if draining => {
+                refused(token, Refusal::Draining)
+            }
+            Request::Remove { token, .. } | Request::Purge { token, .. } if !may_put => {
+                refused(token, Refusal::ReadOnly)
+            }
+            Request::HintKeys { .. } if !may_put => None,
             Request::Refill { token, pool, slot_bytes, count, deadline_us } => {
-                let deadline = now.after(Duration::from_micros(deadline_us));
-                core.refill(now, caller(token), pool, slot_bytes, count, deadline);
+                core.refill(now, caller(token), pool, slot_bytes, count, until(deadline_us));
                 None
             }
             Request::Reserve { token, pool, slot_bytes, parent: of, deadline_us, keys } => {
-                let deadline = now.after(Duration::from_micros(deadline_us));
-                core.reserve(now, caller(token), pool, slot_bytes, &keys, parent(of), deadline);
+                core.reserve(now, caller(token), pool, slot_bytes, &keys, parent(of), until(deadline_us));
                 None
             }
             Request::Abort { slots } => {
@@ -557,7 +567,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                 None
             }
             Request::Get { token, asks, wait, deadline_us, keys } => {
-                core.get(now, caller(token), &asks, &keys, wait, now.after(Duration::from_micros(deadline_us)));
+                core.get(now, caller(token), &asks, &keys, wait, until(deadline_us));
                 None
             }
             Request::Release { token } => {
@@ -597,7 +607,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                         self.answer(now, index, to.client, completion);
                     }
                 }
-                Action::Recall { client, pool } => self.answer(now, index, client, Completion::Recall { pool }),
+                Action::Recall { client, pool } => self.recall(now, index, client, pool),
                 Action::Expel { client } => self.expel(now, index, client),
                 Action::Verify { op, pool, key, slot, bytes, sum, .. } => {
                     let group = &self.groups[index];
@@ -650,6 +660,14 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         }
     }
 
+    fn recall(&mut self, now: Time, index: usize, id: ClientId, pool: PoolId) {
+        let Some(client) = self.groups[index].clients.get(&id).filter(|client| client.connected) else { return };
+        let conn = client.conn;
+        if let Err(error) = self.wire.send(conn, &ToClient::Recall { pool }, &[]) {
+            self.refuse(now, conn, &format!("the socket does not take a recall: {error}"));
+        }
+    }
+
     /// Disconnects a client that holds too many pins and ignores its page: only its own views can then see other bytes,
     /// and `View::still_valid` tells.
     fn expel(&mut self, now: Time, index: usize, id: ClientId) {
@@ -670,22 +688,28 @@ impl<W: Wire, M: Movers> Engine<W, M> {
 
     /// Under pressure (slots wait for readers), a client over its bound of pinned bytes is warned, then expelled.
     fn watch_pins(&mut self, now: Time, index: usize) {
-        let group = &self.groups[index];
-        if group.core.counts().slots_aside == 0 || !self.pins.due(now) {
+        let group = &mut self.groups[index];
+        let waited_for = group.core.counts().slots_aside > 0;
+        if !(waited_for || group.pins.is_watching()) || !group.pins.due(now) {
             return;
         }
-        let mut over = Vec::new();
-        for client in group.clients.values().filter(|client| !client.expelled) {
+        let mut pinned = Vec::new();
+        for client in group.clients.values().filter(|client| waited_for && !client.expelled) {
             let mut bytes = 0;
             group.core.kept().hazards_of(client.id, &mut |slot| {
                 bytes += u64::from(group.core.slot_units(slot).unwrap_or(0)) * UNIT_BYTES;
             });
-            over.push((client.id, bytes));
+            pinned.push((client.id, bytes));
         }
-        let verdicts = self.pins.judge(now, index, &over);
+        let verdicts = group.pins.judge(now, &pinned);
         for id in verdicts.warn {
-            if let Some(client) = self.groups[index].clients.get_mut(&id) {
+            if let Some(client) = group.clients.get(&id) {
                 client.control.set_warned();
+            }
+        }
+        for id in verdicts.pardon {
+            if let Some(client) = group.clients.get(&id).filter(|client| !client.expelled) {
+                client.control.clear_warning();
             }
         }
         for id in verdicts.expel {

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     os::fd::{AsFd, OwnedFd},
+    time::Duration,
 };
 
 use lapis_arena::{
@@ -11,7 +12,7 @@ use lapis_arena::{
     memfd::{self, Huge},
     sum, table,
 };
-use lapis_config::{ClientId, LineId, PoolId, PoolShape, UNIT_BYTES};
+use lapis_config::{ClientId, LineId, PoolId, PoolShape, SlotId, UNIT_BYTES};
 use lapis_tiering::{Core, CoreOptions, Lru};
 use lapis_transport::{
     control::{self, Counters},
@@ -23,6 +24,7 @@ use crate::{
     error::DaemonError,
     kept::SharedKept,
     movers::Populate,
+    pins::PinWatch,
     state::{ClientRecord, Geometry, State},
     status,
 };
@@ -38,6 +40,9 @@ pub struct GroupOptions {
     pub huge: Huge,
     /// Lock the arena in memory.
     pub lock: bool,
+    /// Bytes that one client may pin by views, and for how long it may be over.
+    pub pin_bytes_max: u64,
+    pub pin_age_max: Duration,
     pub core: CoreOptions,
 }
 
@@ -75,6 +80,7 @@ impl Extent {
 
 pub struct Group {
     pub options: GroupOptions,
+    pub pins: PinWatch,
     pub core: Core<SharedKept, Lru>,
     /// Present while the lines of a former daemon are still being taken over; nothing but hits is served until then.
     pub adoption: Option<Adoption>,
@@ -176,6 +182,7 @@ impl Group {
         let kept = SharedKept::new(writer, state, entries, slots);
         let core = Core::new(kept, Lru::default(), options.core.clone());
         Ok(Self {
+            pins: PinWatch::new(options.pin_bytes_max, options.pin_age_max),
             options,
             core,
             adoption: None,
@@ -212,6 +219,15 @@ impl Group {
             if table.table().table_id() != state.table_id() || table.table().lines() != lines {
                 return Err("table and state are of different tables".to_owned());
             }
+            // A client whose page is lost may be reading slots that nobody would know of.
+            let lost = state.clients().find(|client| {
+                let kept = |part: &str| found.contains_key(&format!("{part}.{}", client.id));
+                !(kept("client") && kept("life"))
+            });
+            if let Some(client) = lost {
+                return Err(format!("the memory of client {} is not among what was kept", client.id));
+            }
+            let mut take = |part: &str| found.remove(part).ok_or(format!("{part} is not among what was kept"));
             let mut extents = Vec::new();
             for (index, &bytes) in state.extents_bytes().iter().enumerate() {
                 let fd = take(&format!("arena.{index}"))?;
@@ -259,6 +275,7 @@ impl Group {
         let kept = SharedKept::new(table, state, entries, slots);
         let core = Core::adopt(kept, Lru::default(), options.core.clone());
         let mut group = Self {
+            pins: PinWatch::new(options.pin_bytes_max, options.pin_age_max),
             options,
             core,
             adoption: Some(adoption),
@@ -283,7 +300,12 @@ impl Group {
         }
         let units = group.space.bytes() / UNIT_BYTES;
         for slab in group.core.kept_mut().state.adopt_slabs(units) {
-            group.core.adopt_slab(slab);
+            // Memory that is not known to be populated will be cleared.
+            if group.is_populated(slab.base, slab.units) {
+                group.core.adopt_slab(slab);
+            } else {
+                group.core.kept_mut().state.forget_slab(&slab);
+            }
         }
         (group, formers)
     }
@@ -300,6 +322,18 @@ impl Group {
         self.core.kept_mut().state.add_extent(bytes);
         self.add_mapped(Extent { fd, mapping, populated_bytes: 0 });
         Ok(pages)
+    }
+
+    fn is_populated(&self, base: SlotId, units: u32) -> bool {
+        let (mut start, from) = (0, base.offset_bytes());
+        let to = from + u64::from(units) * UNIT_BYTES;
+        for extent in &self.extents {
+            if (start..start + extent.bytes()).contains(&from) {
+                return to <= start + extent.populated_bytes;
+            }
+            start += extent.bytes();
+        }
+        false
     }
 
     /// What a mover needs to give an extent the rest of its memory.

@@ -8,17 +8,20 @@ use lapis_config::{ClientId, Time};
 /// Between two counts of pinned bytes: each walks all hazard pages.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// Of one group.
 pub struct PinWatch {
     bytes_max: u64,
     age_max: Duration,
     /// Since when a client has been over its bound, and was warned.
-    over_since: BTreeMap<(usize, ClientId), Time>,
+    over_since: BTreeMap<ClientId, Time>,
     looked: Option<Time>,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Verdicts {
     pub warn: Vec<ClientId>,
+    /// Was warned, and is within its bound again.
+    pub pardon: Vec<ClientId>,
     pub expel: Vec<ClientId>,
 }
 
@@ -31,29 +34,33 @@ impl PinWatch {
         self.looked.is_none_or(|at| now >= at.after(LOOK_EVERY))
     }
 
-    /// `pinned`: bytes per client of the group now; called only while slots wait for readers.
-    pub fn judge(&mut self, now: Time, group: usize, pinned: &[(ClientId, u64)]) -> Verdicts {
+    /// `pinned`: bytes per client of the group now; nobody's while no slot waits for a reader.
+    pub fn judge(&mut self, now: Time, pinned: &[(ClientId, u64)]) -> Verdicts {
         self.looked = Some(now);
-        self.over_since.retain(|(g, id), _| *g != group || pinned.iter().any(|(other, _)| other == id));
+        let over: BTreeMap<ClientId, u64> =
+            pinned.iter().copied().filter(|(_, bytes)| *bytes > self.bytes_max).collect();
         let mut verdicts = Verdicts::default();
-        for &(id, bytes) in pinned {
-            if bytes <= self.bytes_max {
-                self.over_since.remove(&(group, id));
-                continue;
-            }
-            match self.over_since.get(&(group, id)) {
+        verdicts.pardon.extend(self.over_since.keys().filter(|id| !over.contains_key(id)));
+        self.over_since.retain(|id, _| over.contains_key(id));
+        for &id in over.keys() {
+            match self.over_since.get(&id) {
                 None => {
-                    self.over_since.insert((group, id), now);
+                    self.over_since.insert(id, now);
                     verdicts.warn.push(id);
                 }
                 Some(since) if now >= since.after(self.age_max) => {
-                    self.over_since.remove(&(group, id));
+                    self.over_since.remove(&id);
                     verdicts.expel.push(id);
                 }
                 Some(_) => {}
             }
         }
         verdicts
+    }
+
+    /// Whether anybody is over: then `judge` is due though no slot waits any more.
+    pub fn is_watching(&self) -> bool {
+        !self.over_since.is_empty()
     }
 
     /// When to look again, if anybody is over.
@@ -71,21 +78,33 @@ mod tests {
         let (t0, id) = (Time(1_000_000), ClientId(7));
         let mut pins = PinWatch::new(100, Duration::from_secs(1));
         assert!(pins.due(t0));
-        assert_eq!(pins.judge(t0, 0, &[(id, 101)]), Verdicts { warn: vec![id], expel: vec![] });
+        assert_eq!(pins.judge(t0, &[(id, 101)]), Verdicts { warn: vec![id], ..Verdicts::default() });
         let half = t0.after(Duration::from_millis(500));
-        assert_eq!(pins.judge(half, 0, &[(id, 101)]), Verdicts::default());
+        assert_eq!(pins.judge(half, &[(id, 101)]), Verdicts::default());
         let end = t0.after(Duration::from_secs(1));
-        assert_eq!(pins.judge(end, 0, &[(id, 101)]), Verdicts { warn: vec![], expel: vec![id] });
+        assert_eq!(pins.judge(end, &[(id, 101)]), Verdicts { expel: vec![id], ..Verdicts::default() });
     }
 
     #[test]
     fn a_client_that_lets_go_in_time_starts_over() {
         let (t0, id) = (Time(1_000_000), ClientId(7));
         let mut pins = PinWatch::new(100, Duration::from_secs(1));
-        pins.judge(t0, 0, &[(id, 200)]);
-        pins.judge(t0.after(Duration::from_millis(200)), 0, &[(id, 100)]);
+        pins.judge(t0, &[(id, 200)]);
+        let better = pins.judge(t0.after(Duration::from_millis(200)), &[(id, 100)]);
+        assert_eq!(better, Verdicts { pardon: vec![id], ..Verdicts::default() });
+        assert!(!pins.is_watching() && pins.poll_timeout().is_none());
         let late = t0.after(Duration::from_secs(5));
-        assert_eq!(pins.judge(late, 0, &[(id, 200)]), Verdicts { warn: vec![id], expel: vec![] });
+        assert_eq!(pins.judge(late, &[(id, 200)]), Verdicts { warn: vec![id], ..Verdicts::default() });
         assert!(pins.poll_timeout().is_some());
+    }
+
+    #[test]
+    fn a_client_that_went_while_over_is_watched_no_more() {
+        let (t0, id) = (Time(1_000_000), ClientId(7));
+        let mut pins = PinWatch::new(100, Duration::from_secs(1));
+        pins.judge(t0, &[(id, 200)]);
+        assert!(pins.is_watching());
+        pins.judge(t0.after(Duration::from_millis(100)), &[]);
+        assert!(!pins.is_watching() && pins.poll_timeout().is_none());
     }
 }

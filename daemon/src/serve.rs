@@ -67,6 +67,8 @@ pub fn engine_options(options: &Options) -> EngineOptions {
                     HugePages::Off => Huge::Never,
                 },
                 lock: options.dram_lock,
+                pin_bytes_max: options.client_pin_bytes_max,
+                pin_age_max: options.client_pin_age_max,
                 core: CoreOptions {
                     magazine_bytes_max: options.client_magazine_bytes_max,
                     idle_recall: options.client_idle_recall,
@@ -88,8 +90,6 @@ pub fn engine_options(options: &Options) -> EngineOptions {
             put_us: options.client_put_deadline.as_micros() as u64,
             verify_always: options.verify == Verify::Always,
         },
-        pin_bytes_max: options.client_pin_bytes_max,
-        pin_age_max: options.client_pin_age_max,
     }
 }
 

@@ -51,7 +51,10 @@ pub(crate) fn message<W: Wire, M: Movers>(engine: &mut Engine<W, M>, now: Time, 
         }
         (ToDaemon::Bye, Some(Role::Client { group, id })) => {
             engine.disconnect(now, group, id);
-            engine.let_go(group, id, conn);
+            // Buried by the next turn, or when the former daemon's slots are taken over: not before the core knows them.
+            if let Some(client) = engine.client_of(conn) {
+                client.gone_at = Some(now);
+            }
         }
         (ToDaemon::Status, Some(Role::Greeting { group, peer })) => {
             if let Some(reason) = denied(&engine.groups[group], peer) {
@@ -60,7 +63,8 @@ pub(crate) fn message<W: Wire, M: Movers>(engine: &mut Engine<W, M>, now: Time, 
             for message in ToClient::status(&status::json(engine, now, group)) {
                 send_or_hang_up(engine, now, conn, &message, &[]);
             }
-            engine.roles.insert(conn, Role::Ending);
+            // What was sent arrives all the same.
+            engine.end(conn);
         }
         (_, _) => engine.refuse(now, conn, "this message does not belong here: Hello or Status first, and only once"),
     }

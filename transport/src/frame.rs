@@ -101,8 +101,4 @@ pub enum Completion {
         token: u64,
         reason: Refusal,
     },
-    /// Give back the magazine of this pool.
-    Recall {
-        pool: PoolId,
-    },
 }

@@ -186,6 +186,10 @@ pub enum ToClient {
         pool: PoolId,
         slot_bytes: u32,
     },
+    /// Memory is short: give back the magazine of this pool. By the socket, because an idle client looks at no ring.
+    Recall {
+        pool: PoolId,
+    },
     /// The last message before the daemon closes the connection, or the answer to one `OpenPool` (its token; else 0).
     Refused {
         token: u64,

@@ -106,7 +106,6 @@ fn completion() -> impl Strategy<Value = Completion> {
         (token, any::<u32>()).prop_map(|(token, hit)| Completion::Got { token, hit }),
         (token, any::<u64>()).prop_map(|(token, blocks)| Completion::Removed { token, blocks }),
         (token, refusal()).prop_map(|(token, reason)| Completion::Refused { token, reason }),
-        pool().prop_map(|pool| Completion::Recall { pool }),
     ]
 }
 

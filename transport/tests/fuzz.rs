@@ -75,7 +75,6 @@ fn frames() -> Vec<Vec<u8>> {
         Completion::Got { token, hit: 2 },
         Completion::Removed { token, blocks: 2 },
         Completion::Refused { token, reason: lapis_config::Refusal::AllPinned },
-        Completion::Recall { pool },
     ];
     let mut payload = Vec::new();
     let framed = |kind: u32, payload: &[u8]| [&kind.to_le_bytes(), payload].concat();

@@ -433,8 +433,7 @@ fn the_recall_of_a_magazine_is_answered() {
     fake.turn();
     session.poll();
     assert_eq!(fake.clients[0].granted.len(), 5);
-    assert!(fake.clients[0].control.push_completion(&Completion::Recall { pool: id }));
-    session.poll();
+    session.recalled(id);
     fake.turn();
     assert_eq!(fake.clients[0].granted.len(), 0);
 }

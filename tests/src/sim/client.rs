@@ -70,10 +70,20 @@ pub enum Manners {
 }
 
 enum Link {
-    Down { again: Time },
+    Down {
+        again: Time,
+    },
     /// `pools`: so many are open, and so many asked for.
-    Greeting { conn: ConnId, welcome: Option<Welcome>, fresh: Option<Arc<Session>>, pools: usize, asked: usize },
-    Up { conn: ConnId },
+    Greeting {
+        conn: ConnId,
+        welcome: Option<Welcome>,
+        fresh: Option<Arc<Session>>,
+        pools: usize,
+        asked: usize,
+    },
+    Up {
+        conn: ConnId,
+    },
 }
 
 struct Held {
@@ -253,6 +263,10 @@ impl Client {
                     let session = self.session.as_ref().expect("up");
                     session.add_extents(first, &extents_bytes, &fds).map_err(|error| format!("extents: {error}"))
                 }
+                ToClient::Recall { pool } => {
+                    self.session.as_ref().expect("up").recalled(pool);
+                    Ok(())
+                }
                 // An evil client asks for pools at any time.
                 ToClient::Pool { .. } if self.manners == Manners::Evil => Ok(()),
                 message => Err(format!("a message that does not belong here: {message:?}")),
@@ -288,6 +302,12 @@ impl Client {
             ToClient::Extents { first, extents_bytes } => {
                 let session = fresh.as_ref().or(self.session.as_ref()).ok_or("extents before the welcome")?;
                 session.add_extents(first, &extents_bytes, &fds).map_err(text)?;
+            }
+            ToClient::Recall { pool } => {
+                if let Some(session) = &self.session {
+                    session.recalled(pool);
+                }
+                return Ok(());
             }
             // What an evil client asked in between.
             ToClient::Pool { token, .. } if token != *pools as u64 + 1 => return Ok(()),

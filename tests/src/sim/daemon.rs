@@ -58,6 +58,7 @@ pub struct Daemon {
 fn options(plan: &Plan, rng: &mut Rng) -> EngineOptions {
     let dram_bytes = plan.extents * EXTENT_BYTES;
     let magazine_bytes_max = [64 << 10, 256 << 10, 4 << 20][rng.usize(..3)];
+    let heavy = !plan.is_calm();
     let group = |index: usize| GroupOptions {
         name: format!("g{index}"),
         uids: vec![1000],
@@ -70,9 +71,10 @@ fn options(plan: &Plan, rng: &mut Rng) -> EngineOptions {
         },
         huge: Huge::Never,
         lock: false,
+        pin_bytes_max: if heavy { 256 << 10 } else { u64::MAX },
+        pin_age_max: Duration::from_millis(300),
         core: CoreOptions { magazine_bytes_max, idle_recall: Duration::from_millis(50), ..CoreOptions::default() },
     };
-    let heavy = !plan.is_calm();
     EngineOptions {
         groups: (0..plan.groups).map(group).collect(),
         clients_max: 16,
@@ -80,8 +82,6 @@ fn options(plan: &Plan, rng: &mut Rng) -> EngineOptions {
         extent_bytes_max: EXTENT_BYTES,
         magazine_bytes_max,
         call_defaults: CallDefaults::default(),
-        pin_bytes_max: if heavy { 256 << 10 } else { u64::MAX },
-        pin_age_max: Duration::from_millis(300),
     }
 }
 

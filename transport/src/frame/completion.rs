@@ -11,7 +11,6 @@ const RESERVED: u32 = 67;
 const GOT: u32 = 68;
 const REMOVED: u32 = 69;
 const REFUSED: u32 = 70;
-const RECALL: u32 = 71;
 
 impl Completion {
     /// Replaces `out` by the payload and returns the frame's kind.
@@ -77,12 +76,6 @@ impl Completion {
                 w.u32(0);
                 REFUSED
             }
-            Self::Recall { pool } => {
-                w.pool(*pool);
-                w.u16(0);
-                w.u32(0);
-                RECALL
-            }
         }
     }
 
@@ -123,11 +116,6 @@ impl Completion {
                 let (token, code) = (r.u64("token")?, result_code(&mut r)?);
                 r.spare(4)?;
                 Self::Refused { token, reason: code::refusal(code)? }
-            }
-            RECALL => {
-                let pool = r.pool()?;
-                r.spare(6)?;
-                Self::Recall { pool }
             }
             kind => return Err(CodeError::UnknownKind { kind }),
         };

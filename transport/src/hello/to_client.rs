@@ -13,6 +13,7 @@ const EXTENTS: u32 = 66;
 const POOL: u32 = 67;
 const REFUSED: u32 = 68;
 const STATUS: u32 = 69;
+const RECALL: u32 = 70;
 
 impl ToClient {
     /// Replaces `out` by the message.
@@ -51,6 +52,11 @@ impl ToClient {
                 w.u32(*slot_bytes);
                 POOL
             }
+            Self::Recall { pool } => {
+                w.pool(*pool);
+                w.u16(0);
+                RECALL
+            }
             Self::Refused { token, reason } => {
                 w.u64(*token);
                 w.text(reason, REASON_BYTES_MAX);
@@ -85,6 +91,11 @@ fn body(kind: u32, mut r: Reader<'_>) -> Result<ToClient, CodeError> {
             let (token, pool) = (r.u64("token")?, PoolId(r.u16("pool")?));
             r.spare(2)?;
             ToClient::Pool { token, pool, slot_bytes: r.u32("slot_bytes")? }
+        }
+        RECALL => {
+            let pool = r.pool()?;
+            r.spare(2)?;
+            ToClient::Recall { pool }
         }
         REFUSED => ToClient::Refused { token: r.u64("token")?, reason: r.text("reason", REASON_BYTES_MAX)? },
         STATUS => {

@@ -79,6 +79,12 @@ fn listen(shared: &Arc<Shared>, session: &Session, link: &Link) -> bool {
             Ok(Some((ToClient::Pool { token, pool, slot_bytes }, _))) => {
                 shared.mail.deliver(token, Ok((pool, slot_bytes)));
             }
+            Ok(Some((ToClient::Recall { pool }, _))) => {
+                // What came and was not looked at yet belongs to the magazine, too.
+                session.poll();
+                session.recalled(pool);
+                shared.live().ring();
+            }
             Ok(Some((ToClient::Refused { token: 0, reason }, _))) => {
                 tracing::warn!(reason, "the daemon ended the connection");
             }

@@ -190,7 +190,6 @@ impl Calls {
             Completion::Got { token, hit } => (token, Answer::Got { hit }),
             Completion::Removed { token, blocks } => (token, Answer::Removed { blocks }),
             Completion::Refused { token, reason } => (token, Answer::Refused(reason)),
-            Completion::Recall { pool } => return self.recalled(pool),
         };
         match self.call(token) {
             Some((_, call)) if matches!(call.state, State::Waiting) => call.state = State::Answered(answer),
@@ -292,7 +291,8 @@ impl Calls {
         &mut self.magazines[at]
     }
 
-    fn recalled(&mut self, pool: PoolId) {
+    /// Gives back the magazine of a pool.
+    pub fn recalled(&mut self, pool: PoolId) {
         for at in 0..self.magazines.len() {
             if self.magazines[at].pool == pool && !self.magazines[at].slots.is_empty() {
                 let slots = std::mem::take(&mut self.magazines[at].slots);

@@ -74,6 +74,13 @@ impl Session {
         self.calls().take(token)
     }
 
+    /// The daemon is short of memory: gives back what was granted ahead for this pool. Ring it afterwards.
+    pub fn recalled(&self, pool: lapis_config::PoolId) {
+        if self.birthplace.is_here() {
+            self.calls().recalled(pool);
+        }
+    }
+
     /// Nobody will take this answer.
     pub fn abandon(&self, token: Token) {
         if self.birthplace.is_here() {
