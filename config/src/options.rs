@@ -193,7 +193,7 @@ options! {
          store is used, whatever this says.";
     "drain.timeout" drain_timeout: Duration = "10s",
         Span { least: Duration::ZERO, most: Duration::from_secs(3600) },
-        "How long a stopping daemon waits for operations and views to end.";
+        "How long a stopping daemon goes on committing what its clients had begun to put; new puts are refused.";
     also
         /// The trust groups, at least one; the group "default" if the file has none.
         groups: Vec<Group>;

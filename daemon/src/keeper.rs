@@ -9,16 +9,41 @@ use std::{
 };
 
 use anyhow::Context;
-use lapis_transport::hold::{HoldClient, Keeper, Nothing};
+use lapis_config::Options;
+use lapis_transport::{
+    TransportError,
+    hold::{HoldClient, Keeper, Nothing},
+};
 
 /// How long a starting daemon waits for the end of the former one that the holder still sees.
 const FORMER_END_MAX: Duration = Duration::from_secs(5);
 
-/// Between two tries to reach a holder again.
-const HOLDER_RETRY: Duration = Duration::from_secs(1);
+/// Between two tries to reach a holder again: each may stop the loop for a second if the holder hangs, so they become
+/// rare.
+const HOLDER_RETRY_MIN: Duration = Duration::from_secs(1);
+const HOLDER_RETRY_MAX: Duration = Duration::from_secs(60);
 
 /// Names with this prefix are listening sockets of units, not kept memory.
 const SOCKET_PREFIX: &str = "lapis-socket-";
+
+/// Descriptors that the keeper may have to hold: four memfds a group, its extents, two for each client.
+fn kept_max(options: &Options) -> u64 {
+    let groups = options.groups.len() as u64;
+    groups * (4 + lapis_config::EXTENTS_MAX as u64) + groups * options.server_clients_max * 2
+}
+
+/// systemd drops what is more than its store takes, and says nothing: a later start would be a cold one.
+pub fn store_suffices(options: &Options) -> anyhow::Result<()> {
+    let store: Option<u64> = std::env::var("FDSTORE").ok().and_then(|max| max.parse().ok());
+    match store {
+        Some(max) if max > 0 && max < kept_max(options) => anyhow::bail!(
+            "systemd's descriptor store takes {max} descriptors, {} may be needed: raise FileDescriptorStoreMax (and \
+             FDSTORE) in the unit, or lower server.clients_max",
+            kept_max(options)
+        ),
+        _ => Ok(()),
+    }
+}
 
 /// What systemd passed: kept descriptors by name, and listening sockets by group name.
 #[derive(Debug, Default)]
@@ -61,7 +86,8 @@ pub fn open(hold: Option<&Path>, kept: Vec<(String, OwnedFd)>) -> anyhow::Result
     for (name, fd) in &found {
         kept.insert(name.clone(), fd.try_clone().context("duplicate a kept descriptor")?);
     }
-    Ok((Box::new(HeldBy { path: path.to_owned(), client: Some(client), kept, retry_at: Instant::now() }), found))
+    let (path, client) = (path.to_owned(), Some(client));
+    Ok((Box::new(HeldBy { path, client, kept, retry_at: Instant::now(), pause: HOLDER_RETRY_MIN }), found))
 }
 
 /// `lapis hold`, and what to do when it ends: the daemon serves on, and gives everything to the next holder at that
@@ -72,6 +98,7 @@ struct HeldBy {
     /// What the holder should have.
     kept: BTreeMap<String, OwnedFd>,
     retry_at: Instant,
+    pause: Duration,
 }
 
 impl HeldBy {
@@ -103,6 +130,10 @@ impl HeldBy {
     }
 }
 
+fn is_silence(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| matches!(cause.downcast_ref(), Some(TransportError::TimedOut { .. })))
+}
+
 impl Keeper for HeldBy {
     fn keep(&mut self, name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
         self.kept.insert(name.to_owned(), fd.try_clone_to_owned()?);
@@ -122,10 +153,17 @@ impl Keeper for HeldBy {
                 Ok(client) => {
                     tracing::info!(holder = %self.path.display(), kept = self.kept.len(), "a holder has everything again");
                     self.client = Some(client);
+                    self.pause = HOLDER_RETRY_MIN;
                 }
-                Err(error) => tracing::debug!(%error, "no holder yet"),
+                Err(error) => {
+                    tracing::debug!(%error, "no holder yet");
+                    // A holder that is not there is refused at once; only one that hangs costs time.
+                    if is_silence(&error) {
+                        self.pause = (self.pause * 2).min(HOLDER_RETRY_MAX);
+                    }
+                }
             }
-            self.retry_at = Instant::now() + HOLDER_RETRY;
+            self.retry_at = Instant::now() + self.pause;
         }
     }
 }

@@ -101,6 +101,7 @@ pub fn run(effective: &Effective) -> anyhow::Result<()> {
         tracing::warn!("{note}");
     }
     raise_descriptor_limit();
+    keeper::store_suffices(options)?;
     if options.dram_lock {
         may_lock(options.dram_bytes)?;
     }
