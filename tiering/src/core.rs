@@ -12,6 +12,7 @@ mod commit;
 mod evict;
 mod get;
 mod hint;
+mod hits;
 mod hold;
 mod put;
 mod room;

@@ -90,6 +90,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
             self.free(slot);
         }
         self.clients.remove(&id);
+        // Its pins ended with it: what waits for those does not wait for the next look.
+        self.settle_all();
         self.run();
     }
 

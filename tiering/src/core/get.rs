@@ -1,10 +1,17 @@
 //! What is there: hits over several pools at once, and gets that wait for blocks to come.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
-use lapis_config::{ClientId, HitPolicy, Key, LineId, PoolId, Time, Wait};
+use lapis_config::{ClientId, HitPolicy, Key, LineId, PoolId, Refusal, Time, Wait};
 
-use super::{Core, hold::Held};
+use super::{
+    Core,
+    hits::{self, There},
+    hold::Held,
+};
 use crate::{
     face::{Caller, Reply},
     hash::Map,
@@ -14,6 +21,8 @@ use crate::{
 
 /// What a get was answered stays at least so long, us, also if the answer came at the deadline.
 const HOLD_US_MIN: u64 = 50_000;
+/// How often a get that waits is looked at from its first key on: what keeps going while it waits is not waited for.
+const LOOKS_MAX: u32 = 64;
 
 struct GetWait {
     to: Caller,
@@ -21,8 +30,27 @@ struct GetWait {
     keys: Vec<Key>,
     wait: Wait,
     deadline: Time,
-    /// The last key that it needs and that is not there.
-    on: (PoolId, Key),
+    /// How often all of it was looked at.
+    looks: u32,
+    /// The length that it waits for.
+    wanted: usize,
+    /// The ask and the key's index that it waits on: what it needs beyond was there when it was passed.
+    on: (usize, usize),
+}
+
+impl GetWait {
+    fn on(&self) -> (PoolId, Key) {
+        (self.asks[self.on.0].0, self.keys[self.on.1])
+    }
+
+    /// Indices of the keys of one ask that an answer of `hit` stands for.
+    fn needed(&self, policy: HitPolicy, hit: usize) -> Range<usize> {
+        match policy {
+            HitPolicy::Prefix => 0..hit,
+            HitPolicy::Trailing(window) => hit.saturating_sub(window as usize)..hit,
+            HitPolicy::Any => 0..self.keys.len(),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -41,7 +69,7 @@ impl GetWaits {
     fn insert(&mut self, wait: GetWait) {
         let number = self.next;
         self.next += 1;
-        self.by_key.entry(wait.on).or_default().push(number);
+        self.by_key.entry(wait.on()).or_default().push(number);
         self.deadlines.insert((wait.deadline, number));
         self.waiting.insert(number, wait);
     }
@@ -49,10 +77,10 @@ impl GetWaits {
     fn remove(&mut self, number: u64) -> Option<GetWait> {
         let wait = self.waiting.remove(&number)?;
         self.deadlines.remove(&(wait.deadline, number));
-        if let Some(numbers) = self.by_key.get_mut(&wait.on) {
+        if let Some(numbers) = self.by_key.get_mut(&wait.on()) {
             numbers.retain(|&other| other != number);
             if numbers.is_empty() {
-                self.by_key.remove(&wait.on);
+                self.by_key.remove(&wait.on());
             }
         }
         Some(wait)
@@ -65,7 +93,8 @@ impl GetWaits {
 
 impl<K: Kept, P: Policy> Core<K, P> {
     /// Asks how many of `keys` are hits under all of `asks`; answered by `Got`, at once if that is all or nothing may be
-    /// waited for. What was answered stays until `release` of the same caller, at most until the deadline.
+    /// waited for. What was answered stays until `release` of the same caller, at most until the deadline. More than
+    /// `ASKS_MAX` asks that differ are answered `Refused`.
     pub fn get(
         &mut self,
         now: Time,
@@ -82,30 +111,39 @@ impl<K: Kept, P: Policy> Core<K, P> {
         if self.adopting.is_some() {
             return self.reply(to, Reply::Got { hit: 0 });
         }
-        let wait = GetWait { to, asks: asks.to_vec(), keys: keys.to_vec(), wait, deadline, on: Default::default() };
-        self.answer_or_wait(wait);
+        let Some(asks) = hits::merge(asks) else { return self.reply(to, Reply::Refused(Refusal::Limit)) };
+        let keys = keys.to_vec();
+        self.answer_or_wait(GetWait { to, asks, keys, wait, deadline, looks: 0, wanted: 0, on: (0, 0) });
+        self.run();
     }
 
     fn answer_or_wait(&mut self, mut get: GetWait) {
-        let hit = self.hits(&get, Wait::Present);
-        if self.now < get.deadline && get.wait != Wait::Present && self.gets.len() < self.options.waits_max {
-            let wanted = self.hits(&get, get.wait);
-            if wanted > hit
-                && let Some(on) = self.last_missing(&get, wanted)
-            {
+        get.looks += 1;
+        let may_wait = self.now < get.deadline && get.looks <= LOOKS_MAX && self.gets.len() < self.options.waits_max;
+        let wait = if may_wait { get.wait } else { Wait::Present };
+        let hits = hits::longest(&get.asks, &get.keys, wait, |pool, key| self.there(pool, key, wait));
+        if wait != Wait::Present && hits.wanted > hits.present {
+            get.wanted = hits.wanted;
+            if let Some(on) = self.last_missing(&get, (0, get.keys.len())) {
                 get.on = on;
                 return self.gets.insert(get);
             }
         }
-        self.answer(&get, hit);
+        self.answer(&get, hits.present);
     }
 
-    /// Looks again at gets that waited for what came, or ended being filled.
+    /// Goes on with gets that waited for what came, or ended being filled.
     pub(super) fn wake_gets(&mut self) {
         for key in std::mem::take(&mut self.woken) {
-            for number in self.gets.by_key.get(&key).cloned().unwrap_or_default() {
-                if let Some(get) = self.gets.remove(number) {
-                    self.answer_or_wait(get);
+            for number in self.gets.by_key.remove(&key).unwrap_or_default() {
+                let Some(mut get) = self.gets.remove(number) else { continue };
+                // What was passed before is looked at again only when nothing is missing any more.
+                match self.last_missing(&get, (get.on.0, get.on.1 + 1)) {
+                    Some(on) => {
+                        get.on = on;
+                        self.gets.insert(get);
+                    }
+                    None => self.answer_or_wait(get),
                 }
             }
         }
@@ -129,72 +167,30 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
     }
 
-    /// Whether a key counts as there: also what is waited for, if `wait` says so.
-    fn there(&self, pool: PoolId, key: &Key, wait: Wait) -> bool {
+    fn there(&self, pool: PoolId, key: &Key, wait: Wait) -> There {
         match wait {
-            Wait::Absent => true,
-            _ if self.kept.find(pool, key).is_some() => true,
-            Wait::Filling => self.filling.contains_key(&(pool, *key)),
-            Wait::Present => false,
+            _ if self.kept.find(pool, key).is_some() => There::Present,
+            Wait::Absent => There::Coming,
+            Wait::Filling if self.filling.contains_key(&(pool, *key)) => There::Coming,
+            Wait::Filling | Wait::Present => There::Absent,
         }
     }
 
-    /// The longest leading length that every ask accepts; for `Any` alone the number of keys there.
-    fn hits(&self, get: &GetWait, wait: Wait) -> usize {
-        let GetWait { asks, keys, .. } = get;
-        if let [(pool, HitPolicy::Any)] = asks[..] {
-            return keys.iter().filter(|key| self.there(pool, key, wait)).count();
-        }
-        let mut length = keys.len();
-        for &(pool, policy) in asks {
-            if policy == HitPolicy::Prefix {
-                length = keys[..length].iter().take_while(|key| self.there(pool, key, wait)).count();
-            }
-        }
-        // A length that one trailing ask accepts may be none for another: down until all agree.
-        loop {
-            let before = length;
-            for &(pool, policy) in asks {
-                if let HitPolicy::Trailing(window) = policy {
-                    length = self.trailing(pool, &keys[..length], window as usize, wait);
+    /// The last key that a get needs and that is to come: in the ask of that index before that key, or in a later ask.
+    /// `None` also if one is missing and will not come.
+    fn last_missing(&self, get: &GetWait, before: (usize, usize)) -> Option<(usize, usize)> {
+        for (ask, &(pool, policy)) in get.asks.iter().enumerate().skip(before.0) {
+            let needed = get.needed(policy, get.wanted);
+            let end = if ask == before.0 { needed.end.min(before.1) } else { needed.end };
+            for at in (needed.start..end).rev() {
+                match self.there(pool, &get.keys[at], get.wait) {
+                    There::Coming => return Some((ask, at)),
+                    There::Absent if policy != HitPolicy::Any => return None,
+                    There::Absent | There::Present => {}
                 }
             }
-            if length == before {
-                return length;
-            }
         }
-    }
-
-    /// The longest length whose last `window` keys are there.
-    fn trailing(&self, pool: PoolId, keys: &[Key], window: usize, wait: Wait) -> usize {
-        let (mut end, mut run) = (keys.len(), 0);
-        for (at, key) in keys.iter().enumerate().rev() {
-            if run == window {
-                break;
-            }
-            if self.there(pool, key, wait) {
-                run += 1;
-            } else {
-                (end, run) = (at, 0);
-            }
-        }
-        end
-    }
-
-    /// The keys of one ask that an answer of `hit` stands for.
-    fn needed(policy: HitPolicy, hit: usize, keys: &[Key]) -> &[Key] {
-        match policy {
-            HitPolicy::Prefix => &keys[..hit],
-            HitPolicy::Trailing(window) => &keys[hit.saturating_sub(window as usize)..hit],
-            HitPolicy::Any => keys,
-        }
-    }
-
-    fn last_missing(&self, get: &GetWait, wanted: usize) -> Option<(PoolId, Key)> {
-        get.asks.iter().find_map(|&(pool, policy)| {
-            let missing = |key: &&Key| self.kept.find(pool, key).is_none() && self.there(pool, key, get.wait);
-            Self::needed(policy, wanted, &get.keys).iter().rev().find(missing).map(|&key| (pool, key))
-        })
+        None
     }
 
     /// Answers, and holds what was hit. Of a chain only the deepest block needs it: its parents stay with it.
@@ -203,7 +199,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         if hit > 0 {
             for &(pool, policy) in &get.asks {
                 let mut before: Option<LineId> = None;
-                for key in Self::needed(policy, hit, &get.keys) {
+                for key in &get.keys[get.needed(policy, hit)] {
                     let line = self.kept.find(pool, key);
                     if let Some(before) = before
                         && line.is_none_or(|line| self.kept.entry(line).parent != before.0)

@@ -1,0 +1,40 @@
+//! What one client cannot take from the others, one scene each.
+
+#[allow(dead_code, reason = "other scenes need the rest of it")]
+mod scene;
+
+use lapis_config::{HitPolicy, PoolKind, Refusal, Wait};
+use lapis_tiering::face::{Caller, Reply};
+use scene::{MIB, Scene, key};
+
+#[test]
+fn equal_asks_count_once_and_too_many_different_ones_are_refused() {
+    let mut scene = Scene::new(&[64 * MIB]);
+    let pools: Vec<_> = (0..17).map(|_| scene.pool(PoolKind::Chain, MIB, 1)).collect();
+    pools[..2].iter().for_each(|&pool| scene.put_root(pool, key(0, 0)));
+    let asks: Vec<_> = pools.iter().map(|&pool| (pool, HitPolicy::Prefix)).collect();
+    let equal = asks[..2].repeat(100);
+    assert_eq!(scene.get(&equal, &[key(0, 0)], Wait::Present, 0), Some(1));
+    let now = scene.now;
+    let to = Caller { client: scene.client, token: 99 };
+    let refusal = scene.refused(|scene| scene.core.get(now, to, &asks, &[key(0, 0)], Wait::Present, now));
+    assert_eq!(refusal, Refusal::Limit);
+}
+
+#[test]
+fn a_get_is_answered_whatever_the_order_in_which_its_blocks_come() {
+    let mut scene = Scene::new(&[64 * MIB]);
+    let pools = [scene.pool(PoolKind::Object, MIB, 1), scene.pool(PoolKind::Object, MIB, 2)];
+    let asks = pools.map(|pool| (pool, HitPolicy::Prefix));
+    let keys: Vec<_> = (0..6).map(|depth| key(0, depth)).collect();
+    for order in [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [3, 0, 5, 1, 4, 2]] {
+        assert_eq!(scene.get(&asks, &keys, Wait::Absent, 1_000_000), None);
+        for (pool, at) in pools.into_iter().flat_map(|pool| order.map(|at| (pool, at))) {
+            assert!(scene.answers().is_empty());
+            scene.put_root(pool, keys[at]);
+        }
+        assert_eq!(scene.answers(), [Reply::Got { hit: 6 }]);
+        let removed: u64 = pools.iter().map(|&pool| scene.core.remove(scene.now, pool, &keys)).sum();
+        assert_eq!(removed, 12);
+    }
+}
