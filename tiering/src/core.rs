@@ -132,6 +132,8 @@ pub struct Core<K: Kept, P: Policy> {
     aside: VecDeque<SlotId>,
     /// When to look again.
     aside_look: Time,
+    /// Nobody gets slots that it did not ask for.
+    draining: bool,
     /// Unpublished slots of the batch under way.
     limbo: Vec<SlotId>,
     named: Vec<bool>,
@@ -177,6 +179,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             ended_parents: Vec::new(),
             aside: VecDeque::new(),
             aside_look: Time::NEVER,
+            draining: false,
             limbo: Vec::new(),
             named: Vec::new(),
             lines: Vec::new(),
@@ -250,6 +253,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// 4 KiB units of the slot that starts here; `None` if none does.
     pub fn slot_units(&self, slot: SlotId) -> Option<u32> {
         self.memory.locate(slot).map(|(found, _)| found.slab.stride)
+    }
+
+    /// The daemon ends: from now on a client gets slots only when it asks for them.
+    pub fn drain(&mut self) {
+        self.draining = true;
     }
 
     pub fn counts(&self) -> Counts {

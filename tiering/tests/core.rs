@@ -2,7 +2,7 @@
 
 mod scene;
 
-use lapis_config::{Hint, HitPolicy, PoolId, PoolKind, Refusal, Time, Wait};
+use lapis_config::{ClientId, Hint, HitPolicy, PoolId, PoolKind, Refusal, Time, Wait};
 use lapis_tiering::{
     face::{Action, Outcome, Parent, Put, Reply, Reserved},
     kept::{Kept, Tier},
@@ -92,6 +92,35 @@ fn a_slot_that_a_reader_names_is_not_reused_and_another_is_found() {
     assert!(scene.core.poll_timeout().is_some(), "slots aside are looked at again");
     scene.core.tick(Time(scene.now.0 + 200_000));
     assert_eq!((scene.core.counts().slots_aside, scene.core.counts().slots_free), (0, 1));
+}
+
+#[test]
+fn what_a_client_pinned_is_free_as_soon_as_it_is_gone() {
+    let mut scene = Scene::new(&[16 * MIB]);
+    let pool = scene.pool(PoolKind::Chain, MIB, 1);
+    scene.core.client_added(ClientId(9), false);
+    for chain in 0..16 {
+        scene.put_chain(pool, chain, 1);
+    }
+    let line = scene.core.kept().find(pool, &key(0, 0)).unwrap();
+    let slot = scene.core.kept().live(line).unwrap().place.slot;
+    scene.core.kept_mut().name(slot, true);
+    scene.put_chain(pool, 100, 1);
+    assert_eq!(scene.core.counts().slots_aside, 1);
+    scene.core.kept_mut().name(slot, false);
+    scene.core.client_gone(ClientId(9));
+    assert_eq!((scene.core.counts().slots_aside, scene.core.counts().slots_free), (0, 1));
+}
+
+#[test]
+fn a_draining_core_makes_up_for_nothing_that_was_put() {
+    let mut scene = Scene::new(&[64 * MIB]);
+    let pool = scene.pool(PoolKind::Chain, 64 * KIB, 1);
+    let slots = scene.refill(pool, 64 * KIB as u32, 8);
+    scene.core.drain();
+    assert!(scene.commit_chain(pool, 0, 0, &slots).iter().all(|put| *put == Put::Stored));
+    scene.answers();
+    assert_eq!(scene.core.counts().slots_granted, 0);
 }
 
 #[test]
