@@ -29,7 +29,9 @@ pub(super) fn start(shared: &Arc<Shared>, session: &Session) {
     let weak = Arc::downgrade(shared);
     let stop = shared.stop.clone();
     let work = move || {
-        let stopping = || stop.load(Ordering::Relaxed) || weak.strong_count() == 0;
+        // A daemon that died early never populates the rest: its memory goes when the last session and view of it do.
+        let used = Arc::downgrade(&maps);
+        let stopping = || stop.load(Ordering::Relaxed) || weak.strong_count() == 0 || used.strong_count() == 0;
         let table = maps.table_mapping().clone();
         drop(maps);
         // Lines that were never used have no memory: of the table what there is now, of the extents all in time.
