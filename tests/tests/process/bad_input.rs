@@ -133,7 +133,7 @@ fn too_small_a_memlock_limit_is_said_before_anything_is_made() {
     fs::copy(binary::lapis(), &copy).expect("a copy");
     let place = folder.path().join("run");
     let mut command = Command::new(&copy);
-    command.env_clear().args(["serve", "--dram-bytes", "64MiB", "--dram-lock", "true", "--metrics-listen", "off"]);
+    command.env_clear().args(["serve", "--dram-bytes", "64MiB", "--dram-lock=true", "--metrics-listen", "off"]);
     command.arg("--server-socket").arg(place.join("lapis.sock"));
     if geteuid().is_root() {
         // Root may lock without a limit.

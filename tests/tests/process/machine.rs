@@ -16,7 +16,9 @@ pub const MIB: u64 = 1 << 20;
 
 /// A running host that keeps its memory over kills.
 pub fn host(dram_bytes: u64) -> Host {
-    host_with(dram_bytes, &[])
+    let host = host_with(dram_bytes, &[]);
+    status_when(&host.socket(), "the daemon", |_| true);
+    host
 }
 
 /// With more flags of `lapis serve`.

@@ -38,11 +38,10 @@ fn hits_in_memory_make_no_system_call() {
     assert_eq!((at(&said, "/hits"), at(&said, "/wrong")), (WARM_UP + ROUNDS + 1, 0), "not all were hits");
 
     let trace = fs::read_to_string(&trace).expect("strace wrote it");
-    let mark = |bytes: usize| {
-        let end = format!("= {bytes}");
-        trace.lines().position(|line| line.contains(" write(") && line.ends_with(&end)).expect("a mark")
-    };
-    let (first, last) = (mark(FIRST_MARK), mark(LAST_MARK));
+    // A call that another thread's came between has two lines: from the end of the first mark to the start of the last.
+    let line = |what: &dyn Fn(&str) -> bool| trace.lines().position(|line| line.contains("write") && what(line));
+    let first = line(&|line| line.ends_with(&format!("= {FIRST_MARK}"))).expect("the first mark");
+    let last = line(&|line| line.contains(&format!(", {LAST_MARK}"))).expect("the last mark");
     let thread = trace.lines().nth(first).and_then(|line| line.split(' ').next()).expect("strace names the thread");
     let between = trace.lines().take(last).skip(first + 1);
     let calls: Vec<&str> = between.filter(|line| line.split(' ').next() == Some(thread)).collect();

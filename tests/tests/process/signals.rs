@@ -57,6 +57,7 @@ fn a_draining_daemon_refuses_puts_and_a_second_signal_stops_it_at_once() {
         if put(&client, &pool, &keys(id..id + 1)).results == [PutResult::Refused(Refusal::Draining)] {
             break;
         }
+        assert!(id < 100_000, "a draining daemon stores block after block");
         assert!(host.ended().expect("our child").is_none(), "{}", host.log_tail());
     }
     assert_eq!(blocks::hits(&client, &pool, 0..8), 8);
