@@ -130,7 +130,16 @@ impl<'a> PutJob<'a> {
             // The magazine is dry: let the daemon have what is filled while we wait for more.
             return if self.commits.pending() > 0 { self.post() } else { asked };
         }
-        for slot in std::mem::take(&mut self.slots) {
+        let (mapped, early): (Vec<SlotId>, Vec<SlotId>) =
+            std::mem::take(&mut self.slots).into_iter().partition(|slot| self.is_mapped(*slot));
+        if !early.is_empty() {
+            // In an extent whose descriptor is on its way over the socket: a little later they can be filled.
+            self.session.give_back(&early);
+            if mapped.is_empty() {
+                return Step::Full;
+            }
+        }
+        for slot in mapped {
             self.fill(slot);
         }
         self.post()
@@ -216,6 +225,11 @@ impl<'a> PutJob<'a> {
         let (pool, slot_bytes) = (self.id, self.pool.slot_bytes());
         let (count, deadline_us) = (count as u32, daemons_share_us(left));
         self.session.submit(|token| Request::Refill { token, pool, slot_bytes, count, deadline_us })
+    }
+
+    fn is_mapped(&self, slot: SlotId) -> bool {
+        let place = self.session.maps.extents.locate(slot, u64::from(self.pool.slot_bytes()));
+        place.is_some_and(|(mapping, _)| mapping.is_writable())
     }
 
     /// Copies the next block into a slot, with its sum.
