@@ -39,6 +39,9 @@ pub enum Received {
     HungUp,
 }
 
+/// A message and its descriptors.
+type Datagram = (ToClient, Vec<OwnedFd>);
+
 #[derive(Default)]
 struct Wired {
     owner: Option<Pid>,
@@ -52,7 +55,7 @@ struct Wired {
     last_to_daemon: u64,
     last_to_client: u64,
     /// `None` is the hang-up.
-    inbox: VecDeque<(u64, Option<(ToClient, Vec<OwnedFd>)>)>,
+    inbox: VecDeque<(u64, Option<Datagram>)>,
     bell: Option<u64>,
 }
 
@@ -117,7 +120,7 @@ impl Net {
         self.to_daemon.insert((due, number), event);
     }
 
-    fn tell_client(&mut self, conn: ConnId, what: Option<(ToClient, Vec<OwnedFd>)>) {
+    fn tell_client(&mut self, conn: ConnId, what: Option<Datagram>) {
         let delay = self.delay_us();
         let wired = self.conns.get_mut(&conn).expect("a connection that was made");
         let due = (self.now.0 + delay).max(wired.last_to_client);
