@@ -104,8 +104,12 @@ enum Growth {
     Asked,
     /// It was taken; without an extent before the next action is asked for, there is none to be had.
     Taken,
-    Denied,
+    /// Asked again when memory is short from then on: another group may have given some back.
+    Denied { until: Time },
 }
+
+/// How long no more memory is asked for after there was none.
+const DENIED: Duration = Duration::from_secs(5);
 
 /// See the module's head. Methods that take `now` may give any time not before the last one.
 pub struct Core<K: Kept, P: Policy> {
@@ -278,7 +282,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// question, or not at all.
     pub fn poll_action(&mut self) -> Option<Action> {
         if self.growth == Growth::Taken {
-            self.growth = Growth::Denied;
+            self.growth = Growth::Denied { until: self.now.after(DENIED) };
             self.stirred = true;
             self.run();
         }

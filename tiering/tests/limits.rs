@@ -4,7 +4,7 @@
 mod scene;
 
 use lapis_config::{HitPolicy, PoolKind, Refusal, Wait};
-use lapis_tiering::face::{Caller, Reply};
+use lapis_tiering::face::{Caller, Parent, Reply, Reserved};
 use scene::{MIB, Scene, key};
 
 #[test]
@@ -37,4 +37,32 @@ fn a_get_is_answered_whatever_the_order_in_which_its_blocks_come() {
         let removed: u64 = pools.iter().map(|&pool| scene.core.remove(scene.now, pool, &keys)).sum();
         assert_eq!(removed, 12);
     }
+}
+
+#[test]
+fn memory_that_was_denied_is_asked_for_again_after_5_s() {
+    let mut scene = Scene::new(&[16 * MIB]);
+    let pool = scene.pool(PoolKind::Chain, 8 * MIB, 1);
+    let other = scene.connect();
+    for chain in 0..2 {
+        assert_eq!(scene.reserve(pool, 8 * MIB as u32, &[key(chain, 0)]).len(), 1);
+        scene.client = other;
+    }
+    scene.ask_reserve(pool, 8 * MIB as u32, &[key(2, 0)], Parent::None, 20_000_000);
+    assert!(scene.answers().is_empty());
+    assert_eq!(scene.growths_asked, 1);
+    let (denied, mut asked) = (scene.now, Vec::new());
+    while let Some(at) = scene.core.poll_timeout().filter(|at| at.since_us(denied) < 12_000_000) {
+        scene.core.tick(at);
+        assert!(scene.answers().is_empty());
+        if scene.growths_asked > 1 + asked.len() as u32 {
+            asked.push(at.since_us(denied));
+        }
+    }
+    assert_eq!(asked, [5_000_000, 10_000_000]);
+    scene.core.extent_added(16 * MIB);
+    scene.core.populated(1, 16 * MIB);
+    assert!(
+        matches!(&scene.answers()[..], [Reply::Reserved { results }] if matches!(results[..], [Reserved::Slot(_)]))
+    );
 }

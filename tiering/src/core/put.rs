@@ -251,6 +251,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 let client = waiter.to.client;
                 self.puts.push_front(waiter);
                 if room == Room::Wedged {
+                    if let Growth::Denied { until } = self.growth {
+                        self.puts.wakes.insert((until, shelf));
+                    }
                     self.recall(Some(client));
                     self.look_aside_later();
                 }
@@ -261,7 +264,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     /// Whether no extent, and none to come, holds one slot of the shelf.
     fn never_fits(&self, shelf: Shelf) -> bool {
-        self.growth == Growth::Denied
+        matches!(self.growth, Growth::Denied { .. })
             && self.memory.buddy.units() > 0
             && !self.memory.fits(self.memory.of(shelf).stride)
     }

@@ -3,7 +3,7 @@
 
 use lapis_config::{ClientId, SlotId, Time};
 
-use super::{Core, Growth};
+use super::{Core, DENIED, Growth};
 use crate::{
     face::Action,
     kept::Kept,
@@ -58,7 +58,12 @@ impl<K: Kept, P: Policy> Core<K, P> {
                     return Room::Asked;
                 }
                 Growth::Asked | Growth::Taken => return Room::Asked,
-                Growth::Denied => {}
+                // What there is serves meanwhile, as it did before.
+                Growth::Denied { until } if self.now >= until => {
+                    self.growth = Growth::Denied { until: self.now.after(DENIED) };
+                    self.actions.push_back(Action::NeedMemory);
+                }
+                Growth::Denied { .. } => {}
             }
             if patient && self.memory.buddy.growing() {
                 return Room::Growing;

@@ -20,6 +20,8 @@ pub struct Scene {
     pub magazine: Vec<SlotId>,
     /// Actions that are no answers.
     pub others: Vec<Action>,
+    /// How often more memory was asked for; there is none.
+    pub growths_asked: u32,
     token: u64,
 }
 
@@ -56,6 +58,7 @@ impl Scene {
             pools: Vec::new(),
             magazine: Vec::new(),
             others: Vec::new(),
+            growths_asked: 0,
             token: 0,
         };
         scene.core.tick(scene.now);
@@ -115,7 +118,7 @@ impl Scene {
                     self.magazine.extend(slots);
                 }
                 Action::Reply { reply, .. } => replies.push(reply),
-                Action::NeedMemory => {}
+                Action::NeedMemory => self.growths_asked += 1,
                 other => self.others.push(other),
             }
         }
