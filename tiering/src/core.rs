@@ -136,7 +136,7 @@ pub struct Core<K: Kept, P: Policy> {
     aside: VecDeque<SlotId>,
     /// When to look again.
     aside_look: Time,
-    /// Nobody gets slots that it did not ask for.
+    /// Nobody gets slots.
     draining: bool,
     /// Unpublished slots of the batch under way.
     limbo: Vec<SlotId>,
@@ -259,9 +259,19 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.memory.locate(slot).map(|(found, _)| found.slab.stride)
     }
 
-    /// The daemon ends: from now on a client gets slots only when it asks for them.
+    /// While it drains, a core grants no slots: who waits for some, or asks, is refused `Draining`. What was granted
+    /// before is committed as ever.
+    pub fn set_draining(&mut self, draining: bool) {
+        self.draining = draining;
+        if draining {
+            self.drain_puts();
+            self.run();
+        }
+    }
+
+    /// As `set_draining(true)`.
     pub fn drain(&mut self) {
-        self.draining = true;
+        self.set_draining(true);
     }
 
     pub fn counts(&self) -> Counts {

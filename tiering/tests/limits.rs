@@ -4,7 +4,7 @@
 mod scene;
 
 use lapis_config::{HitPolicy, PoolKind, Refusal, Wait};
-use lapis_tiering::face::{Caller, Parent, Reply, Reserved};
+use lapis_tiering::face::{Caller, Parent, Put, Reply, Reserved};
 use scene::{MIB, Scene, key};
 
 #[test]
@@ -65,4 +65,29 @@ fn memory_that_was_denied_is_asked_for_again_after_5_s() {
     assert!(
         matches!(&scene.answers()[..], [Reply::Reserved { results }] if matches!(results[..], [Reserved::Slot(_)]))
     );
+}
+
+#[test]
+fn a_draining_core_commits_and_grants_nothing_more() {
+    let mut scene = Scene::new(&[16 * MIB]);
+    let pool = scene.pool(PoolKind::Chain, 8 * MIB, 1);
+    let other = scene.connect();
+    let slots = scene.reserve(pool, 8 * MIB as u32, &[key(0, 0)]);
+    scene.client = other;
+    assert_eq!(scene.reserve(pool, 8 * MIB as u32, &[key(1, 0)]).len(), 1);
+    scene.ask_reserve(pool, 8 * MIB as u32, &[key(2, 0)], Parent::None, 1_000_000);
+    scene.ask_refill(pool, 8 * MIB as u32, 1);
+    assert!(scene.answers().is_empty());
+    scene.core.set_draining(true);
+    let refused = Reply::Reserved { results: vec![Reserved::Refused(Refusal::Draining)] };
+    assert_eq!(scene.answers(), [refused, Reply::Refused(Refusal::Draining)]);
+    assert_eq!(scene.core.poll_timeout(), None, "nobody waits");
+    assert_eq!(scene.refused(|s| s.ask_refill(pool, 8 * MIB as u32, 1)), Refusal::Draining);
+    let ask = |s: &mut Scene| s.ask_reserve(pool, 8 * MIB as u32, &[key(3, 0)], Parent::None, 0);
+    assert_eq!(scene.refused(ask), Refusal::Draining);
+    scene.client = lapis_config::ClientId(1);
+    assert_eq!(scene.commit_chain(pool, 0, 0, &slots), [Put::Stored]);
+    scene.core.set_draining(false);
+    assert_eq!(scene.put_chain(pool, 3, 1), 1);
+    scene.core.audit().unwrap();
 }

@@ -180,6 +180,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
         if !client.may_put {
             return Err(Refusal::ReadOnly);
         }
+        if self.draining {
+            return Err(Refusal::Draining);
+        }
         let def = self.pools.get(&pool).ok_or(Refusal::NoPool)?.def;
         let asked = slot_bytes.div_ceil(UNIT_BYTES as u32).max(1);
         if asked > def.slot_units {
@@ -293,6 +296,16 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 self.finish(waiter, reason);
             }
         }
+    }
+
+    /// Ends all waits; what each call got so far is its client's.
+    pub(super) fn drain_puts(&mut self) {
+        for shelf in self.memory.shelves() {
+            for waiter in self.puts.take_if(shelf, |_| true) {
+                self.finish(waiter, Refusal::Draining);
+            }
+        }
+        self.puts.wakes.clear();
     }
 
     /// Answers a call with the slots that it got; keys beyond them are refused.
