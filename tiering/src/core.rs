@@ -56,8 +56,9 @@ pub struct PoolDef {
 #[derive(Clone, Debug)]
 pub struct CoreOptions {
     /// Bytes of slots that one client may hold ahead of its puts; at most a sixteenth of the memory, at least one slot.
+    /// All clients together: at most a quarter of the memory, and a slot for each that has none.
     pub magazine_bytes_max: u64,
-    /// After this long without a put a client is asked for its magazine when memory is short.
+    /// After this long without a put a client is asked for its magazine when slots are short; again after as long.
     pub idle_recall: Duration,
     /// No slab has fewer units.
     pub slab_units_min: u32,
@@ -121,6 +122,8 @@ pub struct Core<K: Kept, P: Policy> {
     tree: Tree,
     pools: BTreeMap<PoolId, Pool>,
     clients: BTreeMap<ClientId, clients::Client>,
+    /// Units of all clients' magazines.
+    magazine_units: u64,
     growth: Growth,
     holds: hold::Holds,
     pins: hint::Pins,
@@ -172,6 +175,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             tree,
             pools: BTreeMap::new(),
             clients: BTreeMap::new(),
+            magazine_units: 0,
             growth: Growth::Possible,
             holds: hold::Holds::default(),
             pins: hint::Pins::default(),

@@ -4,7 +4,7 @@
 mod scene;
 
 use lapis_config::{HitPolicy, PoolKind, Refusal, Wait};
-use lapis_tiering::face::{Caller, Parent, Put, Reply, Reserved};
+use lapis_tiering::face::{Action, Caller, Parent, Put, Reply, Reserved};
 use scene::{MIB, Scene, key};
 
 #[test]
@@ -90,4 +90,67 @@ fn a_draining_core_commits_and_grants_nothing_more() {
     scene.core.set_draining(false);
     assert_eq!(scene.put_chain(pool, 3, 1), 1);
     scene.core.audit().unwrap();
+}
+
+#[test]
+fn magazines_of_many_clients_are_together_a_quarter_of_the_memory_and_come_back() {
+    let mut scene = Scene::new(&[64 * MIB]);
+    let pool = scene.pool(PoolKind::Chain, MIB, 1);
+    let first = scene.client;
+    let mut clients = vec![first];
+    clients.extend((0..6).map(|_| scene.connect()));
+    let granted: Vec<usize> = clients
+        .iter()
+        .map(|&client| {
+            scene.client = client;
+            scene.refill(pool, MIB as u32, 8).len()
+        })
+        .collect();
+    assert_eq!(granted, [4, 4, 4, 4, 1, 1, 1], "16 slots, and one for each that had none");
+    scene.ask_refill(pool, MIB as u32, 1);
+    assert!(scene.answers().is_empty(), "it waits");
+    scene.now.0 += 1_000_000;
+    scene.core.tick(scene.now);
+    assert_eq!(scene.answers(), [Reply::Refused(Refusal::Limit)]);
+    assert_eq!(scene.others, [], "nobody has been idle for long");
+
+    scene.now.0 += 10_000_000;
+    scene.ask_refill(pool, MIB as u32, 1);
+    assert!(scene.answers().is_empty());
+    let recalls: Vec<_> = clients.iter().map(|&client| Action::Recall { client, pool }).collect();
+    assert_eq!(scene.others, recalls);
+    let slots: Vec<_> = scene.magazine.drain(..4).collect();
+    scene.core.abort(scene.now, first, &slots);
+    assert!(matches!(&scene.answers()[..], [Reply::Granted { slots, .. }] if slots.len() == 1));
+    scene.core.audit().unwrap();
+}
+
+#[test]
+fn a_refill_that_waits_for_magazines_holds_up_no_other_put() {
+    let mut scene = Scene::new(&[64 * MIB]);
+    let pool = scene.pool(PoolKind::Chain, MIB, 1);
+    for _ in 0..4 {
+        assert_eq!(scene.refill(pool, MIB as u32, 8).len(), 4);
+        scene.client = scene.connect();
+    }
+    assert_eq!(scene.refill(pool, MIB as u32, 8).len(), 1);
+    scene.ask_refill(pool, MIB as u32, 8);
+    assert_eq!(scene.put_chain(pool, 0, 4), 4);
+    scene.client = scene.connect();
+    assert_eq!(scene.refill(pool, MIB as u32, 8).len(), 1);
+}
+
+#[test]
+fn a_recall_that_was_not_obeyed_is_sent_again() {
+    let mut scene = Scene::new(&[16 * MIB]);
+    let pool = scene.pool(PoolKind::Chain, MIB, 1);
+    scene.refill(pool, MIB as u32, 1);
+    scene.client = scene.connect();
+    for recalls in 1..4 {
+        scene.now.0 += 10_000_000;
+        for chain in 0..20 {
+            assert_eq!(scene.put_chain(pool, 100 * recalls + chain, 1), 1);
+        }
+        assert_eq!(scene.others.len() as u64, recalls);
+    }
 }

@@ -160,6 +160,10 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     fn audit_clients(&self) -> Result<(), String> {
         let (mut filling, mut reserved) = (BTreeMap::new(), BTreeMap::new());
+        let in_magazines: u64 = self.clients.values().map(|client| client.magazine_units).sum();
+        if in_magazines != self.magazine_units {
+            return Err(format!("{in_magazines} units in magazines, {} counted", self.magazine_units));
+        }
         for (id, client) in &self.clients {
             let mut units = 0;
             for (&slot, grant) in &client.grants {

@@ -22,8 +22,8 @@ pub(super) struct Client {
     pub magazine: BTreeMap<Shelf, u32>,
     pub magazine_units: u64,
     pub last_put: Time,
-    /// Pools whose magazine it was asked for since its last put or abort.
-    pub recalled: BTreeSet<PoolId>,
+    /// Pools whose magazine it was asked for since its last put or abort, and when.
+    pub recalled: BTreeMap<PoolId, Time>,
     /// What it was answered and has not released, oldest first.
     pub gots: VecDeque<Got>,
 }
@@ -50,7 +50,7 @@ impl Client {
             magazine: BTreeMap::new(),
             magazine_units: 0,
             last_put: now,
-            recalled: BTreeSet::new(),
+            recalled: BTreeMap::new(),
             gots: VecDeque::new(),
         }
     }
@@ -143,6 +143,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         } else {
             *client.magazine.entry(shelf).or_insert(0) += 1;
             client.magazine_units += u64::from(stride);
+            self.magazine_units += u64::from(stride);
         }
         let former = client.grants.insert(slot, Grant { named });
         assert!(former.is_none(), "a slot is granted once");
@@ -166,6 +167,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
             None => {
                 let (found, _) = self.memory.locate(slot).expect("a granted slot");
                 client.magazine_units -= u64::from(found.slab.stride);
+                self.magazine_units -= u64::from(found.slab.stride);
+                self.stirred |= self.puts.over_share();
                 let count = client.magazine.get_mut(&found.shelf).expect("counted when it was granted");
                 *count -= 1;
                 if *count == 0 {
@@ -208,16 +211,26 @@ impl<K: Kept, P: Policy> Core<K, P> {
             return;
         }
         self.recall_look = self.now.after(self.options.idle_recall / 8);
-        for (&id, client) in &mut self.clients {
-            let idle = self.now >= client.last_put.after(self.options.idle_recall);
-            if !client.connected || of == Some(id) || !(wedged || idle) {
-                continue;
+        let ids: Vec<ClientId> = self.clients.keys().copied().filter(|&id| of != Some(id)).collect();
+        for id in ids {
+            if wedged || self.now >= self.clients[&id].last_put.after(self.options.idle_recall) {
+                self.recall_from(id);
             }
-            for &shelf in client.magazine.keys() {
-                let pool = self.memory.of(shelf).pool;
-                if client.recalled.insert(pool) {
-                    self.actions.push_back(Action::Recall { client: id, pool });
-                }
+        }
+    }
+
+    /// Asks a client for all of its magazines, for each again only if it kept it for long.
+    pub(super) fn recall_from(&mut self, id: ClientId) {
+        let client = self.clients.get_mut(&id).expect("a known client");
+        if !client.connected {
+            return;
+        }
+        for &shelf in client.magazine.keys() {
+            let pool = self.memory.of(shelf).pool;
+            let asked = client.recalled.get(&pool);
+            if asked.is_none_or(|asked| self.now >= asked.after(self.options.idle_recall)) {
+                client.recalled.insert(pool, self.now);
+                self.actions.push_back(Action::Recall { client: id, pool });
             }
         }
     }

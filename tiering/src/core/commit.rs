@@ -202,7 +202,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     /// Makes up for what the client took from its magazine, unless others wait for slots or the daemon ends.
     fn top_up(&mut self, id: ClientId, shelf: Shelf, count: u32) {
-        let count = count.min(self.magazine_room(id, shelf));
+        let count = count.min(self.magazine_room(id, shelf)).min(self.shared_room(id, shelf));
         if count == 0 || self.draining || self.puts.waits(shelf) || !self.clients[&id].connected {
             return;
         }

@@ -11,6 +11,12 @@ use crate::{
     policy::{Policy, Shelf},
 };
 
+/// All clients' magazines are together at most one part in so many of the memory.
+const MAGAZINES_PART: u64 = 4;
+
+/// Magazines that a refill waits for are looked at no more often, us.
+const RECALL_US_MIN: u64 = 1_000;
+
 /// A call that wants slots.
 pub(super) struct Waiter {
     to: Caller,
@@ -44,6 +50,8 @@ pub(super) struct Reservation {
 pub(super) struct PutWaits {
     queues: BTreeMap<Shelf, VecDeque<Waiter>>,
     count: usize,
+    /// Whether a refill was passed over because all clients' magazines together were full.
+    over_share: bool,
     /// When a waiting call is to be looked at. An entry may outlive its call.
     wakes: BTreeSet<(Time, Shelf)>,
 }
@@ -59,6 +67,11 @@ impl PutWaits {
 
     pub fn is_empty(&self) -> bool {
         self.count == 0
+    }
+
+    /// True once after a refill was passed over: it may have its turn now.
+    pub fn over_share(&mut self) -> bool {
+        std::mem::take(&mut self.over_share)
     }
 
     pub fn waits(&self, shelf: Shelf) -> bool {
@@ -122,7 +135,7 @@ impl Reservation {
 
 impl<K: Kept, P: Policy> Core<K, P> {
     /// Wants up to `count` slots of `slot_bytes` for the client's magazine; answered by `Granted` with at least one, or
-    /// `Refused`.
+    /// `Refused`. Where the magazines of all are full, it waits until slots come back.
     pub fn refill(&mut self, now: Time, to: Caller, pool: PoolId, slot_bytes: u32, count: u32, deadline: Time) {
         self.clock(now);
         let shelf = match self.shelf_for(to.client, pool, slot_bytes) {
@@ -211,6 +224,14 @@ impl<K: Kept, P: Policy> Core<K, P> {
         room.max(least).min(BATCH_KEYS_MAX as u64) as u32
     }
 
+    /// Slots by which the magazines of all clients may still grow; one at least for a client that has none.
+    pub(super) fn shared_room(&self, id: ClientId, shelf: Shelf) -> u32 {
+        let stride = u64::from(self.memory.of(shelf).stride);
+        let most = u64::from(self.memory.buddy.units()) / MAGAZINES_PART;
+        let least = u64::from(self.clients[&id].magazine.is_empty());
+        (most.saturating_sub(self.magazine_units) / stride).max(least).min(BATCH_KEYS_MAX as u64) as u32
+    }
+
     /// Answers a call with a refusal; a client that is gone hears nothing.
     fn refuse(&mut self, to: Caller, reason: Refusal) {
         if reason != Refusal::Gone {
@@ -235,11 +256,26 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
     }
 
-    /// Gives slots to the calls that wait for some of this shelf, in the order in which they came.
+    /// Gives slots to the calls that wait for some of this shelf, in the order in which they came. Only refills beyond
+    /// what magazines may hold are passed over.
     pub(super) fn pump(&mut self, shelf: Shelf) {
+        let mut passed = Vec::new();
         while let Some(mut waiter) = self.puts.pop(shelf) {
+            let (client, mut need) = (waiter.to.client, waiter.need);
+            if matches!(waiter.ask, Ask::Refill) {
+                let own = self.magazine_room(client, shelf);
+                need = need.min(own).min(self.shared_room(client, shelf));
+                if need == 0 && (own == 0 || self.now >= waiter.deadline) {
+                    self.reply(waiter.to, Reply::Refused(Refusal::Limit));
+                    continue;
+                } else if need == 0 {
+                    self.wait_for_magazines(&waiter);
+                    passed.push(waiter);
+                    continue;
+                }
+            }
             let patient = self.now < waiter.evict_from;
-            let room = self.obtain(shelf, waiter.need, waiter.to.client, patient, &mut waiter.slots);
+            let room = self.obtain(shelf, need, client, patient, &mut waiter.slots);
             let some = matches!(waiter.ask, Ask::Refill) && !waiter.slots.is_empty();
             if room == Room::Enough || some {
                 self.finish(waiter, Refusal::AllPinned);
@@ -247,22 +283,41 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 let reason = self.why(room, shelf);
                 self.finish(waiter, reason);
             } else {
-                self.puts.wakes.insert((waiter.deadline, shelf));
-                if room == Room::Growing {
-                    self.puts.wakes.insert((waiter.evict_from.max(Time(self.now.0 + 1)), shelf));
-                }
-                let client = waiter.to.client;
-                self.puts.push_front(waiter);
-                if room == Room::Wedged {
-                    if let Growth::Denied { until } = self.growth {
-                        self.puts.wakes.insert((until, shelf));
-                    }
-                    self.recall(Some(client));
-                    self.look_aside_later();
-                }
-                return;
+                self.wait_for_room(room, waiter);
+                break;
             }
         }
+        passed.into_iter().rev().for_each(|waiter| self.puts.push_front(waiter));
+    }
+
+    /// The call goes on when slots come free, or at its time.
+    fn wait_for_room(&mut self, room: Room, waiter: Waiter) {
+        let (shelf, client) = (waiter.shelf, waiter.to.client);
+        self.puts.wakes.insert((waiter.deadline, shelf));
+        if room == Room::Growing {
+            self.puts.wakes.insert((waiter.evict_from.max(Time(self.now.0 + 1)), shelf));
+        }
+        self.puts.push_front(waiter);
+        if room == Room::Wedged {
+            if let Growth::Denied { until } = self.growth {
+                self.puts.wakes.insert((until, shelf));
+            }
+            self.recall(Some(client));
+            self.look_aside_later();
+        }
+    }
+
+    /// A refill waits until slots of magazines are used or given back: idle clients are asked for theirs, also those
+    /// that become idle meanwhile, and its own client for what it has for other blocks.
+    fn wait_for_magazines(&mut self, waiter: &Waiter) {
+        let (shelf, client) = (waiter.shelf, waiter.to.client);
+        self.puts.over_share = true;
+        self.recall(None);
+        if !self.clients[&client].magazine.contains_key(&shelf) {
+            self.recall_from(client);
+        }
+        let again = self.recall_look.max(Time(self.now.0 + RECALL_US_MIN));
+        self.puts.wakes.insert((again.min(waiter.deadline), shelf));
     }
 
     /// Whether no extent, and none to come, holds one slot of the shelf.
