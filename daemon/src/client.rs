@@ -97,6 +97,11 @@ impl Client {
         moved
     }
 
+    /// Answers wait for room.
+    pub fn is_owed(&self) -> bool {
+        !self.backlog.is_empty()
+    }
+
     /// What was on its way when the connection ended is not delivered to the next one.
     pub fn forget_answers(&mut self) {
         self.backlog.clear();

@@ -33,6 +33,8 @@ const FRAMES_PER_TURN: usize = 64;
 const TOUCHES_PER_TURN: usize = 256;
 /// Lines of a former daemon taken over between two looks at sockets: under 1 ms.
 const ADOPT_LINES_PER_TURN: u32 = 8 * 1024;
+/// Answers that found no room in a completion ring are tried again so soon: nobody rings when there is room.
+const OWED_PAUSE: Duration = Duration::from_millis(1);
 /// No call waits longer in a core, whatever its client asks.
 const DEADLINE_MAX: Duration = Duration::from_secs(60);
 /// Granted slots of a dead client that writes by DMA wait so long after its last process ended.
@@ -85,6 +87,8 @@ pub struct Engine<W: Wire, M: Movers> {
     pub(crate) counts: EngineCounts,
     pub(crate) draining: bool,
     pub(crate) started: Time,
+    /// When `work` was called last.
+    worked: Time,
     pub(crate) shares: Shares,
     events: Vec<Event>,
     puts: Vec<Put>,
@@ -125,8 +129,8 @@ impl<W: Wire, M: Movers> Engine<W, M> {
             for extent in &group.extents {
                 shares.taken(index, extent.bytes());
             }
-            for (record, fds) in formers {
-                server::adopt_client(index, &mut group, &mut wire, keeper.as_mut(), record, fds, &mut roles);
+            for former in formers {
+                server::adopt_client(index, &mut group, &mut wire, former, &mut roles)?;
             }
             groups.push(group);
         }
@@ -141,6 +145,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
             counts: EngineCounts::default(),
             draining: false,
             started: now,
+            worked: now,
             shares,
             events: Vec::new(),
             puts: Vec::new(),
@@ -189,6 +194,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
 
     /// One turn over movers, rings and cores. True if there was anything to do.
     pub fn work(&mut self, now: Time) -> bool {
+        self.worked = now;
         let mut busy = self.collect_done(now);
         for index in 0..self.groups.len() {
             if self.groups[index].adoption.is_some() {
@@ -234,7 +240,10 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         let core = self.groups.iter().filter_map(|group| group.core.poll_timeout()).min();
         let graves = self.groups.iter().flat_map(|g| g.clients.values()).filter_map(|client| client.gone_at).min();
         let pins = self.groups.iter().filter_map(|group| group.pins.poll_timeout()).min();
-        [core, graves, pins].into_iter().flatten().min()
+        let owing =
+            self.groups.iter().flat_map(|g| g.clients.values()).any(|client| client.connected && client.is_owed());
+        let owed = owing.then(|| self.worked.after(OWED_PAUSE));
+        [core, graves, pins, owed].into_iter().flatten().min()
     }
 
     /// From now on every new put is refused; what was granted may still be committed.

@@ -104,6 +104,13 @@ pub struct Group {
 /// Descriptors of one group as found in the keeper, without the group's prefix.
 pub type Found = BTreeMap<String, OwnedFd>;
 
+/// A client of the former daemon, with what was kept of it.
+pub struct Former {
+    pub record: ClientRecord,
+    pub control_fd: OwnedFd,
+    pub lifeline: OwnedFd,
+}
+
 /// Everything mapped, before the core is built over it.
 struct Mapped {
     table: TableWriter<MappedWords>,
@@ -123,7 +130,7 @@ impl Group {
         mut found: Found,
         keeper: &mut dyn Keeper,
         entropy: &mut dyn FnMut() -> u64,
-    ) -> Result<(Self, Vec<(ClientRecord, Option<(OwnedFd, OwnedFd)>)>), DaemonError> {
+    ) -> Result<(Self, Vec<Former>), DaemonError> {
         let instance = entropy();
         if found.is_empty() {
             let group = Self::cold(options, Start::Fresh, keeper, instance, entropy)?;
@@ -254,22 +261,17 @@ impl Group {
     }
 
     /// Takes over. From `set_instance` on no view of the former daemon's time is given any more.
-    fn adopt(
-        options: GroupOptions,
-        mapped: Mapped,
-        mut found: Found,
-        instance: u64,
-    ) -> (Self, Vec<(ClientRecord, Option<(OwnedFd, OwnedFd)>)>) {
+    fn adopt(options: GroupOptions, mapped: Mapped, mut found: Found, instance: u64) -> (Self, Vec<Former>) {
         let Mapped { table, table_fd, owner, state, entries, slots, extents } = mapped;
         table.set_instance(instance);
         let adoption = Adoption::new(&table);
         let table_id = table.table().table_id();
         let formers = state
             .clients()
-            .map(|record| {
-                let control = found.remove(&format!("client.{}", record.id));
-                let lifeline = found.remove(&format!("life.{}", record.id));
-                (record, control.zip(lifeline))
+            .filter_map(|record| {
+                let control_fd = found.remove(&format!("client.{}", record.id))?;
+                let lifeline = found.remove(&format!("life.{}", record.id))?;
+                Some(Former { record, control_fd, lifeline })
             })
             .collect();
         let kept = SharedKept::new(table, state, entries, slots);

@@ -11,14 +11,14 @@ use lapis_config::{BLOCK_BYTES_MAX, ClientId, PIECES_MAX, PoolShape, Time, sizes
 use lapis_transport::{
     control::{self, ControlDaemon},
     hello::{Resume, ToClient, ToDaemon},
-    hold::Keeper,
     wire::{ConnId, Peer, Wire},
 };
 
 use crate::{
     client::{Client, Parts},
     engine::{Engine, Role},
-    group::{Extent, Group},
+    error::DaemonError,
+    group::{Extent, Former, Group},
     movers::Movers,
     state::ClientRecord,
     status,
@@ -96,11 +96,11 @@ fn hello<W: Wire, M: Movers>(
     resume: Option<Resume>,
     asked: Asked,
 ) -> Result<(), String> {
-    if let Some(resume) = resume {
-        if let Some(id) = resumable(&engine.groups[index], &resume, asked.peer) {
-            return resumed(engine, now, conn, index, id, &resume);
-        }
-        // Not ours any more (a cold start, or it was buried): it is welcome as a new client.
+    // Not ours any more (a cold start, or it was buried): it is welcome as a new client.
+    if let Some(resume) = resume
+        && let Some(id) = resumable(&engine.groups[index], &resume, asked.peer)
+    {
+        return resumed(engine, now, conn, index, id, &resume);
     }
     if engine.groups[index].clients.len() >= engine.options.clients_max {
         return Err(format!("{} clients are connected, the limit (server.clients_max)", engine.options.clients_max));
@@ -323,25 +323,15 @@ pub(crate) fn adopt_client<W: Wire>(
     index: usize,
     group: &mut Group,
     wire: &mut W,
-    keeper: &mut dyn Keeper,
-    record: ClientRecord,
-    fds: Option<(OwnedFd, OwnedFd)>,
+    former: Former,
     roles: &mut BTreeMap<ConnId, Role>,
-) {
+) -> Result<(), DaemonError> {
+    let Former { record, control_fd, lifeline } = former;
     let id = ClientId(record.id);
-    let adopted = fds.and_then(|(control_fd, lifeline)| {
-        let mapping = Mapping::shared(control_fd.as_fd(), control::BYTES, Access::ReadWrite).ok()?;
-        let conn = wire.watch_former(record.pid, record.start_time, lifeline.as_fd()).ok()?;
-        Some((control_fd, lifeline, mapping, conn))
-    });
-    let Some((control_fd, lifeline, mapping, conn)) = adopted else {
-        tracing::error!(
-            client = id.0,
-            "a former client's descriptors were not kept: what it was granted stays aside until a cold start"
-        );
-        group.core.kept_mut().state.remove_client(id);
-        return;
-    };
+    let mapping = Mapping::shared(control_fd.as_fd(), control::BYTES, Access::ReadWrite)?;
+    let conn = wire
+        .watch_former(record.pid, record.start_time, lifeline.as_fd())
+        .map_err(|source| DaemonError::Os { what: "watch a former client", source })?;
     let control = ControlDaemon::new(mapping);
     group.core.adopt_client(id, record.flags & 1 != 0);
     group.core.kept_mut().add_hazards(id, control.hazards());
@@ -362,5 +352,5 @@ pub(crate) fn adopt_client<W: Wire>(
     });
     group.clients.insert(id, client);
     roles.insert(conn, Role::Client { group: index, id });
-    let _ = keeper;
+    Ok(())
 }
