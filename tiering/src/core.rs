@@ -38,6 +38,9 @@ use crate::{
 /// Longest walk up the parents for one use: as long as a batch.
 const TOUCHES_MAX: u32 = lapis_config::BATCH_KEYS_MAX as u32;
 
+/// Most puts, and most gets, of one client that may wait at once.
+const CLIENT_WAITS_MAX: usize = 64;
+
 /// Bits of `Entry::flags` beside the copy's state and the policy's bit.
 pub(crate) const HELD: u8 = 1 << 4;
 pub(crate) const PINNED: u8 = 1 << 5;
@@ -62,8 +65,10 @@ pub struct CoreOptions {
     pub idle_recall: Duration,
     /// No slab has fewer units.
     pub slab_units_min: u32,
-    /// Most puts, and most gets, that may wait at once.
+    /// Most puts, and most gets, that may wait at once; of one client at most `CLIENT_WAITS_MAX`.
     pub waits_max: usize,
+    /// One client's reserves hold at most one part in so many of the memory, and at least one slot.
+    pub reserved_part: u32,
     /// Most blocks being verified at once.
     pub verifies_max: usize,
 }
@@ -75,6 +80,7 @@ impl Default for CoreOptions {
             idle_recall: Duration::from_secs(10),
             slab_units_min: 16,
             waits_max: 4096,
+            reserved_part: 2,
             verifies_max: 8,
         }
     }

@@ -49,7 +49,7 @@ impl<P: Policy> Replay<P> {
     /// If the capacity is 0.
     pub fn new(capacity_blocks: u32, policy: P) -> Self {
         assert!(capacity_blocks > 0, "a tier has at least one block");
-        let options = CoreOptions { slab_units_min: 1, ..CoreOptions::default() };
+        let options = CoreOptions { slab_units_min: 1, reserved_part: 1, ..CoreOptions::default() };
         let mut core = Core::new(PlainKept::new(capacity_blocks), policy, options);
         let bytes = u64::from(capacity_blocks) * UNIT_BYTES;
         core.extent_added(bytes);

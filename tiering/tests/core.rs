@@ -1,5 +1,6 @@
 //! What the core promises, one scene each.
 
+#[allow(dead_code, reason = "other scenes need the rest of it")]
 mod scene;
 
 use lapis_config::{ClientId, Hint, HitPolicy, PoolId, PoolKind, Refusal, Time, Wait};
@@ -147,6 +148,7 @@ fn a_put_that_finds_everything_pinned_is_refused_at_its_deadline() {
     let pool = scene.pool(PoolKind::Chain, 8 * MIB, 1);
     let first = scene.reserve(pool, 8 * MIB as u32, &[key(0, 0), key(1, 0)]);
     assert_eq!(first.len(), 2);
+    scene.client = scene.connect();
     scene.ask_reserve(pool, 8 * MIB as u32, &[key(2, 0)], Parent::None, 1_000_000);
     assert!(scene.answers().is_empty());
     scene.core.tick(Time(scene.now.0 + 1_000_000));
@@ -445,7 +447,9 @@ fn a_put_behind_another_is_refused_at_its_own_deadline() {
     let mut scene = Scene::new(&[16 * MIB]);
     let pool = scene.pool(PoolKind::Chain, 8 * MIB, 1);
     assert_eq!(scene.reserve(pool, 8 * MIB as u32, &[key(0, 0), key(1, 0)]).len(), 2);
+    scene.client = scene.connect();
     scene.ask_reserve(pool, 8 * MIB as u32, &[key(2, 0)], Parent::None, 1_000_000);
+    scene.client = scene.connect();
     scene.ask_reserve(pool, 8 * MIB as u32, &[key(3, 0)], Parent::None, 1_000);
     assert!(scene.answers().is_empty());
     let at = scene.core.poll_timeout().unwrap();

@@ -3,8 +3,11 @@
 #[allow(dead_code, reason = "other scenes need the rest of it")]
 mod scene;
 
-use lapis_config::{HitPolicy, PoolKind, Refusal, Wait};
-use lapis_tiering::face::{Action, Caller, Parent, Put, Reply, Reserved};
+use lapis_config::{BATCH_KEYS_MAX, HitPolicy, PoolKind, Refusal, Time, UNIT_BYTES, Wait};
+use lapis_tiering::{
+    face::{Action, Caller, Parent, Put, Reply, Reserved},
+    kept::Kept,
+};
 use scene::{MIB, Scene, key};
 
 #[test]
@@ -153,4 +156,90 @@ fn a_recall_that_was_not_obeyed_is_sent_again() {
         }
         assert_eq!(scene.others.len() as u64, recalls);
     }
+}
+
+#[test]
+fn one_client_reserves_at_most_half_of_the_memory() {
+    let mut scene = Scene::limited(&[16 * MIB]);
+    let pool = scene.pool(PoolKind::Chain, MIB, 1);
+    let keys: Vec<_> = (0..10).map(|chain| key(chain, 0)).collect();
+    scene.ask_reserve(pool, MIB as u32, &keys, Parent::None, 1_000_000);
+    let answers = scene.answers();
+    let [Reply::Reserved { results }] = &answers[..] else { panic!("{answers:?}") };
+    assert!(results[..8].iter().all(|result| matches!(result, Reserved::Slot(_))));
+    assert_eq!(results[8..], [Reserved::Refused(Refusal::Limit); 2]);
+    assert_eq!(scene.reserve(pool, MIB as u32, &keys[8..]).len(), 0);
+    let Reserved::Slot(slot) = results[0] else { unreachable!("checked above") };
+    scene.commit_chain(pool, 0, 0, &[slot]);
+    assert_eq!(scene.reserve(pool, MIB as u32, &keys[8..]).len(), 1);
+    scene.client = scene.connect();
+    assert_eq!(scene.reserve(pool, MIB as u32, &keys[9..]).len(), 1, "there is room for others");
+    scene.core.audit().unwrap();
+}
+
+#[test]
+fn one_slot_may_always_be_reserved() {
+    let mut scene = Scene::limited(&[16 * MIB]);
+    let pool = scene.pool(PoolKind::Chain, 12 * MIB, 1);
+    assert_eq!(scene.reserve(pool, 12 * MIB as u32, &[key(0, 0), key(1, 0)]).len(), 1);
+}
+
+#[test]
+fn the_65th_put_of_a_client_that_would_wait_is_refused_and_others_wait_on() {
+    let mut scene = Scene::new(&[16 * MIB]);
+    let pool = scene.pool(PoolKind::Chain, 16 * MIB, 1);
+    assert_eq!(scene.reserve(pool, 16 * MIB as u32, &[key(0, 0)]).len(), 1);
+    scene.client = scene.connect();
+    for _ in 0..64 {
+        scene.ask_refill(pool, 16 * MIB as u32, 1);
+        assert!(scene.answers().is_empty());
+    }
+    assert_eq!(scene.refused(|s| s.ask_refill(pool, 16 * MIB as u32, 1)), Refusal::Limit);
+    scene.client = scene.connect();
+    scene.ask_refill(pool, 16 * MIB as u32, 1);
+    assert!(scene.answers().is_empty());
+    scene.core.tick(Time(scene.now.0 + 1_000_000));
+    assert_eq!(scene.answers().len(), 65);
+    scene.core.audit().unwrap();
+}
+
+#[test]
+fn the_65th_get_of_a_client_that_would_wait_is_answered_at_once() {
+    let mut scene = Scene::new(&[16 * MIB]);
+    let pool = scene.pool(PoolKind::Chain, MIB, 1);
+    let asks = [(pool, HitPolicy::Prefix)];
+    for chain in 0..64 {
+        assert_eq!(scene.get(&asks, &[key(chain, 0)], Wait::Absent, 1_000_000), None);
+    }
+    assert_eq!(scene.get(&asks, &[key(64, 0)], Wait::Absent, 1_000_000), Some(0));
+    scene.client = scene.connect();
+    assert_eq!(scene.get(&asks, &[key(64, 0)], Wait::Absent, 1_000_000), None);
+    scene.core.tick(Time(scene.now.0 + 1_000_000));
+    assert_eq!(scene.answers().len(), 65);
+}
+
+#[test]
+fn the_oldest_answer_of_a_client_ends_when_it_holds_too_many_lines() {
+    let batch = BATCH_KEYS_MAX as u64;
+    let mut scene = Scene::with_lines(&[9 * batch * UNIT_BYTES], 10 * batch as u32);
+    let pool = scene.pool(PoolKind::Object, UNIT_BYTES, 1);
+    let keys = |of: u64| (0..batch).map(|at| key(1 + of * batch + at, 0)).collect::<Vec<_>>();
+    let put = |scene: &mut Scene, of: u64| {
+        let slots = scene.reserve(pool, UNIT_BYTES as u32, &keys(of));
+        for (key, slot) in keys(of).into_iter().zip(&slots) {
+            assert_eq!(scene.commit_chain(pool, key.0[0], 0, &[*slot]), [Put::Stored]);
+        }
+        slots.len()
+    };
+    for of in 0..9 {
+        assert_eq!(put(&mut scene, of), BATCH_KEYS_MAX);
+    }
+    for of in 0..9 {
+        assert_eq!(scene.get_held(&[(pool, HitPolicy::Prefix)], &keys(of), 60_000_000).1, batch as u32);
+    }
+    assert_eq!(put(&mut scene, 9), BATCH_KEYS_MAX, "what the first answer held may go");
+    assert_eq!(put(&mut scene, 10), BATCH_KEYS_MAX, "and what was put since");
+    assert_eq!(scene.core.kept().find(pool, &key(1, 0)), None);
+    assert!(scene.core.kept().find(pool, &key(1 + batch, 0)).is_some());
+    scene.core.audit().unwrap();
 }

@@ -164,21 +164,23 @@ impl<K: Kept, P: Policy> Core<K, P> {
         if in_magazines != self.magazine_units {
             return Err(format!("{in_magazines} units in magazines, {} counted", self.magazine_units));
         }
+        let mut short = self.puts.units_short(|shelf| u64::from(self.memory.of(shelf).stride));
         for (id, client) in &self.clients {
-            let mut units = 0;
+            let (mut units, mut units_reserved) = (0, short.remove(id).unwrap_or(0));
             for (&slot, grant) in &client.grants {
                 match grant.named {
                     Some(named) => {
                         *filling.entry((named.pool, named.key)).or_insert(0) += 1;
                         *reserved.entry(named.reservation).or_insert(0) += 1;
+                        units_reserved += u64::from(self.slot_units(slot).unwrap_or(0));
                     }
                     None => units += u64::from(self.slot_units(slot).unwrap_or(0)),
                 }
             }
-            if units != client.magazine_units {
+            if (units, units_reserved) != (client.magazine_units, client.reserved_units) {
                 return Err(format!(
-                    "client {}: {units} units in its magazine, {} counted",
-                    id.0, client.magazine_units
+                    "client {}: {units} units in its magazine, {units_reserved} reserved, counted {} and {}",
+                    id.0, client.magazine_units, client.reserved_units
                 ));
             }
         }

@@ -21,6 +21,8 @@ pub(super) struct Client {
     /// Of those, slots that no reserve named a key for: per shelf.
     pub magazine: BTreeMap<Shelf, u32>,
     pub magazine_units: u64,
+    /// Of slots that it has by reserves, and of those that its reserves wait for.
+    pub reserved_units: u64,
     pub last_put: Time,
     /// Pools whose magazine it was asked for since its last put or abort, and when.
     pub recalled: BTreeMap<PoolId, Time>,
@@ -49,6 +51,7 @@ impl Client {
             grants: Map::default(),
             magazine: BTreeMap::new(),
             magazine_units: 0,
+            reserved_units: 0,
             last_put: now,
             recalled: BTreeMap::new(),
             gots: VecDeque::new(),
@@ -156,6 +159,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let grant = client.grants.remove(&slot).expect("a grant ends once");
         match grant.named {
             Some(named) => {
+                let (found, _) = self.memory.locate(slot).expect("a granted slot");
+                client.reserved_units -= u64::from(found.slab.stride);
                 let count = self.filling.get_mut(&(named.pool, named.key)).expect("counted when it was granted");
                 *count -= 1;
                 if *count == 0 {

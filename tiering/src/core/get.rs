@@ -8,7 +8,7 @@ use std::{
 use lapis_config::{ClientId, HitPolicy, Key, LineId, PoolId, Refusal, Time, Wait};
 
 use super::{
-    Core,
+    CLIENT_WAITS_MAX, Core,
     hits::{self, There},
     hold::Held,
 };
@@ -59,6 +59,8 @@ pub(super) struct GetWaits {
     next: u64,
     by_key: Map<(PoolId, Key), Vec<u64>>,
     deadlines: BTreeSet<(Time, u64)>,
+    /// Of each client that has some.
+    by_client: BTreeMap<ClientId, usize>,
 }
 
 impl GetWaits {
@@ -71,12 +73,18 @@ impl GetWaits {
         self.next += 1;
         self.by_key.entry(wait.on()).or_default().push(number);
         self.deadlines.insert((wait.deadline, number));
+        *self.by_client.entry(wait.to.client).or_insert(0) += 1;
         self.waiting.insert(number, wait);
     }
 
     fn remove(&mut self, number: u64) -> Option<GetWait> {
         let wait = self.waiting.remove(&number)?;
         self.deadlines.remove(&(wait.deadline, number));
+        let count = self.by_client.get_mut(&wait.to.client).expect("counted when it came");
+        *count -= 1;
+        if *count == 0 {
+            self.by_client.remove(&wait.to.client);
+        }
         if let Some(numbers) = self.by_key.get_mut(&wait.on()) {
             numbers.retain(|&other| other != number);
             if numbers.is_empty() {
@@ -86,8 +94,8 @@ impl GetWaits {
         Some(wait)
     }
 
-    pub fn len(&self) -> usize {
-        self.waiting.len()
+    fn is_full(&self, id: ClientId, most: usize) -> bool {
+        self.waiting.len() >= most || self.by_client.get(&id).is_some_and(|&count| count >= CLIENT_WAITS_MAX)
     }
 }
 
@@ -119,7 +127,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     fn answer_or_wait(&mut self, mut get: GetWait) {
         get.looks += 1;
-        let may_wait = self.now < get.deadline && get.looks <= LOOKS_MAX && self.gets.len() < self.options.waits_max;
+        let may_wait = self.now < get.deadline
+            && get.looks <= LOOKS_MAX
+            && !self.gets.is_full(get.to.client, self.options.waits_max);
         let wait = if may_wait { get.wait } else { Wait::Present };
         let hits = hits::longest(&get.asks, &get.keys, wait, |pool, key| self.there(pool, key, wait));
         if wait != Wait::Present && hits.wanted > hits.present {

@@ -11,6 +11,10 @@ use crate::{face::Caller, hash::Map, kept::Kept, policy::Policy};
 /// Answers that one client may leave unreleased: more, and its oldest end.
 const GOTS_MAX: usize = 64;
 
+/// Lines that one client's answers may hold: with more, its oldest answers end. An answer that has more by itself holds
+/// nothing.
+const HELD_MAX: usize = 8 * lapis_config::BATCH_KEYS_MAX;
+
 /// A line as it was when it was held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Held {
@@ -88,11 +92,18 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     /// Keeps what a get was answered until its release, or `until`.
     pub(super) fn keep_got(&mut self, to: Caller, until: Time, held: Vec<Held>) {
+        if held.len() > HELD_MAX {
+            return held.into_iter().for_each(|held| self.unhold(held));
+        }
         let client = self.clients.get_mut(&to.client).expect("only known clients are answered");
         self.holds.ends.insert((until, to.client, to.token));
         client.gots.push_back(Got { token: to.token, until, held });
-        if client.gots.len() > GOTS_MAX {
+        let mut lines: usize = client.gots.iter().map(|got| got.held.len()).sum();
+        while let Some(client) = self.clients.get_mut(&to.client)
+            && (lines > HELD_MAX || client.gots.len() > GOTS_MAX)
+        {
             let oldest = client.gots.pop_front().expect("more than one");
+            lines -= oldest.held.len();
             self.end_hold(to.client, oldest);
         }
     }

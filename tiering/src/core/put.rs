@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use lapis_config::{BATCH_KEYS_MAX, ClientId, Key, PoolId, PoolKind, Refusal, SlotId, Time, UNIT_BYTES};
 
-use super::{Core, Growth, clients::Named, hold::Held, room::Room};
+use super::{CLIENT_WAITS_MAX, Core, Growth, clients::Named, hold::Held, room::Room};
 use crate::{
     face::{Caller, Parent, Reply, Reserved},
     kept::Kept,
@@ -50,6 +50,8 @@ pub(super) struct Reservation {
 pub(super) struct PutWaits {
     queues: BTreeMap<Shelf, VecDeque<Waiter>>,
     count: usize,
+    /// Of each client that has some.
+    by_client: BTreeMap<ClientId, usize>,
     /// Whether a refill was passed over because all clients' magazines together were full.
     over_share: bool,
     /// When a waiting call is to be looked at. An entry may outlive its call.
@@ -91,14 +93,41 @@ impl PutWaits {
         })
     }
 
+    /// Units that waiting reserves of each client are short of.
+    pub fn units_short(&self, stride: impl Fn(Shelf) -> u64) -> BTreeMap<ClientId, u64> {
+        let mut short = BTreeMap::new();
+        for waiter in self.queues.values().flatten().filter(|waiter| !matches!(waiter.ask, Ask::Refill)) {
+            *short.entry(waiter.to.client).or_insert(0) += u64::from(waiter.need) * stride(waiter.shelf);
+        }
+        short
+    }
+
+    fn is_full(&self, id: ClientId, most: usize) -> bool {
+        self.count >= most || self.by_client.get(&id).is_some_and(|&count| count >= CLIENT_WAITS_MAX)
+    }
+
     fn push(&mut self, waiter: Waiter) {
+        self.entered(waiter.to.client);
         self.queues.entry(waiter.shelf).or_default().push_back(waiter);
-        self.count += 1;
     }
 
     fn push_front(&mut self, waiter: Waiter) {
+        self.entered(waiter.to.client);
         self.queues.entry(waiter.shelf).or_default().push_front(waiter);
+    }
+
+    fn entered(&mut self, id: ClientId) {
         self.count += 1;
+        *self.by_client.entry(id).or_insert(0) += 1;
+    }
+
+    fn left(&mut self, id: ClientId) {
+        self.count -= 1;
+        let count = self.by_client.get_mut(&id).expect("counted when it entered");
+        *count -= 1;
+        if *count == 0 {
+            self.by_client.remove(&id);
+        }
     }
 
     fn pop(&mut self, shelf: Shelf) -> Option<Waiter> {
@@ -107,18 +136,18 @@ impl PutWaits {
         if queue.is_empty() {
             self.queues.remove(&shelf);
         }
-        self.count -= 1;
+        self.left(waiter.to.client);
         Some(waiter)
     }
 
     fn take_if(&mut self, shelf: Shelf, which: impl Fn(&Waiter) -> bool) -> Vec<Waiter> {
         let Some(queue) = self.queues.get_mut(&shelf) else { return Vec::new() };
         let (taken, left) = std::mem::take(queue).into_iter().partition::<VecDeque<_>, _>(which);
-        self.count -= taken.len();
         *queue = left;
         if queue.is_empty() {
             self.queues.remove(&shelf);
         }
+        taken.iter().for_each(|waiter| self.left(waiter.to.client));
         taken.into()
     }
 }
@@ -152,7 +181,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     /// Wants a slot of `slot_bytes` for each key that is not there. Until the slots are committed or given back, the
     /// block before the first of them stays, and gets may wait for the keys. At the deadline the first keys have the
-    /// slots that there are, the others are refused.
+    /// slots that there are, the others are refused; keys beyond what one client may reserve are refused `Limit`.
     #[allow(clippy::too_many_arguments, reason = "the request has so many parts")]
     pub fn reserve(
         &mut self,
@@ -183,6 +212,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
             need += u32::from(line.is_none());
             there.push(line.is_some());
         }
+        need = need.min(self.reserve_room(to.client, shelf));
+        let client = self.clients.get_mut(&to.client).expect("looked up for the shelf");
+        client.reserved_units += u64::from(need) * u64::from(self.memory.of(shelf).stride);
         let parent = before.filter(|_| need > 0).map(|line| self.hold(line));
         self.wait_for_slots(to, shelf, need, deadline, Ask::Reserve { pool, keys: keys.to_vec(), there, parent });
     }
@@ -212,6 +244,19 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let shelf = self.memory.shelf(pool, stride);
         self.policy.shelves(self.memory.shelves().count());
         Ok(shelf)
+    }
+
+    /// Slots that the client may still reserve; one at least if it has none. All, as long as there is no memory to
+    /// compare with.
+    fn reserve_room(&self, id: ClientId, shelf: Shelf) -> u32 {
+        let units = self.memory.buddy.units();
+        if units == 0 {
+            return u32::MAX;
+        }
+        let reserved = self.clients[&id].reserved_units;
+        let most = u64::from(units / self.options.reserved_part);
+        let room = most.saturating_sub(reserved) / u64::from(self.memory.of(shelf).stride);
+        room.max(u64::from(reserved == 0)) as u32
     }
 
     /// Slots that the client's magazine may still get; one at least for an empty one.
@@ -244,7 +289,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let patience = deadline.since_us(self.now) / 2;
         let evict_from = Time(self.now.0 + patience);
         let waiter = Waiter { to, shelf, need, slots: Vec::with_capacity(need as usize), evict_from, deadline, ask };
-        if self.puts.count >= self.options.waits_max {
+        if self.puts.is_full(to.client, self.options.waits_max) {
             return self.finish(waiter, Refusal::Limit);
         }
         self.puts.push(waiter);
@@ -365,7 +410,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     /// Answers a call with the slots that it got; keys beyond them are refused.
     fn finish(&mut self, waiter: Waiter, reason: Refusal) {
-        let Waiter { to, shelf, slots, ask, .. } = waiter;
+        let Waiter { to, shelf, need, slots, ask, .. } = waiter;
         match ask {
             Ask::Refill if slots.is_empty() => self.refuse(to, reason),
             Ask::Refill => {
@@ -375,6 +420,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 self.reply_granted(to, shelf, slots);
             }
             Ask::Reserve { pool, keys, there, parent } => {
+                let mut short = need - slots.len() as u32;
+                self.unreserve(to.client, shelf, short);
                 let reservation = self.reservation_next;
                 self.reservation_next += 1;
                 if slots.is_empty() {
@@ -392,12 +439,20 @@ impl<K: Kept, P: Policy> Core<K, P> {
                         Reserved::Slot(slot)
                     } else {
                         self.counts.puts_refused += 1;
+                        let reason = if short > 0 { reason } else { Refusal::Limit };
+                        short = short.saturating_sub(1);
                         Reserved::Refused(reason)
                     });
                 }
                 self.reply(to, Reply::Reserved { results });
             }
         }
+    }
+
+    /// The client does not wait for so many slots any more.
+    fn unreserve(&mut self, id: ClientId, shelf: Shelf, count: u32) {
+        let client = self.clients.get_mut(&id).expect("only known clients wait");
+        client.reserved_units -= u64::from(count) * u64::from(self.memory.of(shelf).stride);
     }
 
     pub(super) fn reply_granted(&mut self, to: Caller, shelf: Shelf, slots: Vec<SlotId>) {
@@ -424,8 +479,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 for slot in waiter.slots {
                     self.free(slot);
                 }
-                if let Ask::Reserve { parent: Some(held), .. } = waiter.ask {
-                    self.unhold(held);
+                if let Ask::Reserve { parent, .. } = waiter.ask {
+                    self.unreserve(id, shelf, waiter.need);
+                    parent.into_iter().for_each(|held| self.unhold(held));
                 }
                 self.stirred = true;
             }

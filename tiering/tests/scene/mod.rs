@@ -29,13 +29,27 @@ pub fn key(chain: u64, depth: u64) -> Key {
     Key([chain, depth, 0, 0])
 }
 
+/// The one client of most scenes stands for many: it may reserve all memory.
+fn options() -> CoreOptions {
+    CoreOptions { reserved_part: 1, ..CoreOptions::default() }
+}
+
 impl Scene {
     pub fn new(extents: &[u64]) -> Self {
         Self::with_lines(extents, 1 << 14)
     }
 
     pub fn with_lines(extents: &[u64], lines: u32) -> Self {
-        let mut scene = Self::unpopulated_with(extents, lines);
+        Self::with_options(extents, lines, options())
+    }
+
+    /// With the limits that a daemon has.
+    pub fn limited(extents: &[u64]) -> Self {
+        Self::with_options(extents, 1 << 14, CoreOptions::default())
+    }
+
+    fn with_options(extents: &[u64], lines: u32, options: CoreOptions) -> Self {
+        let mut scene = Self::unpopulated_with(extents, lines, options);
         for (at, &bytes) in extents.iter().enumerate() {
             scene.core.populated(at, bytes);
         }
@@ -43,11 +57,11 @@ impl Scene {
     }
 
     pub fn unpopulated(extents: &[u64]) -> Self {
-        Self::unpopulated_with(extents, 1 << 14)
+        Self::unpopulated_with(extents, 1 << 14, options())
     }
 
-    fn unpopulated_with(extents: &[u64], lines: u32) -> Self {
-        let mut core = Core::new(PlainKept::new(lines), Lru::default(), CoreOptions::default());
+    fn unpopulated_with(extents: &[u64], lines: u32, options: CoreOptions) -> Self {
+        let mut core = Core::new(PlainKept::new(lines), Lru::default(), options);
         extents.iter().for_each(|&bytes| core.extent_added(bytes));
         let mut scene = Self {
             core,
@@ -88,7 +102,7 @@ impl Scene {
         let mut kept = core.into_kept();
         kept.restart();
         let slabs: Vec<_> = kept.slabs().copied().collect();
-        let mut core = Core::adopt(kept, Lru::default(), CoreOptions::default());
+        let mut core = Core::adopt(kept, Lru::default(), options());
         for (id, def) in self.pools.iter().enumerate() {
             core.pool_added(PoolId(id as u16), *def);
         }
