@@ -15,6 +15,7 @@ mod offline;
 mod quiet;
 mod roles;
 mod signals;
+mod unread_answers;
 mod worker;
 
 use std::{
