@@ -10,6 +10,7 @@ use lapis_transport::{
     hello::{ToClient, ToDaemon},
     socket,
 };
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::{
     PATIENCE, alone, blocks,
@@ -32,17 +33,22 @@ fn a_client_that_reads_no_answer_is_disconnected_and_the_daemon_lives_on() {
     let memory = Mapping::shared(fds[1].as_fd(), control::BYTES, Access::ReadWrite).expect("the control memfd");
     let (mut requests, _unread) = ControlClient::new(&memory).expect("a client's memory").rings();
 
+    let daemon = Pid::from_raw(host.daemon_pid().expect("it runs") as i32).expect("a pid");
     let (started, mut posted) = (Instant::now(), 0);
     while posted < FRAMES && !socket.has_hung_up() {
         assert!(started.elapsed() < PATIENCE, "neither served nor disconnected after {posted} frames");
-        let request = Request::Commit { token: posted + 1, pool: PoolId(0), items: Vec::new() };
-        if requests.push(&request).is_ok_and(|pushed| pushed) {
+        // The daemon finds a full ring each time: the worst that can be waiting when it has had enough.
+        kill_process(daemon, Signal::STOP).expect("it is ours");
+        loop {
+            let request = Request::Commit { token: posted + 1, pool: PoolId(0), items: Vec::new() };
+            if !requests.push(&request).is_ok_and(|pushed| pushed) {
+                break;
+            }
             posted += 1;
-        } else {
-            // Full: until the daemon took some in, woken by its doorbell if it sleeps.
-            rustix::io::write(&fds[2], &1u64.to_ne_bytes()).expect("the doorbell");
-            std::thread::yield_now();
         }
+        kill_process(daemon, Signal::CONT).expect("it is ours");
+        rustix::io::write(&fds[2], &1u64.to_ne_bytes()).expect("the doorbell");
+        std::thread::yield_now();
     }
     assert!(socket.has_hung_up(), "{posted} frames without an answer read");
     let after = status(&host.socket()).expect("the daemon answers others");
