@@ -245,7 +245,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
     /// From now on every new put is refused; what was granted may still be committed.
     pub fn drain(&mut self) {
         self.draining = true;
-        self.groups.iter_mut().for_each(|group| group.core.drain());
+        self.groups.iter_mut().for_each(|group| group.core.set_draining(true));
     }
 
     pub fn groups(&self) -> &[Group] {

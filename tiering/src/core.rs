@@ -279,11 +279,6 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
     }
 
-    /// As `set_draining(true)`.
-    pub fn drain(&mut self) {
-        self.set_draining(true);
-    }
-
     pub fn counts(&self) -> Counts {
         self.counts
     }

@@ -118,7 +118,7 @@ fn a_draining_core_makes_up_for_nothing_that_was_put() {
     let mut scene = Scene::new(&[64 * MIB]);
     let pool = scene.pool(PoolKind::Chain, 64 * KIB, 1);
     let slots = scene.refill(pool, 64 * KIB as u32, 8);
-    scene.core.drain();
+    scene.core.set_draining(true);
     assert!(scene.commit_chain(pool, 0, 0, &slots).iter().all(|put| *put == Put::Stored));
     scene.answers();
     assert_eq!(scene.core.counts().slots_granted, 0);
