@@ -1,4 +1,6 @@
 //! The log of blocks on devices.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+pub mod device;
 pub mod format;
+pub mod volume;
