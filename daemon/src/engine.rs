@@ -399,8 +399,12 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                 Action::Copy { .. }
                 | Action::WriteSsd { .. }
                 | Action::ReadSsd { .. }
-                | Action::Fetch { .. }
-                | Action::Discard { .. } => unreachable!("a core with DRAM alone names no other tier"),
+                | Action::OpenSegment { .. }
+                | Action::ListSsd { .. }
+                | Action::FlushSsd { .. }
+                | Action::FreeSegment { .. }
+                | Action::NeedSegment { .. }
+                | Action::Fetch { .. } => unreachable!("a core with DRAM alone names no other tier"),
             }
         }
         busy

@@ -420,5 +420,6 @@ fn pool_def(shape: &lapis_config::PoolShape) -> lapis_tiering::PoolDef {
         kind: shape.kind,
         block_bytes: shape.block_bytes,
         slot_units: (lapis_config::sizes::slot_bytes(shape, shape.block_bytes) / UNIT_BYTES) as u32,
+        pieces: shape.pieces,
     }
 }

@@ -10,23 +10,32 @@ mod audit;
 mod clients;
 mod commit;
 mod evict;
+mod fetch;
+mod found;
 mod get;
 mod hint;
 mod hits;
 mod hold;
 mod put;
+mod retire;
 mod room;
 mod slabs;
+mod ssd;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
-use lapis_config::{ClientId, Fingerprint, Key, LineId, OpId, PoolId, PoolKind, SlotId, Time, UNIT_BYTES};
+use lapis_config::{
+    ClientId, Fingerprint, Key, LineId, OpId, PageIndex, PoolId, PoolKind, SegmentId, SlotId, SsdPlace, Time, UNIT_BYTES,
+    sizes,
+};
+
+pub use found::FoundRecord;
 
 use crate::{
-    copies::{Step, step_dram},
+    copies::{Copy, Step, step_dram},
     face::{Action, Caller, Counts, Outcome, Reply},
     hash::Map,
     kept::{Kept, Live, Tier},
@@ -44,6 +53,8 @@ const CLIENT_WAITS_MAX: usize = 64;
 /// Bits of `Entry::flags` beside the copy's state and the policy's bit.
 pub(crate) const HELD: u8 = 1 << 4;
 pub(crate) const PINNED: u8 = 1 << 5;
+/// Hit since it was written to SSD.
+pub(crate) const HIT: u8 = 1 << 6;
 
 /// A pool as the core sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +65,20 @@ pub struct PoolDef {
     pub block_bytes: u64,
     /// 4 KiB units of the slot of the largest block; of every block in a chain pool.
     pub slot_units: u32,
+    pub pieces: u16,
+}
+
+impl PoolDef {
+    /// 4 KiB units of the slot of a block of so many payload bytes.
+    pub fn units_of(&self, bytes: u32) -> u32 {
+        match self.kind {
+            PoolKind::Chain => self.slot_units,
+            PoolKind::Object => {
+                let units = sizes::slot_bytes_of(self.kind, self.pieces, u64::from(bytes)) / UNIT_BYTES;
+                self.slot_units.min(u32::try_from(units).unwrap_or(u32::MAX))
+            }
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -118,6 +143,18 @@ enum Growth {
 /// How long no more memory is asked for after there was none.
 const DENIED: Duration = Duration::from_secs(5);
 
+/// An operation under way: what is done when it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Op {
+    Verify { line: LineId, generation: u64 },
+    /// `None`: the line went meanwhile, the slot is the operation's.
+    Write { line: Option<LineId>, at: SsdPlace, pages: u32, slot: SlotId },
+    Read { line: Option<LineId>, at: SsdPlace, pages: u32, slot: SlotId },
+    Open(SegmentId),
+    List(SegmentId, PageIndex),
+    Flush(SegmentId),
+}
+
 /// See the module's head. Methods that take `now` may give any time not before the last one.
 pub struct Core<K: Kept, P: Policy> {
     kept: K,
@@ -159,11 +196,13 @@ pub struct Core<K: Kept, P: Policy> {
     woken: Vec<(PoolId, Key)>,
     recall_look: Time,
     adopting: Option<adopt::Adopting>,
-    /// Lines still to verify after a restart, hottest last.
+    /// Lines still to verify: after a restart, hottest last, and those that came from SSD.
     unverified: Vec<LineId>,
-    /// Operations under way: the line and its generation.
-    ops: BTreeMap<OpId, (LineId, u64)>,
+    ssd: ssd::Ssd,
+    ops: BTreeMap<OpId, Op>,
     op_next: u64,
+    /// Of them, checks of blocks.
+    verifying: usize,
     counts: Counts,
     actions: VecDeque<Action>,
 }
@@ -204,8 +243,10 @@ impl<K: Kept, P: Policy> Core<K, P> {
             recall_look: Time(0),
             adopting: None,
             unverified: Vec::new(),
+            ssd: ssd::Ssd::default(),
             ops: BTreeMap::new(),
             op_next: 0,
+            verifying: 0,
             counts: Counts::default(),
             actions: VecDeque::new(),
         }
@@ -280,7 +321,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     pub fn counts(&self) -> Counts {
-        self.counts
+        Counts { ssd_table_bytes: self.ssd.table_bytes(), ..self.counts }
     }
 
     pub fn pool_counts(&self, id: PoolId) -> PoolCounts {
@@ -302,7 +343,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
             self.run();
         }
         self.verify_more();
+        self.pump_log();
         let action = self.actions.pop_front();
+        if let Some(action) = &action {
+            self.need_segment_taken(action);
+        }
         if action == Some(Action::NeedMemory) && self.growth == Growth::Asked {
             self.growth = Growth::Taken;
         }
@@ -312,7 +357,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// When to call `tick` if nothing else happens.
     pub fn poll_timeout(&self) -> Option<Time> {
         let aside = (!self.aside.is_empty()).then_some(self.aside_look);
-        [self.puts.wake(), self.gets.deadline(), self.holds.until(), aside].into_iter().flatten().min()
+        let times = [self.puts.wake(), self.gets.deadline(), self.holds.until(), aside, self.log_timeout()];
+        times.into_iter().flatten().min()
     }
 
     /// Time passed: deadlines end waits and holds, slots aside are looked at again.
@@ -334,7 +380,22 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// How an operation ended.
     pub fn completed(&mut self, now: Time, op: OpId, outcome: Outcome) {
         self.clock(now);
-        let Some((line, generation)) = self.ops.remove(&op) else { return };
+        match self.ops.remove(&op) {
+            None => return,
+            Some(Op::Verify { line, generation }) => {
+                self.verifying -= 1;
+                self.verify_ended(line, generation, outcome);
+            }
+            Some(Op::Write { line, at, pages, slot }) => self.write_ended(line, at, pages, slot, outcome),
+            Some(Op::Read { line, at, pages, slot }) => self.read_ended(op, line, at, pages, slot, outcome),
+            Some(Op::Open(segment)) => self.opened(segment, outcome),
+            Some(Op::List(segment, place)) => self.listed(segment, place, outcome),
+            Some(Op::Flush(segment)) => self.flushed(segment, outcome),
+        }
+        self.run();
+    }
+
+    fn verify_ended(&mut self, line: LineId, generation: u64, outcome: Outcome) {
         let Some(live) = self.kept.live(line).filter(|live| live.generation == generation) else { return };
         match outcome {
             Outcome::Ok => {
@@ -347,9 +408,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 self.counts.corrupt += 1;
                 self.drop_subtree(line);
                 self.settle();
-                self.run();
             }
-            Outcome::Written { .. } | Outcome::Failed => {}
+            Outcome::Failed => {}
         }
     }
 
@@ -369,30 +429,44 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// Takes note that the block and up to `most - 1` above it were used; deepest first, so that the root is the most
     /// recent. What was used in the same tenth of a second was noted then, and all above it.
     fn touch(&mut self, line: LineId, live: &Live, most: u32) {
-        let mut shelf = self.shelf_of(live.place.slot);
         let chain = self.pools[&live.pool].def.kind == PoolKind::Chain;
+        let mut shelf = self.shelf_of(line, live);
         let (mut at, now) = (line, tenths(self.now));
         for _ in 0..most.min(TOUCHES_MAX) {
-            let entry = self.kept.entry(at);
+            let entry = self.kept.entry_mut(at);
             if entry.last_use == now {
                 return;
             }
             let parent = LineId(entry.parent);
-            self.policy.used(&mut self.kept, shelf, at, self.now);
+            if entry.ssd != 0 {
+                entry.flags |= HIT;
+            }
+            if Copy::of_dram(entry).is_readable() {
+                let shelf = *shelf.get_or_insert_with(|| self.shelf_of_line(at));
+                self.policy.used(&mut self.kept, shelf, at, self.now);
+            } else {
+                entry.last_use = now;
+            }
             if !parent.is_some() {
                 return;
             }
             at = parent;
             if !chain {
-                let live = self.kept.live(at).expect("a parent is resident");
-                shelf = self.shelf_of(live.place.slot);
+                shelf = None;
             }
         }
     }
 
-    /// The shelf of a published block.
-    fn shelf_of(&self, slot: SlotId) -> Shelf {
-        self.memory.slab_around(slot.0).expect("a published slot lies in a slab").shelf
+    /// The shelf of a published block; `None` if it is not in DRAM.
+    fn shelf_of(&self, line: LineId, live: &Live) -> Option<Shelf> {
+        let in_dram = Copy::of_dram(self.kept.entry(line)).is_readable();
+        in_dram.then(|| self.memory.slab_around(live.place.slot.0).expect("a published slot lies in a slab").shelf)
+    }
+
+    /// The shelf of a block that is in DRAM.
+    fn shelf_of_line(&self, line: LineId) -> Shelf {
+        let live = self.kept.live(line).expect("a live line");
+        self.memory.slab_around(live.place.slot.0).expect("a published slot lies in a slab").shelf
     }
 
     /// What followed from the last input: waiting puts and gets go on.
@@ -405,16 +479,18 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
         loop {
             if std::mem::take(&mut self.stirred) {
+                self.pump_fetches();
                 self.pump.extend(self.puts.shelves_waiting());
             }
             if let Some(shelf) = self.pump.pop_first() {
                 self.pump(shelf);
             } else if !self.woken.is_empty() {
                 self.wake_gets();
-            } else {
-                return;
+            } else if !self.stirred {
+                break;
             }
         }
+        self.write_ahead();
     }
 
     fn clock(&mut self, now: Time) {
@@ -425,22 +501,23 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.actions.push_back(Action::Reply { to, reply });
     }
 
-    fn op(&mut self, line: LineId, generation: u64) -> OpId {
+    fn begin(&mut self, what: Op) -> OpId {
         let op = OpId(self.op_next);
         self.op_next += 1;
-        self.ops.insert(op, (line, generation));
+        self.ops.insert(op, what);
         op
     }
 
     /// Starts checks of blocks that a restart found, the hottest first.
     fn verify_more(&mut self) {
-        while self.ops.len() < self.options.verifies_max {
+        while self.verifying < self.options.verifies_max {
             let Some(line) = self.unverified.pop() else { return };
             let Some(live) = self.kept.live(line) else { continue };
             if live.place.tier != Tier::DramUnverified {
                 continue;
             }
-            let op = self.op(line, live.generation);
+            let op = self.begin(Op::Verify { line, generation: live.generation });
+            self.verifying += 1;
             let (pool, key, place) = (live.pool, live.key, live.place);
             let (slot, bytes, sum) = (place.slot, place.bytes, place.sum);
             self.actions.push_back(Action::Verify { op, line, pool, key, slot, bytes, sum });

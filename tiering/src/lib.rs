@@ -11,6 +11,7 @@ pub mod face;
 mod groups;
 mod hash;
 pub mod kept;
+mod log;
 mod memory;
 mod plain;
 mod policy;
@@ -18,8 +19,9 @@ pub mod replay;
 mod tree;
 
 pub use crate::{
-    core::{Core, CoreOptions, PoolCounts, PoolDef},
+    core::{Core, CoreOptions, FoundRecord, PoolCounts, PoolDef},
     groups::Shares,
+    log::LogOptions,
     plain::PlainKept,
     policy::{Lru, Policy, Shelf},
     replay::Replay,

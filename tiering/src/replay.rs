@@ -55,7 +55,7 @@ impl<P: Policy> Replay<P> {
         core.extent_added(bytes);
         core.populated(0, bytes);
         let (namespace, kind) = (Fingerprint::default(), PoolKind::Chain);
-        core.pool_added(POOL, PoolDef { namespace, kind, block_bytes: UNIT_BYTES, slot_units: 1 });
+        core.pool_added(POOL, PoolDef { namespace, kind, block_bytes: UNIT_BYTES, slot_units: 1, pieces: 1 });
         core.client_added(CLIENT, true);
         Self { core, counts: ReplayCounts::default(), keys: Vec::new(), items: Vec::new(), puts: Vec::new() }
     }

@@ -424,7 +424,7 @@ fn a_parent_link_of_another_life_of_its_line_is_not_believed() {
     let entry = scene.core.kept_mut().entry_mut(block);
     (entry.parent, entry.parent_generation) = (stranger.0, generation.wrapping_sub(1));
     scene.restart();
-    assert_eq!(scene.core.remove(scene.now, pool, &[key(0, 0)]), 1);
+    assert_eq!(scene.remove(pool, &[key(0, 0)]), 1);
     assert!(scene.core.kept().find(pool, &key(1, 0)).is_some());
 }
 
@@ -467,7 +467,7 @@ fn a_verdict_on_bytes_that_were_replaced_meanwhile_counts_for_nothing() {
     scene.restart();
     scene.answers();
     let Some(Action::Verify { op, line, .. }) = scene.others.pop() else { panic!("a block is to be verified") };
-    scene.core.remove(scene.now, pool, &[key(0, 0)]);
+    scene.remove(pool, &[key(0, 0)]);
     scene.core.client_resumed(scene.client, &[]);
     scene.put_chain(pool, 5, 1);
     assert_eq!(scene.core.kept().find(pool, &key(5, 0)), Some(line), "the same line");

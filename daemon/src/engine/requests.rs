@@ -130,12 +130,12 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                 None
             }
             Request::Remove { token, pool, keys } => {
-                let blocks = core.remove(now, pool, &keys);
-                Some((id, Completion::Removed { token, blocks }))
+                core.remove(now, caller(token), pool, &keys);
+                None
             }
             Request::Purge { token, pool } => {
-                let blocks = core.purge(now, pool);
-                Some((id, Completion::Removed { token, blocks }))
+                core.purge(now, caller(token), pool);
+                None
             }
         };
         if let Some((id, completion)) = answer {

@@ -3,7 +3,7 @@
 
 use lapis_config::{ClientId, SlotId, Time};
 
-use super::{Core, DENIED, Growth};
+use super::{Core, DENIED, Growth, slabs::Handed};
 use crate::{
     face::Action,
     kept::Kept,
@@ -14,6 +14,16 @@ use crate::{
 const LOOK_SOON_US: u64 = 1_000;
 const LOOK_LATER_US: u64 = 100_000;
 
+/// What is waited for rather than done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// Memory that is being populated, and writes to SSD.
+    Long,
+    /// Writes to SSD: what belongs there is not dropped.
+    Short,
+    None,
+}
+
 /// How a search for slots ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Room {
@@ -22,19 +32,20 @@ pub(super) enum Room {
     Asked,
     /// Memory is being populated.
     Growing,
+    /// Blocks are being written to SSD, and make room then.
+    Writing,
     /// Nothing that may go is left.
     Wedged,
 }
 
 impl<K: Kept, P: Policy> Core<K, P> {
-    /// Takes slots for a client until there are `need`. `patient`: rather wait for memory that is being populated than
-    /// evict.
+    /// Takes slots for a client until there are `need`.
     pub(super) fn obtain(
         &mut self,
         shelf: Shelf,
         need: u32,
         client: ClientId,
-        patient: bool,
+        patience: Patience,
         slots: &mut Vec<SlotId>,
     ) -> Room {
         loop {
@@ -65,19 +76,30 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 }
                 Growth::Denied { .. } => {}
             }
-            if patient && self.memory.buddy.growing() {
+            if patience == Patience::Long && self.memory.buddy.growing() {
                 return Room::Growing;
             }
             self.recall(None);
-            if self.take_colder(shelf) || self.evict(shelf, short) > 0 || self.take_any(shelf) {
+            let force = patience == Patience::None;
+            let colder = self.take_colder(shelf, force);
+            if colder == Handed::Over {
                 continue;
             }
-            return Room::Wedged;
+            let evicted = self.evict(shelf, short, force);
+            if evicted.freed > 0 {
+                continue;
+            }
+            let writing = evicted.writing || colder == Handed::Writing;
+            match if writing { Handed::Writing } else { self.take_any(shelf, force) } {
+                Handed::Over => {}
+                Handed::Writing => return Room::Writing,
+                Handed::Nothing => return Room::Wedged,
+            }
         }
     }
 
     /// A new slab for the shelf, of free memory or of slabs that hold nothing.
-    fn grow(&mut self, shelf: Shelf) -> bool {
+    pub(super) fn grow(&mut self, shelf: Shelf) -> bool {
         let least = self.options.slab_units_min;
         loop {
             if let Some(slab) = self.memory.grow(shelf, least, !self.memory.buddy.growing()) {

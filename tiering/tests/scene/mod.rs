@@ -90,7 +90,7 @@ impl Scene {
     pub fn pool(&mut self, kind: PoolKind, block_bytes: u64, namespace: u8) -> PoolId {
         let id = PoolId(self.pools.len() as u16);
         let slot_units = block_bytes.div_ceil(UNIT_BYTES) as u32;
-        let def = PoolDef { namespace: Fingerprint([namespace; 32]), kind, block_bytes, slot_units };
+        let def = PoolDef { namespace: Fingerprint([namespace; 32]), kind, block_bytes, slot_units, pieces: 1 };
         self.pools.push(def);
         self.core.pool_added(id, def);
         id
@@ -216,6 +216,18 @@ impl Scene {
         let item = CommitItem { slot, key, parent, bytes: 100, sum: 1 };
         self.core.commit(self.now, self.client, pool, &[item], &mut puts);
         assert_eq!(puts, [Put::Stored]);
+    }
+
+    /// How many blocks were there, as far as the client is told: one that did not come back after a restart is not.
+    pub fn remove(&mut self, pool: PoolId, keys: &[Key]) -> u64 {
+        let (to, now) = (self.caller(), self.now);
+        self.core.remove(now, to, pool, keys);
+        let answers = self.answers();
+        let removed = answers.iter().find_map(|reply| match reply {
+            Reply::Removed { blocks } => Some(*blocks),
+            _ => None,
+        });
+        removed.unwrap_or(0)
     }
 
     pub fn slots_of(&self, pool: PoolId, keys: &[Key]) -> Vec<SlotId> {
