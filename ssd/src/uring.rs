@@ -1,0 +1,343 @@
+//! The device by io_uring: fixed file, registered buffers, a batch of operations in one call.
+//!
+//! Invariant: whatever the kernel may still touch (ring, file, memory under way, registered memory) is in [`Kernel`],
+//! which is dropped only if nothing is under way and is leaked otherwise.
+//! Invariant: each slot of `flights` is either in `free` or known to the kernel, to `again`, or to the submission queue.
+
+mod buffers;
+
+use std::{
+    io,
+    mem::ManuallyDrop,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    time::Duration,
+};
+
+use io_uring::{IoUring, opcode, squeue, types};
+use lapis_arena::{ArenaError, Mapping};
+
+use self::buffers::Buffers;
+use crate::{
+    SsdError,
+    device::{Completion, Device, DeviceFile, Io, IoKind, Waits, transfer::TRANSFER_BYTES_MAX},
+};
+
+/// Most operations of one device at once; also bounds the rings that the kernel allocates.
+pub const DEPTH_MAX: usize = 4096;
+/// Names the watch of the bell; slots are far below.
+const BELL: u64 = u64::MAX;
+/// An operation that the kernel gives back so often without a byte done is an error: a device that is busy for so long
+/// is stuck, and trying for ever would keep the thread busy.
+const TRIES_MAX: u32 = 64;
+
+/// A ring that no device uses yet: shows whether this host has io_uring for us.
+pub struct Ring {
+    ring: IoUring,
+    /// False until its thread takes it: see `Uring::take`.
+    enabled: bool,
+    depth: usize,
+}
+
+/// See the module's head. The thread that first calls `kick`, `poll` or `wait` is its thread from then on: the kernel
+/// refuses others.
+pub struct Uring {
+    kernel: ManuallyDrop<Kernel>,
+    bytes: u64,
+    enabled: bool,
+    /// Slots of `flights`.
+    free: Vec<u32>,
+    /// To be handed to the kernel once more.
+    again: Vec<u32>,
+    ended: Vec<Completion>,
+    /// The bell that is being watched.
+    bell: Option<RawFd>,
+}
+
+/// In the order in which they go: the ring first.
+struct Kernel {
+    ring: IoUring,
+    flights: Vec<Option<Flight>>,
+    buffers: Buffers,
+    file: DeviceFile,
+    /// Whether the file is the ring's number 0.
+    is_fixed: bool,
+}
+
+/// An operation under way; owns its memory.
+struct Flight {
+    io: Io,
+    done: usize,
+    tries: u32,
+}
+
+enum Step {
+    Again,
+    Ended(io::Result<()>),
+}
+
+impl Ring {
+    /// Sets up a ring for `depth` operations at once, or says why there is none: forbidden (EPERM by seccomp or
+    /// `io_uring_disabled`), unknown (ENOSYS), no memory to lock (ENOMEM), or too old.
+    pub fn set_up(depth: usize) -> Result<Self, SsdError> {
+        assert!(depth > 0, "a device that takes nothing");
+        let depth = depth.min(DEPTH_MAX);
+        let failed = |op| move |source| SsdError::Uring { op, source };
+        let (ring, enabled) = build(depth).map_err(failed("io_uring_setup"))?;
+        if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
+            return Err(failed("waits with a timeout (Linux 5.11)")(io::ErrorKind::Unsupported.into()));
+        }
+        // A filter may let the set-up pass and none of what follows.
+        ring.submitter().register_probe(&mut io_uring::Probe::new()).map_err(failed("io_uring_register"))?;
+        match ring.submit() {
+            Ok(_) => {}
+            // What a ring answers that is not enabled yet.
+            Err(error) if !enabled && error.raw_os_error() == Some(libc::EBADFD) => {}
+            Err(source) => return Err(failed("io_uring_enter")(source)),
+        }
+        Ok(Self { ring, enabled, depth })
+    }
+}
+
+/// The ring, and whether it is enabled. The completion queue is twice as long as the submission queue, which has room
+/// for all operations and the bell: it never overflows.
+fn build(depth: usize) -> io::Result<(IoUring, bool)> {
+    let entries = depth as u32 + 1;
+    let mut newest = IoUring::builder();
+    // Completions are then run when we ask, not by interrupting us. Disabled at first: a ring of a single issuer belongs
+    // to whoever enables it, and that is the thread that uses it.
+    newest.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_r_disabled();
+    match newest.setup_clamp().setup_submit_all().build(entries) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+        built => return built.map(|ring| (ring, false)),
+    }
+    // Linux 5.19.
+    let mut newer = IoUring::builder();
+    match newer.setup_coop_taskrun().setup_taskrun_flag().setup_clamp().setup_submit_all().build(entries) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+        built => return built.map(|ring| (ring, true)),
+    }
+    IoUring::builder().setup_clamp().build(entries).map(|ring| (ring, true))
+}
+
+impl Uring {
+    pub fn new(ring: Ring, file: DeviceFile) -> Self {
+        let Ring { ring, enabled, depth } = ring;
+        let is_fixed = match ring.submitter().register_files(&[file.as_fd().as_raw_fd()]) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::debug!(%error, path = %file.path().display(), "no fixed file; the descriptor serves as well");
+                false
+            }
+        };
+        let bytes = file.bytes();
+        let flights = (0..depth).map(|_| None).collect();
+        let kernel = ManuallyDrop::new(Kernel { ring, flights, buffers: Buffers::default(), file, is_fixed });
+        let free = (0..depth as u32).rev().collect();
+        Self { kernel, bytes, enabled, free, again: Vec::new(), ended: Vec::new(), bell: None }
+    }
+
+    /// Bytes of memory that the ring knows; operations on other memory cost the kernel a look-up of its pages each.
+    pub fn registered_bytes(&self) -> usize {
+        self.kernel.buffers.bytes()
+    }
+
+    /// Operations that the kernel has, or will be given.
+    fn in_flight(&self) -> usize {
+        self.kernel.flights.len() - self.free.len()
+    }
+
+    /// Makes the ring this thread's.
+    fn take(&mut self) -> io::Result<()> {
+        if !self.enabled {
+            self.kernel.ring.submitter().register_enable_rings()?;
+            self.enabled = true;
+        }
+        Ok(())
+    }
+
+    /// Hands over what is queued and lets the kernel post what has ended; no call if there is neither.
+    fn enter(&mut self) -> io::Result<()> {
+        self.take()?;
+        let ring = &mut self.kernel.ring;
+        let mut asked = false;
+        loop {
+            let queue = ring.submission();
+            let pending = queue.taskrun() || queue.cq_overflow();
+            if queue.is_empty() && (asked || !pending) {
+                return Ok(());
+            }
+            drop(queue);
+            match ring.submit() {
+                // Short of memory: what is queued stays, and the next call takes it.
+                Ok(0) if asked => return Ok(()),
+                Ok(_) => asked = true,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY)) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Takes what the kernel has posted.
+    fn reap(&mut self) {
+        let Kernel { ring, flights, .. } = &mut *self.kernel;
+        for entry in ring.completion() {
+            if entry.user_data() == BELL {
+                self.bell = None;
+                continue;
+            }
+            let slot = entry.user_data() as u32;
+            let place = &mut flights[slot as usize];
+            let flight = place.as_mut().expect("the kernel completes what it was given, once");
+            match flight.step(entry.result()) {
+                Step::Again => self.again.push(slot),
+                Step::Ended(result) => {
+                    self.ended.push(Completion { id: flight.io.id, result });
+                    *place = None;
+                    self.free.push(slot);
+                }
+            }
+        }
+    }
+
+    /// Queues a slot's operation, or what is left of it.
+    fn push(&mut self, slot: u32) {
+        let Kernel { ring, flights, buffers, file, is_fixed } = &mut *self.kernel;
+        let flight = flights[slot as usize].as_ref().expect("a slot under way");
+        let entry = if *is_fixed {
+            flight.entry(types::Fixed(0), buffers, file)
+        } else {
+            flight.entry(types::Fd(file.as_fd().as_raw_fd()), buffers, file)
+        };
+        // SAFETY: the entry's addresses lie in `flight.io.memory`, whose mapping `flights` keeps until the kernel has
+        // completed it, or for ever (see `drop`); the file and the registered buffers live as long as the ring does.
+        unsafe { ring.submission().push(&entry.user_data(u64::from(slot))) }
+            .expect("the queue has room for as many operations as there are slots, and for the bell");
+    }
+
+    fn push_again(&mut self) {
+        while let Some(slot) = self.again.pop() {
+            self.push(slot);
+        }
+    }
+
+    fn watch(&mut self, bell: RawFd) {
+        let entry = opcode::PollAdd::new(types::Fd(bell), libc::POLLIN as u32).build().user_data(BELL);
+        // SAFETY: a poll touches no memory of ours; the kernel holds the file that the descriptor is now.
+        unsafe { self.kernel.ring.submission().push(&entry) }.expect("a bell that is not watched has a place");
+        self.bell = Some(bell);
+    }
+}
+
+impl Device for Uring {
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn depth(&self) -> usize {
+        self.kernel.flights.len()
+    }
+
+    fn submit(&mut self, io: Io) -> Result<(), Io> {
+        if self.in_flight() + self.ended.len() == self.depth() {
+            return Err(io);
+        }
+        let nothing = io.kind == IoKind::Discard && !self.kernel.file.discards();
+        let checked = io.check(self.bytes);
+        if checked.is_err() || nothing || (io.bytes == 0 && io.kind != IoKind::Flush) {
+            self.ended.push(Completion { id: io.id, result: checked });
+            return Ok(());
+        }
+        let slot = self.free.pop().expect("fewer than `depth` are under way");
+        self.kernel.flights[slot as usize] = Some(Flight { io, done: 0, tries: 0 });
+        self.push(slot);
+        Ok(())
+    }
+
+    fn kick(&mut self) -> io::Result<()> {
+        self.enter()
+    }
+
+    fn poll(&mut self, out: &mut Vec<Completion>) -> io::Result<()> {
+        let mut entered = self.enter();
+        self.reap();
+        if !self.again.is_empty() {
+            self.push_again();
+            entered = entered.and_then(|()| self.enter());
+        }
+        out.append(&mut self.ended);
+        entered
+    }
+
+    fn register(&mut self, mapping: &Mapping) -> Result<(), ArenaError> {
+        let kernel = &mut *self.kernel;
+        kernel.buffers.register(&kernel.ring.submitter(), mapping)
+    }
+}
+
+impl Waits for Uring {
+    fn wait(&mut self, bell: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Result<()> {
+        self.take()?;
+        if !self.ended.is_empty() || !self.kernel.ring.completion().is_empty() {
+            return Ok(());
+        }
+        if self.bell.is_none() {
+            self.watch(bell.as_raw_fd());
+        }
+        debug_assert_eq!(self.bell, Some(bell.as_raw_fd()), "one bell for life");
+        let timeout = timeout.map(types::Timespec::from);
+        let mut arguments = types::SubmitArgs::new();
+        if let Some(timeout) = &timeout {
+            arguments = arguments.timespec(timeout);
+        }
+        match self.kernel.ring.submitter().submit_with_args(1, &arguments) {
+            Ok(_) => Ok(()),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY) => Ok(()),
+                _ => Err(error),
+            },
+        }
+    }
+}
+
+impl Drop for Uring {
+    /// Never waits. The kernel may still write into memory of operations under way, and taking down a ring with one that
+    /// hangs keeps a kernel worker and the descriptor's lock busy: then ring, file and memory stay as they are until the
+    /// process ends. The lock stays with them, rightly: the device may still be written to.
+    fn drop(&mut self) {
+        if self.enabled && self.in_flight() > 0 {
+            // Whatever has ended by now needs no leak. Another thread than the ring's is refused: no harm.
+            let _ = self.poll(&mut Vec::new());
+        }
+        let begun = self.in_flight() > 0 && self.enabled;
+        if begun {
+            let path = self.kernel.file.path().display();
+            tracing::warn!(%path, operations = self.in_flight(), "a device was given up with operations under way");
+            return;
+        }
+        // SAFETY: dropped once, here; nothing of it is used afterwards.
+        unsafe { ManuallyDrop::drop(&mut self.kernel) }
+    }
+}
+
+impl Flight {
+    fn entry(&self, fd: impl types::sealed::UseFixed, buffers: &Buffers, file: &DeviceFile) -> squeue::Entry {
+        let _ = (fd, buffers, file);
+        unreachable!()
+    }
+
+    /// What an answer of the kernel means for it.
+    fn step(&mut self, answer: i32) -> Step {
+        if self.io.kind == IoKind::Discard && answer != -libc::EINTR {
+            return Step::Ended(Ok(()));
+        }
+        match answer {
+            1.. => {
+                // Pages alone: a rest that begins within a logical block would be refused.
+                let _ = answer;
+                Step::Again
+            }
+            _ => Step::Ended(Ok(())),
+        }
+    }
+}
