@@ -110,6 +110,7 @@ impl Io {
         assert!(self.offset.is_multiple_of(page) && self.bytes.is_multiple_of(page), "whole pages");
         let moves = matches!(self.kind, IoKind::Read | IoKind::Write);
         assert!(self.memory.as_ref().map(|memory| memory.bytes() as u64) == moves.then_some(self.bytes), "memory fits");
+        self.memory.as_ref().inspect(|memory| memory.check());
         let writable = self.memory.as_ref().is_none_or(|memory| memory.mapping.is_writable());
         assert!(self.kind != IoKind::Read || writable, "a read into read-only memory");
         let fits = self.offset.checked_add(self.bytes).is_some_and(|end| end <= device_bytes);
@@ -121,12 +122,25 @@ impl Memory {
     /// # Panics
     /// If the range leaves the mapping or is not made of pages: places are ours.
     pub fn new(mapping: &Mapping, offset: usize, bytes: usize) -> Self {
-        assert!(offset.is_multiple_of(PAGE_BYTES) && bytes.is_multiple_of(PAGE_BYTES), "whole pages");
-        assert!(offset + bytes <= mapping.len(), "{bytes} bytes at {offset} of {}", mapping.len());
-        Self { mapping: mapping.clone(), range: offset..offset + bytes }
+        let memory = Self { mapping: mapping.clone(), range: offset..offset.saturating_add(bytes) };
+        memory.check();
+        memory
     }
 
     pub fn bytes(&self) -> usize {
         self.range.len()
+    }
+
+    fn check(&self) {
+        let Range { start, end } = self.range;
+        assert!(start.is_multiple_of(PAGE_BYTES) && end.is_multiple_of(PAGE_BYTES), "whole pages");
+        assert!(start <= end && end <= self.mapping.len(), "{start}..{end} of {} bytes", self.mapping.len());
+    }
+
+    /// Where `bytes` bytes from its byte `done` on lie; all of them are mapped while the mapping is.
+    pub(crate) fn address(&self, done: usize, bytes: usize) -> *mut u8 {
+        self.check();
+        assert!(done.checked_add(bytes).is_some_and(|end| end <= self.bytes()), "within the range");
+        self.mapping.as_ptr(self.range.start + done)
     }
 }

@@ -2,8 +2,12 @@
 #![deny(unsafe_code)]
 
 pub mod device;
+pub mod engine;
 mod error;
 pub mod format;
+pub mod threads;
+#[allow(unsafe_code, reason = "the kernel is handed descriptors and addresses; their owners outlive its use of them")]
+pub mod uring;
 pub mod volume;
 
 pub use error::SsdError;

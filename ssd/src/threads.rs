@@ -181,7 +181,9 @@ fn serve(shared: &Shared, carry_out: &CarryOut) {
             if work.closed && work.busy == 0 {
                 shared.file.unlock();
             }
+            drop(work);
             shared.end(Completion { id, result });
+            work = locked(&shared.work);
         } else if work.closed {
             return;
         } else {

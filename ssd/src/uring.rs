@@ -5,6 +5,7 @@
 //! Invariant: each slot of `flights` is either in `free` or known to the kernel, to `again`, or to the submission queue.
 
 mod buffers;
+mod flight;
 
 use std::{
     io,
@@ -16,20 +17,19 @@ use std::{
 use io_uring::{IoUring, opcode, squeue, types};
 use lapis_arena::{ArenaError, Mapping};
 
-use self::buffers::Buffers;
+use self::{
+    buffers::Buffers,
+    flight::{Flight, Step},
+};
 use crate::{
     SsdError,
-    device::{Completion, Device, DeviceFile, Io, IoKind, Waits, transfer::TRANSFER_BYTES_MAX},
+    device::{Completion, Device, DeviceFile, Io, IoKind, Waits},
 };
 
 /// Most operations of one device at once; also bounds the rings that the kernel allocates.
 pub const DEPTH_MAX: usize = 4096;
 /// Names the watch of the bell; slots are far below.
 const BELL: u64 = u64::MAX;
-/// An operation that the kernel gives back so often without a byte done is an error: a device that is busy for so long
-/// is stuck, and trying for ever would keep the thread busy.
-const TRIES_MAX: u32 = 64;
-
 /// A ring that no device uses yet: shows whether this host has io_uring for us.
 pub struct Ring {
     ring: IoUring,
@@ -61,18 +61,6 @@ struct Kernel {
     file: DeviceFile,
     /// Whether the file is the ring's number 0.
     is_fixed: bool,
-}
-
-/// An operation under way; owns its memory.
-struct Flight {
-    io: Io,
-    done: usize,
-    tries: u32,
-}
-
-enum Step {
-    Again,
-    Ended(io::Result<()>),
 }
 
 impl Ring {
@@ -146,6 +134,26 @@ impl Uring {
         self.kernel.flights.len() - self.free.len()
     }
 
+    /// Of these, the ones that the kernel has; at most one too many, while a bell is watched.
+    fn handed(&mut self) -> usize {
+        if !self.enabled {
+            return 0;
+        }
+        let queued = self.kernel.ring.submission().len().saturating_sub(usize::from(self.bell.is_some()));
+        self.in_flight() - self.again.len() - queued
+    }
+
+    /// Has the kernel post what has ended, and hands nothing over.
+    fn post(&self) {
+        let flags = io_uring::EnterFlags::GETEVENTS.bits();
+        // SAFETY: no argument is passed, nothing is submitted, nothing is waited for.
+        let posted = unsafe { self.kernel.ring.submitter().enter::<libc::sigset_t>(0, 0, flags, None) };
+        if let Err(error) = posted {
+            // Another thread than the ring's is refused.
+            tracing::debug!(%error, "completions of a ring that is given up");
+        }
+    }
+
     /// Makes the ring this thread's.
     fn take(&mut self) -> io::Result<()> {
         if !self.enabled {
@@ -192,7 +200,7 @@ impl Uring {
             match flight.step(entry.result()) {
                 Step::Again => self.again.push(slot),
                 Step::Ended(result) => {
-                    self.ended.push(Completion { id: flight.io.id, result });
+                    self.ended.push(Completion { id: flight.id(), result });
                     *place = None;
                     self.free.push(slot);
                 }
@@ -204,14 +212,14 @@ impl Uring {
     fn push(&mut self, slot: u32) {
         let Kernel { ring, flights, buffers, file, is_fixed } = &mut *self.kernel;
         let flight = flights[slot as usize].as_ref().expect("a slot under way");
-        let entry = if *is_fixed {
-            flight.entry(types::Fixed(0), buffers, file)
-        } else {
-            flight.entry(types::Fd(file.as_fd().as_raw_fd()), buffers, file)
+        let (fd, flags) = match *is_fixed {
+            true => (0, squeue::Flags::FIXED_FILE),
+            false => (file.as_fd().as_raw_fd(), squeue::Flags::empty()),
         };
-        // SAFETY: the entry's addresses lie in `flight.io.memory`, whose mapping `flights` keeps until the kernel has
+        let entry = flight.entry(types::Fd(fd), buffers).flags(flags).user_data(u64::from(slot));
+        // SAFETY: the entry's addresses lie in the flight's memory, whose mapping `flights` keeps until the kernel has
         // completed it, or for ever (see `drop`); the file and the registered buffers live as long as the ring does.
-        unsafe { ring.submission().push(&entry.user_data(u64::from(slot))) }
+        unsafe { ring.submission().push(&entry) }
             .expect("the queue has room for as many operations as there are slots, and for the bell");
     }
 
@@ -249,7 +257,7 @@ impl Device for Uring {
             return Ok(());
         }
         let slot = self.free.pop().expect("fewer than `depth` are under way");
-        self.kernel.flights[slot as usize] = Some(Flight { io, done: 0, tries: 0 });
+        self.kernel.flights[slot as usize] = Some(Flight::new(io));
         self.push(slot);
         Ok(())
     }
@@ -305,14 +313,14 @@ impl Drop for Uring {
     /// hangs keeps a kernel worker and the descriptor's lock busy: then ring, file and memory stay as they are until the
     /// process ends. The lock stays with them, rightly: the device may still be written to.
     fn drop(&mut self) {
-        if self.enabled && self.in_flight() > 0 {
-            // Whatever has ended by now needs no leak. Another thread than the ring's is refused: no harm.
-            let _ = self.poll(&mut Vec::new());
+        if self.handed() > 0 {
+            self.post();
+            self.reap();
         }
-        let begun = self.in_flight() > 0 && self.enabled;
-        if begun {
+        let operations = self.handed();
+        if operations > 0 {
             let path = self.kernel.file.path().display();
-            tracing::warn!(%path, operations = self.in_flight(), "a device was given up with operations under way");
+            tracing::warn!(%path, operations, "a device was given up with operations under way");
             return;
         }
         // SAFETY: dropped once, here; nothing of it is used afterwards.
@@ -320,24 +328,60 @@ impl Drop for Uring {
     }
 }
 
-impl Flight {
-    fn entry(&self, fd: impl types::sealed::UseFixed, buffers: &Buffers, file: &DeviceFile) -> squeue::Entry {
-        let _ = (fd, buffers, file);
-        unreachable!()
+#[cfg(test)]
+mod tests {
+    use std::{os::fd::OwnedFd, time::Instant};
+
+    use lapis_arena::{Access, memfd};
+
+    use super::*;
+    use crate::device::{IoId, Memory};
+
+    /// A pipe that nobody writes to answers no read, as a hung device does.
+    #[test]
+    fn a_hung_operation_is_left_behind_with_its_memory_and_nobody_waits() {
+        let Ok(ring) = Ring::set_up(4).map_err(|error| println!("skipped: {error:?}")) else {
+            return;
+        };
+        let (reader, _writer): (OwnedFd, OwnedFd) = rustix::pipe::pipe().expect("a pipe");
+        let mut device = Uring::new(ring, DeviceFile::of_test(reader, 1 << 20));
+        let mapping = named("hung");
+        device.submit(Io::read(IoId(1), 0, Memory::new(&mapping, 0, 4096))).expect("room");
+        device.kick().expect("a ring");
+        let mut out = Vec::new();
+        device.poll(&mut out).expect("a ring");
+        assert!(out.is_empty() && device.in_flight() == 1);
+        drop(mapping);
+        let start = Instant::now();
+        drop(device);
+        assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
+        assert!(is_mapped("hung"), "the device may still write there");
     }
 
-    /// What an answer of the kernel means for it.
-    fn step(&mut self, answer: i32) -> Step {
-        if self.io.kind == IoKind::Discard && answer != -libc::EINTR {
-            return Step::Ended(Ok(()));
-        }
-        match answer {
-            1.. => {
-                // Pages alone: a rest that begins within a logical block would be refused.
-                let _ = answer;
-                Step::Again
-            }
-            _ => Step::Ended(Ok(())),
-        }
+    #[test]
+    fn what_was_never_handed_over_is_given_up_without_a_trace() {
+        let Ok(ring) = Ring::set_up(4).map_err(|error| println!("skipped: {error:?}")) else {
+            return;
+        };
+        let (reader, _writer): (OwnedFd, OwnedFd) = rustix::pipe::pipe().expect("a pipe");
+        let mut device = Uring::new(ring, DeviceFile::of_test(reader, 1 << 20));
+        device.kick().expect("a ring");
+        let mapping = named("queued");
+        device.submit(Io::read(IoId(1), 0, Memory::new(&mapping, 0, 4096))).expect("room");
+        assert_eq!(device.handed(), 0);
+        drop(mapping);
+        assert!(is_mapped("queued"));
+        drop(device);
+        assert!(!is_mapped("queued"));
+    }
+
+    /// Memory that can be told from all other in the list of this process's mappings.
+    fn named(name: &str) -> Mapping {
+        let (fd, _) = memfd::create(name, 4096, memfd::Huge::Never).expect("memory");
+        Mapping::shared(fd.as_fd(), 4096, Access::ReadWrite).expect("address space")
+    }
+
+    fn is_mapped(name: &str) -> bool {
+        std::fs::read_to_string("/proc/self/maps").expect("procfs").contains(&format!("/memfd:{name} "))
     }
 }

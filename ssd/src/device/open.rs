@@ -39,7 +39,9 @@ pub struct DeviceFile {
 pub enum FileKind {
     Regular,
     /// With the bytes of its logical block: what it reads and writes at once.
-    Block { logical_bytes: u32 },
+    Block {
+        logical_bytes: u32,
+    },
 }
 
 impl DeviceFile {

@@ -14,9 +14,9 @@ pub const TRANSFER_BYTES_MAX: usize = 1 << 30;
 pub fn read(fd: BorrowedFd<'_>, offset: u64, memory: &Memory) -> io::Result<()> {
     assert!(memory.mapping.is_writable(), "a read into read-only memory");
     whole(memory.bytes(), io::ErrorKind::UnexpectedEof, |done, bytes| {
-        let to = memory.mapping.as_ptr(memory.range.start + done);
-        // SAFETY: `bytes` bytes from `to` on are within the range of the mapping (`Memory` was checked, `whole` stays
-        // in it), which `memory` keeps mapped until this returns. Others may map them too: no reference is formed.
+        let to = memory.address(done, bytes);
+        // SAFETY: `bytes` bytes from `to` on are mapped, as `address` checked, and `memory` keeps them so until this
+        // returns. Others may map them too: no reference is formed.
         unsafe { libc::pread(fd.as_raw_fd(), to.cast(), bytes, offset_of(offset, done)) }
     })
 }
@@ -24,7 +24,7 @@ pub fn read(fd: BorrowedFd<'_>, offset: u64, memory: &Memory) -> io::Result<()> 
 /// Writes all of `memory` from `offset` on.
 pub fn write(fd: BorrowedFd<'_>, offset: u64, memory: &Memory) -> io::Result<()> {
     whole(memory.bytes(), io::ErrorKind::WriteZero, |done, bytes| {
-        let from = memory.mapping.as_ptr(memory.range.start + done);
+        let from = memory.address(done, bytes);
         // SAFETY: as for `read`; the kernel only reads them, and what somebody changes meanwhile fails its sum later.
         unsafe { libc::pwrite(fd.as_raw_fd(), from.cast(), bytes, offset_of(offset, done)) }
     })
