@@ -2,7 +2,7 @@
 //!
 //! Invariant: the same seed, plan and calls give the same completions and the same bytes.
 //! Invariant: a write reads its memory when it lands, a read fills its memory when it ends: memory that is used again
-//! too early shows.
+//! too early shows. So does memory that two operations have at once, or a name.
 //! Dropping it is what a kill is: writes under way land, land in part or do not, by the seed; then the disk is still.
 
 mod plan;
@@ -134,6 +134,23 @@ impl Faulty {
     /// Ends the process that has it open; see the module's head.
     pub fn kill(self) -> Injected {
         self.injected
+    }
+
+    /// What every submitter promises: a name of its own, and memory that nothing else is at.
+    fn expect_own(&self, io: &Io) {
+        let ops = self.under_way.values().chain(&self.hung).map(|op| &op.io);
+        for other in self.staged.iter().chain(ops) {
+            assert!(other.id != io.id, "{:?} is under way", io.id);
+            let reads = [io.kind, other.kind].contains(&IoKind::Read);
+            if let (Some(memory), Some(used), true) = (&io.memory, &other.memory, reads) {
+                let [memory, used] = [memory, used].map(|memory| {
+                    let start = memory.address(0, memory.bytes()) as usize;
+                    start..start + memory.bytes()
+                });
+                let apart = memory.end <= used.start || used.end <= memory.start;
+                assert!(apart, "{:?} is at the memory of {:?}, and one of them reads", io.id, other.id);
+            }
+        }
     }
 
     fn begin(&mut self, io: Io) {
@@ -343,6 +360,7 @@ impl Device for Faulty {
         if taken == self.depth {
             return Err(io);
         }
+        self.expect_own(&io);
         self.staged.push(io);
         Ok(())
     }

@@ -6,6 +6,7 @@
 
 mod buffers;
 mod flight;
+mod ring;
 
 use std::{
     io,
@@ -17,27 +18,15 @@ use std::{
 use io_uring::{IoUring, opcode, squeue, types};
 use lapis_arena::{ArenaError, Mapping};
 
+pub use self::ring::{DEPTH_MAX, Ring};
 use self::{
     buffers::Buffers,
     flight::{Flight, Step},
 };
-use crate::{
-    SsdError,
-    device::{Completion, Device, DeviceFile, Io, IoKind, Waits},
-};
+use crate::device::{Completion, Device, DeviceFile, Io, IoKind, Waits};
 
-/// Most operations of one device at once; also bounds the rings that the kernel allocates.
-pub const DEPTH_MAX: usize = 4096;
 /// Names the watch of the bell; slots are far below.
 const BELL: u64 = u64::MAX;
-/// A ring that no device uses yet: shows whether this host has io_uring for us.
-pub struct Ring {
-    ring: IoUring,
-    /// False until its thread takes it: see `Uring::take`.
-    enabled: bool,
-    depth: usize,
-}
-
 /// See the module's head. The thread that first calls `kick`, `poll` or `wait` is its thread from then on: the kernel
 /// refuses others.
 pub struct Uring {
@@ -61,50 +50,6 @@ struct Kernel {
     file: DeviceFile,
     /// Whether the file is the ring's number 0.
     is_fixed: bool,
-}
-
-impl Ring {
-    /// Sets up a ring for `depth` operations at once, or says why there is none: forbidden (EPERM by seccomp or
-    /// `io_uring_disabled`), unknown (ENOSYS), no memory to lock (ENOMEM), or too old.
-    pub fn set_up(depth: usize) -> Result<Self, SsdError> {
-        assert!(depth > 0, "a device that takes nothing");
-        let depth = depth.min(DEPTH_MAX);
-        let failed = |op| move |source| SsdError::Uring { op, source };
-        let (ring, enabled) = build(depth).map_err(failed("io_uring_setup"))?;
-        if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
-            return Err(failed("waits with a timeout (Linux 5.11)")(io::ErrorKind::Unsupported.into()));
-        }
-        // A filter may let the set-up pass and none of what follows.
-        ring.submitter().register_probe(&mut io_uring::Probe::new()).map_err(failed("io_uring_register"))?;
-        match ring.submit() {
-            Ok(_) => {}
-            // What a ring answers that is not enabled yet.
-            Err(error) if !enabled && error.raw_os_error() == Some(libc::EBADFD) => {}
-            Err(source) => return Err(failed("io_uring_enter")(source)),
-        }
-        Ok(Self { ring, enabled, depth })
-    }
-}
-
-/// The ring, and whether it is enabled. The completion queue is twice as long as the submission queue, which has room
-/// for all operations and the bell: it never overflows.
-fn build(depth: usize) -> io::Result<(IoUring, bool)> {
-    let entries = depth as u32 + 1;
-    let mut newest = IoUring::builder();
-    // Completions are then run when we ask, not by interrupting us. Disabled at first: a ring of a single issuer belongs
-    // to whoever enables it, and that is the thread that uses it.
-    newest.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_r_disabled();
-    match newest.setup_clamp().setup_submit_all().build(entries) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
-        built => return built.map(|ring| (ring, false)),
-    }
-    // Linux 5.19.
-    let mut newer = IoUring::builder();
-    match newer.setup_coop_taskrun().setup_taskrun_flag().setup_clamp().setup_submit_all().build(entries) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
-        built => return built.map(|ring| (ring, true)),
-    }
-    IoUring::builder().setup_clamp().build(entries).map(|ring| (ring, true))
 }
 
 impl Uring {
@@ -292,7 +237,7 @@ impl Waits for Uring {
         if self.bell.is_none() {
             self.watch(bell.as_raw_fd());
         }
-        debug_assert_eq!(self.bell, Some(bell.as_raw_fd()), "one bell for life");
+        assert_eq!(self.bell, Some(bell.as_raw_fd()), "one bell for life");
         let timeout = timeout.map(types::Timespec::from);
         let mut arguments = types::SubmitArgs::new();
         if let Some(timeout) = &timeout {
@@ -336,6 +281,40 @@ mod tests {
 
     use super::*;
     use crate::device::{IoId, Memory};
+
+    #[test]
+    fn every_setup_that_this_kernel_knows_serves_the_same() {
+        for (index, setup) in ring::SETUPS.into_iter().enumerate() {
+            let ring = match Ring::set_up_as(4, &[setup]) {
+                Ok(ring) => ring,
+                Err(error) => {
+                    println!("skipped: setup {index}: {error:?}");
+                    continue;
+                }
+            };
+            let dir = tempfile::tempdir().expect("a directory");
+            let file = DeviceFile::open(&dir.path().join("device"), Some(1 << 20)).expect("room");
+            let mut device = Uring::new(ring, file);
+            let mapping = Mapping::anonymous(8192).expect("memory");
+            mapping.copy_in(0, &[index as u8 + 1; 4096]);
+            let bell = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).expect("a descriptor");
+            let mut out = Vec::new();
+            for io in [Io::write(IoId(0), 4096, Memory::new(&mapping, 0, 4096)), Io::flush(IoId(1))]
+                .into_iter()
+                .chain([Io::read(IoId(2), 4096, Memory::new(&mapping, 4096, 4096))])
+            {
+                let count = out.len() + 1;
+                device.submit(io).expect("room");
+                device.kick().expect("a kick");
+                while out.len() < count {
+                    device.wait(bell.as_fd(), None).expect("a wait");
+                    device.poll(&mut out).expect("a poll");
+                }
+            }
+            assert!(out.iter().all(|ended| ended.result.is_ok()), "setup {index}: {out:?}");
+            assert!(mapping.to_vec(4096, 4096) == [index as u8 + 1; 4096], "setup {index}");
+        }
+    }
 
     /// A pipe that nobody writes to answers no read, as a hung device does.
     #[test]

@@ -218,8 +218,11 @@ fn a_kill_leaves_writes_under_way_whole_in_part_or_not_at_all() {
     assert_eq!(left, BTreeSet::from(["all", "nothing", "part"]));
 }
 
+/// What ended how, by name and error.
+type Ended = Vec<(u64, Option<i32>)>;
+
 /// Random operations under a plan: what ended how, and what is on the disk.
-fn scramble(faults: Faults, seed: u64) -> (Vec<(u64, Option<i32>)>, Vec<u8>, Injected) {
+fn scramble(faults: Faults, seed: u64) -> (Ended, Vec<u8>, Injected) {
     let disk = Disk::new(DEVICE_BYTES);
     let mut device = Faulty::new(&disk, 16, faults, seed);
     let mut rng = Rng::with_seed(seed);
@@ -263,4 +266,16 @@ fn among_all_faults_each_happens_and_each_operation_ends_once() {
     for fault in Fault::ALL {
         assert_eq!(injected.of(fault) > 0, fault != Fault::Gone, "{fault:?}: {injected:?}");
     }
+}
+
+#[test]
+fn memory_that_a_read_fills_is_no_other_operations() {
+    let mapping = Mapping::anonymous(2 * PAGE).expect("memory");
+    let mut device = Faulty::new(&Disk::new(DEVICE_BYTES), 8, Faults::NONE, 1);
+    let first = |bytes| Memory::new(&mapping, 0, bytes);
+    device.submit(Io::write(IoId(1), 0, first(PAGE_BYTES))).expect("room");
+    device.submit(Io::write(IoId(2), AT, first(2 * PAGE_BYTES))).expect("two may write the same");
+    let mut panics = |io: Io| std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| device.submit(io))).is_err();
+    assert!(panics(Io::read(IoId(3), AT, Memory::new(&mapping, PAGE_BYTES, PAGE_BYTES))));
+    assert!(panics(Io::flush(IoId(2))));
 }
