@@ -33,7 +33,7 @@ const STUCK: Duration = Duration::from_secs(60);
 enum Driven {
     Real { engine: Engine, bell: OwnedFd },
     Memory(MemDevice),
-    Faulty(Faulty),
+    Faulty(Box<Faulty>),
 }
 
 struct Subject {
@@ -48,7 +48,7 @@ impl Subject {
         match &mut self.driven {
             Driven::Real { engine, .. } => engine,
             Driven::Memory(device) => device,
-            Driven::Faulty(device) => device,
+            Driven::Faulty(device) => &mut **device,
         }
     }
 
@@ -123,7 +123,7 @@ fn real_subjects() -> Vec<Subject> {
 fn subjects() -> Vec<Subject> {
     let disk = || Disk::new(DEVICE_BYTES);
     let memory = Driven::Memory(MemDevice::new(&disk(), DEPTH));
-    let faulty = Driven::Faulty(Faulty::new(&disk(), DEPTH, Faults::NONE, 1));
+    let faulty = Driven::Faulty(Box::new(Faulty::new(&disk(), DEPTH, Faults::NONE, 1)));
     let mut subjects = real_subjects();
     subjects.push(Subject { name: "memory".into(), driven: memory, dir: temporary() });
     subjects.push(Subject { name: "faulty".into(), driven: faulty, dir: temporary() });
