@@ -12,7 +12,8 @@ pub enum SsdError {
     /// Another daemon has it, or the last one's operations have not ended yet: wait, or stop it.
     #[error("{path} is locked: another process uses it as a device of its log")]
     Locked { path: PathBuf },
-    /// A block device that is mounted, part of an array, or swap: it holds somebody's data.
+    /// A block device that is mounted, part of an array, or swap: it holds somebody's data. Or the ring of a process that
+    /// has ended is still being taken down: that takes less than a second.
     #[error("{path} is mounted or held by the kernel")]
     Busy { path: PathBuf },
     #[error("{path} is neither a regular file nor a block device")]
@@ -32,9 +33,9 @@ pub enum SsdError {
 }
 
 impl SsdError {
-    /// True if the same call may succeed later without anyone's help: a process that was killed keeps its lock until
-    /// the device has answered for its last operations.
+    /// True if the same call may succeed later without anyone's help: a process that was killed keeps lock and claim
+    /// until the device has answered for its last operations, and for some 50 ms more.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Locked { .. })
+        matches!(self, Self::Locked { .. } | Self::Busy { .. })
     }
 }

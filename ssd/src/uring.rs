@@ -27,6 +27,7 @@ use crate::device::{Completion, Device, DeviceFile, Io, IoKind, Waits};
 
 /// Names the watch of the bell; slots are far below.
 const BELL: u64 = u64::MAX;
+
 /// See the module's head. The thread that first calls `kick`, `poll` or `wait` is its thread from then on: the kernel
 /// refuses others.
 pub struct Uring {
@@ -182,6 +183,20 @@ impl Uring {
     }
 }
 
+impl Kernel {
+    /// Gives back what the ring holds. Closing it would do so too, but some 50 ms later, when the kernel takes it down
+    /// behind: until then nobody else could claim the device.
+    fn release(&self) {
+        let submitter = self.ring.submitter();
+        let file = if self.is_fixed { submitter.unregister_files() } else { Ok(()) };
+        let buffers = if self.buffers.bytes() > 0 { submitter.unregister_buffers() } else { Ok(()) };
+        if let Err(error) = file.and(buffers) {
+            // Another thread than the ring's is refused.
+            tracing::debug!(%error, path = %self.file.path().display(), "a ring is taken down behind");
+        }
+    }
+}
+
 impl Device for Uring {
     fn bytes(&self) -> u64 {
         self.bytes
@@ -268,6 +283,7 @@ impl Drop for Uring {
             tracing::warn!(%path, operations, "a device was given up with operations under way");
             return;
         }
+        self.kernel.release();
         // SAFETY: dropped once, here; nothing of it is used afterwards.
         unsafe { ManuallyDrop::drop(&mut self.kernel) }
     }

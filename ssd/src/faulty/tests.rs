@@ -279,3 +279,36 @@ fn memory_that_a_read_fills_is_no_other_operations() {
     assert!(panics(Io::read(IoId(3), AT, Memory::new(&mapping, PAGE_BYTES, PAGE_BYTES))));
     assert!(panics(Io::flush(IoId(2))));
 }
+
+#[test]
+fn what_a_flush_covered_outlasts_a_kill_and_a_power_cut() {
+    let mut survived = 0;
+    for seed in 0..200 {
+        let disk = Disk::new(DEVICE_BYTES);
+        let mut device = Faulty::new(&disk, 16, Faults::loud(800), seed);
+        let (mut done, mut covered) = (Vec::new(), 0);
+        for page in 0..32 {
+            let content = vec![page as u8 + 1; PAGE_BYTES];
+            if one(&mut device, Io::write(IoId(page), page * PAGE, memory_of(&content))).is_ok() {
+                done.push((page, content));
+            }
+            if page % 5 == 4 {
+                // Begun after the flush, and so not covered by it.
+                let before = done.len();
+                device.submit(Io::flush(IoId(100))).expect("room");
+                device.submit(Io::write(IoId(101), 40 * PAGE, memory_of(&[9; BYTES]))).expect("room");
+                let ended = run(&mut device);
+                if ended.iter().any(|ended| ended.id == IoId(100) && ended.result.is_ok()) {
+                    covered = before;
+                }
+            }
+        }
+        device.kill();
+        disk.power_cut(seed);
+        for (page, content) in &done[..covered] {
+            assert!(disk.read(page * PAGE, PAGE_BYTES) == *content, "seed {seed}, page {page}");
+            survived += 1;
+        }
+    }
+    assert!(survived > 2000, "{survived}");
+}
