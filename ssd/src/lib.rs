@@ -2,5 +2,15 @@
 #![deny(unsafe_code)]
 
 pub mod device;
+pub mod disk;
+pub mod engine;
+mod error;
+pub mod faulty;
 pub mod format;
+pub mod memory;
+pub mod threads;
+#[allow(unsafe_code, reason = "the kernel is handed descriptors and addresses; their owners outlive its use of them")]
+pub mod uring;
 pub mod volume;
+
+pub use error::SsdError;
