@@ -336,6 +336,11 @@ impl Log {
         self.waiting.push_back(Pending::Purge { pool, ticket });
     }
 
+    pub fn pool_purged(&mut self, pool: PoolId, before: u64) {
+        let floor = self.purged.entry(pool).or_insert(before);
+        *floor = before.max(*floor);
+    }
+
     // ---- What is to be written ----
 
     /// The next thing to do. `urgent`: somebody waits for what is written.

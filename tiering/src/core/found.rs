@@ -32,6 +32,13 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
     }
 
+    /// The pool's records below the sequence are gone: every segment that lists the pool says so.
+    pub fn pool_purged(&mut self, pool: PoolId, before: u64) {
+        if let Some(log) = &mut self.ssd.log {
+            log.pool_purged(pool, before);
+        }
+    }
+
     /// A record of a segment that was told, the youngest ones first: then most parents come before their children.
     /// What is in DRAM is believed; a record that fits it makes it clean.
     pub fn record_found(&mut self, found: &FoundRecord) {
@@ -173,16 +180,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 continue;
             }
             match Copy::of_dram(self.kept.entry(line)) {
-                Copy::Clean => {
-                    let entry = self.kept.entry_mut(line);
-                    step_dram(entry, Step::Lost);
-                    entry.ssd = 0;
-                    self.counts.ssd_blocks -= 1;
-                }
-                Copy::Filling => {
-                    self.kept.entry_mut(line).ssd = 0;
-                    self.counts.ssd_blocks -= 1;
-                }
+                Copy::Clean => self.lost_on_ssd(line),
+                // Also what is being read: a device that is out may never answer.
                 _ => self.drop_lost(line),
             }
         }

@@ -218,16 +218,17 @@ impl Scene {
         assert_eq!(puts, [Put::Stored]);
     }
 
-    /// How many blocks were there, as far as the client is told: one that did not come back after a restart is not.
+    /// How many blocks went.
     pub fn remove(&mut self, pool: PoolId, keys: &[Key]) -> u64 {
-        let (to, now) = (self.caller(), self.now);
+        let (to, now, before) = (self.caller(), self.now, self.core.counts().blocks);
         self.core.remove(now, to, pool, keys);
-        let answers = self.answers();
-        let removed = answers.iter().find_map(|reply| match reply {
-            Reply::Removed { blocks } => Some(*blocks),
+        let removed = before - self.core.counts().blocks;
+        let told = self.answers().into_iter().find_map(|reply| match reply {
+            Reply::Removed { blocks } => Some(blocks),
             _ => None,
         });
-        removed.unwrap_or(0)
+        assert!(told.is_none_or(|told| told == removed), "{told:?} of {removed}");
+        removed
     }
 
     pub fn slots_of(&self, pool: PoolId, keys: &[Key]) -> Vec<SlotId> {
