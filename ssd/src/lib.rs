@@ -3,4 +3,8 @@
 
 pub mod device;
 pub mod format;
+pub mod recover;
 pub mod volume;
+
+#[cfg(test)]
+mod testing;
