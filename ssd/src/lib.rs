@@ -3,6 +3,7 @@
 
 pub mod device;
 pub mod format;
+pub mod fsck;
 pub mod recover;
 pub mod volume;
 

@@ -2,21 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use lapis_config::{Key, SsdPlace};
+use lapis_config::{Key, PageIndex, PoolId, SegmentId, SsdPlace};
 use proptest::prelude::*;
 
-use super::{DeviceScan, Recovered, Scan, WhyFree, merge};
+use super::{Damage, DeviceScan, Listed, Recovered, Scan, ScannedSegment, SegmentPool, WhyFree, merge};
 use crate::{
     device::IoKind,
-    format::{PAGE_BYTES, Record, Superblock},
+    format::{GroupRecord, LogId, PAGE_BYTES, Record, SegmentUse, Superblock},
     testing::{
         Event, Sheet, open, shapes,
         writer::{Name, Writer},
     },
 };
 
-const SEGMENTS: u64 = 4;
-const BYTES: u64 = (SEGMENTS * 64 << 20) + (1 << 20);
+/// Four segments, so that they are used again and again.
+const BYTES: u64 = 257 << 20;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -338,4 +338,75 @@ fn a_segment_that_cannot_be_read_is_free_and_the_rest_is_found() {
     let scan = scan(&mut sheet, writer.volume.superblock());
     let why: Vec<&WhyFree> = scan.free.iter().map(|(_, why)| why).collect();
     assert_eq!((scan.segments.len(), why), (1, vec![&WhyFree::Unreadable, &WhyFree::Blank, &WhyFree::Blank]));
+}
+
+/// A segment of several chunks: each listing is a page, and the 9000 pages that are skipped keep the chunks apart.
+fn long() -> Writer {
+    let page = |key| [Step::Put { group: 0, pool: 0, key, kib: 4 }, Step::List { group: 0 }];
+    let steps =
+        (0..60).flat_map(|i| page(i).into_iter().chain((i == 20).then_some(Step::Skip { group: 0, pages: 9000 })));
+    write(&steps.collect::<Vec<_>>())
+}
+
+#[test]
+fn a_segment_is_followed_from_chunk_to_chunk_and_ends_where_the_way_is_broken() {
+    let writer = long();
+    let pages = writer.volume.device().pages.clone();
+    let recovered = recover(pages.clone()).expect("whole");
+    assert_eq!((recovered.groups[0].records.len(), recovered.groups[0].segments.len()), (60, 1));
+    // The first page lists the pool, so 15 blocks are in the first chunk, 16 in each of the next.
+    let contents: Vec<u64> = pages.iter().filter(|(_, p)| p.starts_with(b"LAPISTOC")).map(|(at, _)| *at).collect();
+    for (broken, left) in [(15, 14), (14, 59), (31, 30), (32, 59)] {
+        let mut spoilt = pages.clone();
+        spoilt.get_mut(&contents[broken]).expect("one of them")[2000] ^= 1;
+        let recovered = recover(spoilt).expect("whole superblocks");
+        assert_eq!(recovered.groups[0].records.len(), left, "page {broken} of contents");
+        nothing_is_made_up(&writer, &recovered);
+    }
+}
+
+#[test]
+fn of_several_devices_the_highest_sequence_wins_and_a_purge_on_one_counts_on_all() {
+    let key = |i: u64| Key([i; 4]);
+    let listed = |key, sequence, start, removed| Listed {
+        key,
+        parent: Key::default(),
+        sum: sequence,
+        sequence,
+        start: PageIndex(start),
+        pages: 1,
+        bytes: 4096,
+        pool: 0,
+        class: 0,
+        removed,
+    };
+    let segment = |device, opened, id, purged_before, records: Vec<Listed>| ScannedSegment {
+        used: SegmentUse { log: LogId([3; 16]), segment: SegmentId::new(device, 5), opened, group: 1 },
+        boots: 1,
+        opened_s: 7,
+        pools: vec![SegmentPool { id: PoolId(id), shape: shapes()[0].clone(), purged_before }],
+        sequence_highest: records.iter().map(|record| record.sequence).max().unwrap_or(opened),
+        records,
+        damage: Damage::default(),
+        pages: 2,
+    };
+    let first = vec![listed(key(1), 20, 17, false), listed(key(2), 30, 18, false), listed(key(3), 41, 19, false)];
+    let second = vec![listed(key(1), 25, 17, true), listed(key(2), 29, 17, false), listed(key(4), 40, 18, false)];
+    let scans = |purged_before| {
+        [(0, 10, 3, 0, first.clone()), (1, 11, 9, purged_before, second.clone())].map(
+            |(device, opened, id, p, records)| DeviceScan {
+                segments: vec![segment(device, opened, id, p, records)],
+                free: Vec::new(),
+            },
+        )
+    };
+    let group = |purged_before| GroupRecord { name: "g".into(), purged_before };
+    let sequences = |recovered: &Recovered| recovered.groups[1].records.iter().map(|r| r.sequence).collect::<Vec<_>>();
+    let all = merge(&scans(0), &[group(0), group(0)]);
+    assert_eq!((sequences(&all), all.sequence_highest, all.groups[1].shapes.len()), (vec![30, 40, 41], 41, 1));
+    assert_eq!(all.groups[1].records[1].place, SsdPlace::new(SegmentId::new(1, 5), PageIndex(18)));
+    let purged = merge(&scans(31), &[group(0), group(0)]);
+    assert_eq!((sequences(&purged), purged.groups[1].shapes[0].purged_before), (vec![40, 41], 31));
+    let group_purged = merge(&scans(31), &[group(0), group(41)]);
+    assert_eq!((sequences(&group_purged), group_purged.groups[1].segments[1].records), (vec![41], 0));
 }

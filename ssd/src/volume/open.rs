@@ -260,7 +260,7 @@ mod tests {
         volume::superblocks::{Reader, Writer},
     };
 
-    const BYTES: u64 = (3 * 64 << 20) + (2 << 20);
+    const BYTES: u64 = 194 << 20;
 
     fn wanted() -> Wanted {
         Wanted {
