@@ -69,6 +69,10 @@ impl Sheet {
         }
     }
 
+    pub fn is_idle(&self) -> bool {
+        self.under_way.is_empty()
+    }
+
     fn apply(&mut self, io: &Io) {
         match (io.kind, &io.memory) {
             (IoKind::Read, Some(memory)) => {

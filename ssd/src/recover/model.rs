@@ -410,3 +410,27 @@ fn of_several_devices_the_highest_sequence_wins_and_a_purge_on_one_counts_on_all
     let group_purged = merge(&scans(31), &[group(0), group(41)]);
     assert_eq!((sequences(&group_purged), group_purged.groups[1].segments[1].records), (vec![41], 0));
 }
+
+#[test]
+fn a_scan_deeper_than_its_device_and_decoded_in_any_order_finds_the_same() {
+    let writer = long();
+    let mut sheet = writer.volume.device().clone();
+    let superblock = writer.volume.superblock();
+    let plain = scan(&mut sheet, superblock);
+    sheet.depth = 1;
+    let mut deep = Scan::new(superblock, 3).expect("memory");
+    let mut chunks = Vec::new();
+    while !deep.poll(&mut sheet, &mut chunks).expect("polled") {
+        // As threads would: later, and the latest first.
+        if chunks.len() > 1 || deep.progress().0 == 3 {
+            while let Some(chunk) = chunks.pop() {
+                deep.decoded(chunk.decode());
+            }
+        }
+        if chunks.len() == 1 && sheet.is_idle() {
+            deep.decoded(chunks.remove(0).decode());
+        }
+    }
+    assert_eq!(deep.progress(), (4, 4));
+    assert_eq!(deep.finish(), plain);
+}
