@@ -21,7 +21,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 pub use contents::{ContentsPage, ENTRIES_MAX, Entries, Nonce, Record};
 pub use segment::SegmentHeader;
-pub use superblock::{GroupRecord, Superblock};
+pub use superblock::{GROUPS_MAX, GroupRecord, Superblock};
 
 /// Bytes of every page: what a device writes whole or can be asked to.
 pub const PAGE_BYTES: usize = UNIT_BYTES as usize;

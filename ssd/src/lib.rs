@@ -7,7 +7,11 @@ pub mod engine;
 mod error;
 pub mod faulty;
 pub mod format;
+pub mod fsck;
 pub mod memory;
+pub mod recover;
+#[cfg(test)]
+mod testing;
 pub mod threads;
 #[allow(unsafe_code, reason = "the kernel is handed descriptors and addresses; their owners outlive its use of them")]
 pub mod uring;

@@ -1,5 +1,12 @@
 //! What the log wants of one device, and what became of it: the words between whoever decides (the core) and the
-//! [`Volume`](self) that encodes, places and carries out.
+//! [`Volume`] that encodes, places and carries out.
+
+mod carry;
+mod change;
+mod counters;
+pub mod open;
+mod queue;
+pub mod superblocks;
 
 use lapis_config::{OpId, PageIndex, PoolId, PoolShape, SegmentId, SsdPlace};
 
@@ -7,6 +14,9 @@ use crate::{
     device::Memory,
     format::{Record, SegmentUse},
 };
+
+pub use carry::{Volume, WallClock};
+pub use counters::Counters;
 
 /// What a page of contents is to list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,7 +27,8 @@ pub enum Listing {
 }
 
 /// Work for one device. Everything is in the order in which the core wants it begun; nothing waits for what came
-/// before it but what the core itself waits for.
+/// before it but what the core itself waits for. One exception: what comes after a [`Command::Discard`] of its segment
+/// waits for that, whose end is not reported.
 #[derive(Clone, Debug)]
 pub enum Command {
     /// Writes the header of a new use of a segment.
@@ -30,10 +41,13 @@ pub enum Command {
     Read { op: OpId, at: SsdPlace, memory: Memory },
     /// All that was reported done before outlasts a power cut once this is done.
     Flush { op: OpId },
-    /// The segment's bytes are not wanted any more.
+    /// The segment's bytes are not wanted any more: its header is wiped, so that no start finds them, and the device is
+    /// told. Waits for whatever came before on this segment.
     Discard { segment: SegmentId },
     /// Writes the superblock with this in it. Sequences below `sequence_reserved` may be used once it is done.
     Reserve { op: OpId, sequence_reserved: u64 },
+    /// Writes the superblock with this in it: what the group wrote before the sequence is gone once it is done.
+    Purge { op: OpId, group: u16, purged_before: u64 },
     /// Reads a page, to see whether the device answers.
     Probe { op: OpId },
 }
@@ -43,6 +57,18 @@ pub enum Command {
 pub struct Report {
     pub op: OpId,
     pub result: Result<(), std::io::Error>,
-    /// Bytes that went to or came from the device for it.
+    /// Bytes that went to or came from the device for it; 0 if it failed.
     pub bytes: u64,
+}
+
+impl Command {
+    /// The segment whose bytes it is about, if any.
+    fn segment(&self) -> Option<SegmentId> {
+        match self {
+            Self::Open { used, .. } | Self::List { used, .. } => Some(used.segment),
+            Self::Write { at, .. } | Self::Read { at, .. } => Some(at.segment()),
+            Self::Discard { segment } => Some(*segment),
+            Self::Flush { .. } | Self::Reserve { .. } | Self::Purge { .. } | Self::Probe { .. } => None,
+        }
+    }
 }

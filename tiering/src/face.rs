@@ -143,9 +143,11 @@ pub enum Action {
         op: OpId,
         device: u8,
     },
-    /// The device holds nothing for the group that is needed in this segment: it is free.
+    /// Nothing in this segment is needed any more: its header is wiped, before whatever comes after. With `leaves` it is
+    /// nobody's then.
     FreeSegment {
         segment: SegmentId,
+        leaves: bool,
     },
     /// The group could use one more segment on that device: answered by `segment_given` before the next action is asked
     /// for, or not at all.

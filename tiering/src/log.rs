@@ -54,10 +54,11 @@ pub(crate) enum Todo {
 pub(crate) enum Pending {
     /// A written record of this line.
     Record { line: LineId, record: Record },
-    /// A key's records are gone; whoever waits for it has the number.
-    Removal { pool: PoolId, key: Key, sequence: u64, ticket: u64 },
-    /// All of the pool's records are gone.
-    Purge { pool: PoolId, ticket: u64 },
+    /// A key's records are gone; whoever waits for it has the number. It lies on the device of the last record, in its
+    /// segment or one that was opened later: so it leaves after that one.
+    Removal { device: u8, pool: PoolId, key: Key, sequence: u64, ticket: u64 },
+    /// All of the pool's records on the device are gone.
+    Purge { device: u8, pool: PoolId, ticket: u64 },
 }
 
 /// What follows from the end of a page or a flush.
@@ -120,6 +121,10 @@ impl Log {
     pub fn add_device(&mut self, device: u8) {
         let fresh = Device { writable: true, open: None, next: None, spare: Vec::new(), flight_pages: 0 };
         self.devices.entry(device).or_insert(fresh);
+    }
+
+    pub fn has_device(&self, device: u8) -> bool {
+        self.devices.contains_key(&device)
     }
 
     pub fn set_writable(&mut self, device: u8, writable: bool) {
@@ -238,6 +243,13 @@ impl Log {
         self.sealed.retain(|_, segment| segment.device() != device);
         self.lines.retain(|segment, _| segment.device() != device);
         self.devices.remove(&device);
+        let of_device = |pending: &Pending| match pending {
+            Pending::Removal { device: of, .. } | Pending::Purge { device: of, .. } => *of == device,
+            Pending::Record { .. } => false,
+        };
+        let (gone, waiting) = std::mem::take(&mut self.waiting).into_iter().partition::<VecDeque<_>, _>(of_device);
+        self.waiting = waiting;
+        lost.extend(gone);
         lost
     }
 
@@ -323,17 +335,23 @@ impl Log {
         }
     }
 
-    /// The key's records up to now are gone; what is listed later is not.
-    pub fn remove(&mut self, pool: PoolId, key: Key, ticket: u64) {
+    /// The key's records up to now are gone; what is listed later is not. `device`: of the last record.
+    pub fn remove(&mut self, device: u8, pool: PoolId, key: Key, ticket: u64) {
         let sequence = self.next_sequence();
-        self.waiting.push_back(Pending::Removal { pool, key, sequence, ticket });
+        self.waiting.push_back(Pending::Removal { device, pool, key, sequence, ticket });
     }
 
-    /// All of the pool's records up to now are gone.
-    pub fn purge(&mut self, pool: PoolId, ticket: u64) {
+    /// All of the pool's records up to now are gone. Returns on how many devices that is to be listed.
+    pub fn purge(&mut self, pool: PoolId, ticket: u64) -> u64 {
         let sequence = self.next_sequence();
         self.purged.insert(pool, sequence);
-        self.waiting.push_back(Pending::Purge { pool, ticket });
+        self.waiting.extend(self.devices.keys().map(|&device| Pending::Purge { device, pool, ticket }));
+        self.devices.len() as u64
+    }
+
+    /// The same once more, where it could not be listed.
+    pub fn again(&mut self, pending: Pending) {
+        self.waiting.push_back(pending);
     }
 
     pub fn pool_purged(&mut self, pool: PoolId, before: u64) {
@@ -351,7 +369,9 @@ impl Log {
         if let Some(todo) = self.open_ahead() {
             return Some(todo);
         }
-        self.take_waiting(now);
+        if !self.waiting.is_empty() {
+            self.take_waiting(now);
+        }
         let due = |(&segment, open): (&SegmentId, &Open)| open.due(now, urgent, &self.options).then_some(segment);
         let segment = self.uses.iter().find_map(due)?;
         Some(self.list(segment))
@@ -375,13 +395,17 @@ impl Log {
         Some(Todo::Open { segment, opened })
     }
 
-    /// Removals go into whatever segment is open.
+    /// Removals go into the open segment of their device.
     fn take_waiting(&mut self, now: Time) {
-        while !self.waiting.is_empty() {
-            let numbers: Vec<u8> = self.devices.iter().filter(|(_, d)| d.writable).map(|(&number, _)| number).collect();
-            let Some(segment) = numbers.into_iter().find_map(|number| self.open_on(number, 0)) else { return };
-            let pending = self.waiting.pop_front().expect("not empty");
-            self.uses.get_mut(&segment).expect("an open segment is in use").add(now, pending);
+        for pending in std::mem::take(&mut self.waiting) {
+            let (Pending::Removal { device, .. } | Pending::Purge { device, .. }) = pending else { continue };
+            let writable = self.devices.get(&device).is_some_and(|device| device.writable);
+            match self.open_on(device, 0).filter(|_| writable) {
+                Some(segment) => {
+                    self.uses.get_mut(&segment).expect("an open segment is in use").add(now, pending);
+                }
+                None => self.waiting.push_back(pending),
+            }
         }
     }
 

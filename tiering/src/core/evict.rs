@@ -175,7 +175,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 if listed {
                     // A page that lists it is under way: it is taken back there.
                     let live = self.kept.live(line).expect("a live line");
-                    self.remove_durably(live.pool, live.key);
+                    self.remove_durably(live.pool, live.key, moving.at);
                 }
                 false
             }

@@ -64,7 +64,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// It was removed while nobody knew that it was there.
     fn remove_again(&mut self, found: &FoundRecord, ticket: u64) {
         let log = self.ssd.log.as_mut().expect("checked by the caller");
-        log.remove(found.pool, found.key, ticket);
+        log.remove(found.at.segment().device(), found.pool, found.key, ticket);
         self.ticket_counts(ticket);
     }
 
@@ -77,7 +77,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             self.found_at(line, found);
         } else if !same {
             // Of an older block under this key: it must not come back when the new one has gone.
-            self.remove_durably(found.pool, found.key);
+            self.remove_durably(found.pool, found.key, found.at);
         }
     }
 
@@ -156,18 +156,18 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
         for (pool, tickets) in std::mem::take(&mut self.ssd.purged_early) {
             for ticket in tickets {
-                match &mut self.ssd.log {
-                    Some(log) => log.purge(pool, ticket),
-                    None => self.ticket_step(ticket),
+                for _ in 0..self.ssd.log.as_mut().map_or(0, |log| log.purge(pool, ticket)) {
+                    self.ticket_counts(ticket);
                 }
+                self.ticket_step(ticket);
             }
         }
     }
 
     /// The device is out: what is only there is gone, what is also in DRAM is dirty.
     pub fn device_lost(&mut self, device: u8) {
+        let lines = self.lines_on_ssd(Some(device));
         let Some(log) = &mut self.ssd.log else { return };
-        let lines = log.all_lines(Some(device));
         let pending = log.drop_device(device);
         self.lost(pending);
         self.ssd.asked.remove(&device);

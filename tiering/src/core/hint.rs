@@ -183,7 +183,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.ticket_opened(to);
         let slabs = self.memory.slabs().filter(|found| found.slab.pool == pool);
         let mut lines: Vec<LineId> = slabs.flat_map(|found| self.lines_of(found)).collect();
-        lines.extend(self.lines_on_ssd());
+        lines.extend(self.lines_on_ssd(None));
         let mut removed = 0;
         self.purging(pool, true);
         for line in lines {

@@ -28,6 +28,12 @@ pub(super) struct Retiring {
     leaves: bool,
 }
 
+impl Retiring {
+    pub fn lines(&self) -> impl Iterator<Item = LineId> + '_ {
+        self.left.iter().copied()
+    }
+}
+
 impl<K: Kept, P: Policy> Core<K, P> {
     /// A segment that nothing uses is this group's.
     pub fn segment_given(&mut self, segment: SegmentId) {
@@ -195,11 +201,10 @@ impl<K: Kept, P: Policy> Core<K, P> {
             return;
         }
         let retiring = self.ssd.retiring.remove(&segment).expect("looked up above");
-        let log = self.ssd.log.as_mut().expect("it had the segment");
-        if retiring.leaves {
-            self.actions.push_back(Action::FreeSegment { segment });
-        } else {
-            log.give(segment);
+        // Wiped before anything else: what left is not found again by a start, whoever has the segment next.
+        self.actions.push_back(Action::FreeSegment { segment, leaves: retiring.leaves });
+        if !retiring.leaves {
+            self.ssd.log.as_mut().expect("it had the segment").give(segment);
             self.ssd.asked.remove(&segment.device());
         }
         self.stirred = true;

@@ -335,14 +335,13 @@ impl<K: Kept, P: Policy> Core<K, P> {
                         self.write_failed(line);
                     }
                 }
-                Pending::Removal { pool, key, ticket, .. } => match &mut self.ssd.log {
-                    Some(log) => log.remove(pool, key, ticket),
-                    None => self.ticket_step(ticket),
-                },
-                Pending::Purge { pool, ticket } => match &mut self.ssd.log {
-                    Some(log) => log.purge(pool, ticket),
-                    None => self.ticket_step(ticket),
-                },
+                Pending::Removal { device, ticket, .. } | Pending::Purge { device, ticket, .. } => {
+                    match self.ssd.log.as_mut().filter(|log| log.has_device(device)) {
+                        Some(log) => log.again(pending),
+                        // Whatever was on the device is not served any more.
+                        None => self.ticket_step(ticket),
+                    }
+                }
             }
         }
     }
@@ -382,19 +381,21 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     /// The copy on SSD is not the block's any more. With `durably`, nobody finds it again, after a restart either.
     pub(super) fn leave_ssd(&mut self, live: &Live, entry: &mut Entry, durably: bool) {
-        if std::mem::take(&mut entry.ssd) == 0 {
+        let at = SsdPlace(std::mem::take(&mut entry.ssd));
+        if !at.is_some() {
             return;
         }
         self.counts.ssd_blocks -= 1;
         if durably && self.ssd.purging != Some(live.pool) {
-            self.remove_durably(live.pool, live.key);
+            self.remove_durably(live.pool, live.key, at);
         }
     }
 
-    pub(super) fn remove_durably(&mut self, pool: PoolId, key: Key) {
-        let ticket = self.ssd.ticket;
-        if let Some(log) = &mut self.ssd.log {
-            log.remove(pool, key, ticket);
+    /// The record there, and all of its key before it, are not found again, after a restart either.
+    pub(super) fn remove_durably(&mut self, pool: PoolId, key: Key, at: SsdPlace) {
+        let (ticket, device) = (self.ssd.ticket, at.segment().device());
+        if let Some(log) = self.ssd.log.as_mut().filter(|log| log.has_device(device)) {
+            log.remove(device, pool, key, ticket);
             if let Some(ticket) = self.ssd.tickets.get_mut(&ticket) {
                 ticket.left += 1;
             }
@@ -428,15 +429,24 @@ impl<K: Kept, P: Policy> Core<K, P> {
         if begins || self.ssd.state == State::Off {
             return;
         }
-        self.ticket_counts(ticket);
         match &mut self.ssd.log {
-            Some(log) if self.ssd.state == State::On => log.purge(pool, ticket),
-            _ => self.ssd.purged_early.entry(pool).or_default().push(ticket),
+            Some(log) if self.ssd.state == State::On => {
+                for _ in 0..log.purge(pool, ticket) {
+                    self.ticket_counts(ticket);
+                }
+            }
+            _ => {
+                self.ticket_counts(ticket);
+                self.ssd.purged_early.entry(pool).or_default().push(ticket);
+            }
         }
     }
 
-    pub(super) fn lines_on_ssd(&self) -> Vec<LineId> {
-        self.ssd.log.as_ref().map_or_else(Vec::new, |log| log.all_lines(None))
+    /// Lines that may be on SSD, on one device or on any.
+    pub(super) fn lines_on_ssd(&self, device: Option<u8>) -> Vec<LineId> {
+        let mut lines = self.ssd.log.as_ref().map_or_else(Vec::new, |log| log.all_lines(device));
+        lines.extend(self.ssd.retiring.values().flat_map(Retiring::lines));
+        lines
     }
 
     /// All that the call removes is known.

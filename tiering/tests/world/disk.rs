@@ -92,6 +92,11 @@ impl Disk {
         self.opened.insert(segment, opened);
     }
 
+    /// Wiped before anything else is written there.
+    pub fn wiped(&mut self, segment: SegmentId) {
+        self.opened.remove(&segment);
+    }
+
     pub fn written(&mut self, at: SsdPlace, sum: u64) {
         self.payloads.insert(at, sum);
     }

@@ -503,6 +503,11 @@ impl World {
                     self.disk.as_mut().expect("a tier").listing(segment, opened, place, next, sequence);
                     self.ops.push((op, Io::List { segment, opened, place, next, sequence, listed }));
                 }
+                Action::FreeSegment { segment, leaves } => {
+                    let disk = self.disk.as_mut().expect("a tier");
+                    disk.wiped(segment);
+                    assert!(!leaves, "nobody else wants one");
+                }
                 Action::NeedSegment { device } => {
                     if let Some(segment) = self.disk.as_mut().expect("a tier").take_free(device) {
                         self.core().segment_given(segment);
