@@ -54,10 +54,10 @@ pub(crate) enum Todo {
 pub(crate) enum Pending {
     /// A written record of this line.
     Record { line: LineId, record: Record },
-    /// A key's records are gone; whoever waits for it has the number. It lies on the device of the last record, in its
-    /// segment or one that was opened later: so it leaves after that one.
-    Removal { device: u8, pool: PoolId, key: Key, sequence: u64, ticket: u64 },
-    /// All of the pool's records on the device are gone.
+    /// A key's records are gone. It lies on the device of the last record, in its segment or one that was opened later:
+    /// so it leaves after that one.
+    Removal { device: u8, pool: PoolId, key: Key, sequence: u64 },
+    /// All of the pool's records on the device are gone; whoever waits for it has the number.
     Purge { device: u8, pool: PoolId, ticket: u64 },
 }
 
@@ -162,12 +162,6 @@ impl Log {
 
     pub fn segments(&self) -> usize {
         self.lines.len()
-    }
-
-    /// Segments in use or ready for it, on one device.
-    pub fn segments_on(&self, device: u8) -> usize {
-        let spare = self.devices.get(&device).map_or(0, |device| device.spare.len());
-        self.lines.keys().filter(|segment| segment.device() == device).count() + spare
     }
 
     pub fn is_writable(&self) -> bool {
@@ -336,9 +330,9 @@ impl Log {
     }
 
     /// The key's records up to now are gone; what is listed later is not. `device`: of the last record.
-    pub fn remove(&mut self, device: u8, pool: PoolId, key: Key, ticket: u64) {
+    pub fn remove(&mut self, device: u8, pool: PoolId, key: Key) {
         let sequence = self.next_sequence();
-        self.waiting.push_back(Pending::Removal { device, pool, key, sequence, ticket });
+        self.waiting.push_back(Pending::Removal { device, pool, key, sequence });
     }
 
     /// All of the pool's records up to now are gone. Returns on how many devices that is to be listed.

@@ -193,7 +193,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// Unpublishes a block without children, wherever it is.
     pub(super) fn drop_line(&mut self, line: LineId, evicted: bool) {
         assert!(self.tree.is_leaf(&self.kept, line), "a parent outlives its children");
-        self.orphan_fetch(line);
+        let fetched = self.orphan_fetch(line);
         let live = self.kept.live(line).expect("a live line is dropped");
         if self.in_dram(line) {
             self.leave_dram(line, &live);
@@ -208,6 +208,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let parent = self.tree.detach(&mut self.kept, line);
         self.kept.unpublish(line);
         self.retired_line(line);
+        if fetched {
+            self.fetch_ended(line, false);
+        }
         if evicted {
             self.counts.evictions += 1;
             self.cool_kin(live.pool, &live.key);
@@ -222,10 +225,14 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let mut lines = std::mem::take(&mut self.lines);
         lines.clear();
         self.tree.subtree(&self.kept, root, usize::MAX, &mut lines);
+        let mut count = 0;
         for &line in lines.iter().rev() {
-            self.drop_line(line, false);
+            // One may have gone with what waited for another.
+            if self.kept.live(line).is_some() {
+                self.drop_line(line, false);
+                count += 1;
+            }
         }
-        let count = lines.len() as u64;
         self.lines = lines;
         count
     }

@@ -212,7 +212,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     /// Whoever waited for the block goes on.
-    fn fetch_ended(&mut self, line: LineId, ok: bool) {
+    pub(super) fn fetch_ended(&mut self, line: LineId, ok: bool) {
         for number in self.gets.fetched(line) {
             if ok {
                 let held = self.hold(line);
@@ -225,14 +225,14 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
     }
 
-    /// A line that is being fetched goes: the operation keeps the slot.
-    pub(super) fn orphan_fetch(&mut self, line: LineId) {
-        let Some(op) = self.ssd.fetching.remove(&line) else { return };
+    /// A line that is being fetched goes: the operation keeps the slot. True if there was one: `fetch_ended` is due.
+    pub(super) fn orphan_fetch(&mut self, line: LineId) -> bool {
+        let Some(op) = self.ssd.fetching.remove(&line) else { return false };
         if let Some(Op::Read { line: of, .. }) = self.ops.get_mut(&op) {
             *of = None;
         }
         step_dram(self.kept.entry_mut(line), Step::FetchFailed);
-        self.fetch_ended(line, false);
+        true
     }
 
     /// The chain goes on below the last block that was asked for: its only successors are read too, before anyone asks.

@@ -53,19 +53,18 @@ impl<K: Kept, P: Policy> Core<K, P> {
             return;
         }
         if let Some(tickets) = self.ssd.removed_early.get(&(found.pool, found.key)).cloned() {
-            return tickets.into_iter().for_each(|ticket| self.remove_again(found, ticket));
+            self.remove_durably(found.pool, found.key, found.at);
+            for ticket in tickets {
+                self.ssd.ticket = ticket;
+                self.wait_until_forgotten(found.pool, found.key);
+            }
+            self.ssd.ticket = 0;
+            return;
         }
         match self.kept.find(found.pool, &found.key) {
             Some(line) => self.found_again(line, found),
             None => self.publish_found(found),
         }
-    }
-
-    /// It was removed while nobody knew that it was there.
-    fn remove_again(&mut self, found: &FoundRecord, ticket: u64) {
-        let log = self.ssd.log.as_mut().expect("checked by the caller");
-        log.remove(found.at.segment().device(), found.pool, found.key, ticket);
-        self.ticket_counts(ticket);
     }
 
     fn found_again(&mut self, line: LineId, found: &FoundRecord) {

@@ -165,8 +165,10 @@ impl<K: Kept, P: Policy> Core<K, P> {
             if self.is_coming() {
                 self.removed_early(pool, key);
             }
-            if let Some(line) = self.kept.find(pool, key) {
-                removed += self.drop_subtree(line);
+            match self.kept.find(pool, key) {
+                Some(line) => removed += self.drop_subtree(line),
+                // Gone, but not for good yet.
+                None => self.wait_until_forgotten(pool, *key),
             }
         }
         self.settle();

@@ -26,6 +26,8 @@ pub(super) struct Retiring {
     left: BTreeSet<LineId>,
     /// It goes to another group.
     leaves: bool,
+    /// What is to become of its blocks is being decided.
+    choosing: bool,
 }
 
 impl Retiring {
@@ -71,8 +73,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let Some(segment) = self.ssd.log.as_ref().and_then(|log| log.oldest(Some(device))) else { return };
         let owed = self.ssd.owed.get_mut(&device).filter(|owed| **owed > 0);
         let leaves = owed.map(|owed| *owed -= 1).is_some();
-        self.ssd.retiring.insert(segment, Retiring { left: BTreeSet::new(), leaves });
+        self.ssd.retiring.insert(segment, Retiring { left: BTreeSet::new(), leaves, choosing: true });
         self.retire(segment);
+        self.ssd.retiring.get_mut(&segment).expect("inserted above").choosing = false;
         self.retired_segment(segment);
         self.settle();
     }
@@ -159,8 +162,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
             at += 1;
         }
         for line in lines.into_iter().rev() {
-            self.counts.ssd_evictions += 1;
-            self.drop_line(line, false);
+            // One may have gone with what waited for another.
+            if self.kept.live(line).is_some() {
+                self.counts.ssd_evictions += 1;
+                self.drop_line(line, false);
+            }
         }
     }
 
@@ -197,7 +203,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// Frees the segment if nothing holds it up.
     pub(super) fn retired_segment(&mut self, segment: SegmentId) {
         let idle = !self.ssd.reads.contains_key(&segment);
-        if !self.ssd.retiring.get(&segment).is_some_and(|retiring| retiring.left.is_empty() && idle) {
+        let over = |retiring: &Retiring| retiring.left.is_empty() && !retiring.choosing && idle;
+        if !self.ssd.retiring.get(&segment).is_some_and(over) {
             return;
         }
         let retiring = self.ssd.retiring.remove(&segment).expect("looked up above");

@@ -58,6 +58,13 @@ struct Ticket {
     left: u64,
 }
 
+/// A key whose records are being removed: by so many lines, and who waits for them.
+#[derive(Default)]
+pub(super) struct Forgetting {
+    lines: u32,
+    tickets: Vec<u64>,
+}
+
 #[derive(Default)]
 pub(super) struct Ssd {
     pub state: State,
@@ -83,6 +90,7 @@ pub(super) struct Ssd {
     pub purged_early: BTreeMap<PoolId, Vec<u64>>,
     /// The pool that is being purged: one line for all of it.
     purging: Option<PoolId>,
+    forgetting: Map<(PoolId, Key), Forgetting>,
     tickets: BTreeMap<u64, Ticket>,
     ticket_last: u64,
     /// Of the removal under way; 0: nobody waits.
@@ -106,7 +114,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// There is no SSD tier, or none any more: DRAM alone.
     pub fn ssd_absent(&mut self, now: Time) {
         self.clock(now);
-        let devices: Vec<u8> = (0..=u8::MAX).filter(|device| self.has_device(*device)).collect();
+        let devices: Vec<u8> = (0..=u8::MAX).filter(|&device| self.has_device(device)).collect();
         for device in devices {
             self.device_lost(device);
         }
@@ -130,7 +138,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     fn has_device(&self, device: u8) -> bool {
-        self.ssd.log.as_ref().is_some_and(|log| log.segments_on(device) > 0)
+        self.ssd.log.as_ref().is_some_and(|log| log.has_device(device))
     }
 
     /// Nothing new is written to the device, or it is again.
@@ -319,7 +327,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
         for pending in ended.stored {
             match pending {
                 Pending::Record { line, record } => self.stored(line, &record),
-                Pending::Removal { ticket, .. } | Pending::Purge { ticket, .. } => self.ticket_step(ticket),
+                Pending::Removal { pool, key, .. } => self.forgotten(pool, key),
+                Pending::Purge { ticket, .. } => self.ticket_step(ticket),
             }
         }
         self.lost(ended.failed);
@@ -335,13 +344,10 @@ impl<K: Kept, P: Policy> Core<K, P> {
                         self.write_failed(line);
                     }
                 }
-                Pending::Removal { device, ticket, .. } | Pending::Purge { device, ticket, .. } => {
-                    match self.ssd.log.as_mut().filter(|log| log.has_device(device)) {
-                        Some(log) => log.again(pending),
-                        // Whatever was on the device is not served any more.
-                        None => self.ticket_step(ticket),
-                    }
-                }
+                // Whatever was on a device that is lost is not served any more.
+                Pending::Removal { device, pool, key, .. } if !self.has_device(device) => self.forgotten(pool, key),
+                Pending::Purge { device, ticket, .. } if !self.has_device(device) => self.ticket_step(ticket),
+                again => self.ssd.log.as_mut().expect("it has the device").again(again),
             }
         }
     }
@@ -393,12 +399,29 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     /// The record there, and all of its key before it, are not found again, after a restart either.
     pub(super) fn remove_durably(&mut self, pool: PoolId, key: Key, at: SsdPlace) {
-        let (ticket, device) = (self.ssd.ticket, at.segment().device());
-        if let Some(log) = self.ssd.log.as_mut().filter(|log| log.has_device(device)) {
-            log.remove(device, pool, key, ticket);
-            if let Some(ticket) = self.ssd.tickets.get_mut(&ticket) {
-                ticket.left += 1;
-            }
+        let device = at.segment().device();
+        let Some(log) = self.ssd.log.as_mut().filter(|log| log.has_device(device)) else { return };
+        log.remove(device, pool, key);
+        self.ssd.forgetting.entry((pool, key)).or_default().lines += 1;
+        self.wait_until_forgotten(pool, key);
+    }
+
+    /// The call under way, if one is, waits for what is being removed of the key.
+    pub(super) fn wait_until_forgotten(&mut self, pool: PoolId, key: Key) {
+        let ticket = self.ssd.ticket;
+        if let (Some(forgetting), true) = (self.ssd.forgetting.get_mut(&(pool, key)), ticket != 0) {
+            forgetting.tickets.push(ticket);
+            self.ticket_counts(ticket);
+        }
+    }
+
+    /// One line of the log that says that a key was removed is there for good.
+    fn forgotten(&mut self, pool: PoolId, key: Key) {
+        let forgetting = self.ssd.forgetting.get_mut(&(pool, key)).expect("counted when it was asked for");
+        forgetting.lines -= 1;
+        if forgetting.lines == 0 {
+            let forgetting = self.ssd.forgetting.remove(&(pool, key)).expect("looked up above");
+            forgetting.tickets.into_iter().for_each(|ticket| self.ticket_step(ticket));
         }
     }
 
