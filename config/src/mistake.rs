@@ -101,6 +101,12 @@ pub enum Mistake {
     Missing,
     #[error("{name:?} is already used by {by}")]
     Duplicate { name: String, by: String },
+    #[error("{given:?} is given twice")]
+    Twice { given: String },
+    #[error(
+        "{} is less than {groups} groups need, {}: {} for each", Bytes(*.given), Bytes(*.needed), Bytes(*.each)
+    )]
+    SsdTooSmall { given: u64, groups: u64, needed: u64, each: u64 },
     #[error("the floor {} is above the group's ceiling {}", Bytes(*.floor), Bytes(*.ceiling))]
     FloorOverCeiling { floor: u64, ceiling: u64 },
     #[error("the floors of all groups add up to {}, more than dram.bytes = {}", Bytes(*.floors), Bytes(*.dram))]

@@ -2,11 +2,13 @@
 
 pub mod admin;
 pub mod client;
+pub mod doctor;
 pub mod engine;
 pub mod error;
 pub mod group;
 pub mod keeper;
 pub mod kept;
+pub mod limits;
 pub mod metrics;
 pub mod movers;
 pub mod pins;

@@ -49,6 +49,18 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Check this host against a configuration: limits, huge pages, io_uring, devices, sockets. Run it as the daemon's
+    /// user; nothing is changed
+    Doctor {
+        /// Configuration file (TOML); without it defaults, variables and flags count
+        #[arg(value_name = "FILE", env = "LAPIS_CONFIG")]
+        file: Option<PathBuf>,
+        /// One JSON document instead of lines
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        flags: Flags,
+    },
     /// Check a configuration; print what is in force, where each value came from, and the bytes of the tables
     CheckConfig {
         /// Configuration file (TOML); without it defaults, variables and flags are checked
@@ -89,6 +101,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Trace(args) => lapis_benches::trace::run(&args),
         Command::Bench(args) => lapis_benches::bench::run(args),
         Command::Status { socket, json } => show::run(socket, json),
+        Command::Doctor { file, json, flags } => lapis::doctor::run(&load(file, flags)?, json),
         Command::CheckConfig { example: true, .. } => {
             print!("{}", lapis_config::example());
             Ok(())

@@ -19,7 +19,7 @@ use crate::{
     admin,
     engine::{Engine, EngineOptions},
     group::GroupOptions,
-    keeper, metrics,
+    keeper, limits, metrics,
     movers::Threads,
     state::Geometry,
 };
@@ -236,13 +236,8 @@ fn watchdog_interval_us() -> Option<u64> {
 
 /// Whether so much memory may be locked; asked before anything is made.
 fn may_lock(bytes: u64) -> anyhow::Result<()> {
-    use rustix::process::{Resource, getrlimit};
-    const CAP_IPC_LOCK: u64 = 1 << 14;
-    let status = std::fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let capabilities = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
-    match getrlimit(Resource::Memlock).current {
-        Some(limit) if limit < bytes && capabilities & CAP_IPC_LOCK == 0 => anyhow::bail!(
+    match limits::lockable_bytes() {
+        Some(limit) if limit < bytes => anyhow::bail!(
             "dram.lock: the memlock limit is {limit} B, dram.bytes is {bytes} B: set LimitMEMLOCK=infinity in the unit \
              (or ulimit -l unlimited), or --dram-lock=false"
         ),
