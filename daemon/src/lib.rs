@@ -11,6 +11,7 @@ pub mod kept;
 pub mod limits;
 pub mod metrics;
 pub mod movers;
+mod pace;
 pub mod pins;
 pub mod serve;
 pub mod server;

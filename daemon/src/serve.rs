@@ -21,15 +21,10 @@ use crate::{
     group::GroupOptions,
     keeper, limits, metrics,
     movers::Threads,
+    pace::Pace,
     state::Geometry,
 };
 
-/// After the last frame or event, the loop looks at the rings so long before it sleeps: longer than a client takes to
-/// copy and sum a block of 2 MiB (about 200 us here), so that a batch of puts pays one wake-up, not one a block. A woken
-/// daemon may also be put on its client's CPU: one switch a doorbell was seen. An idle daemon takes no CPU.
-const SPIN: Duration = Duration::from_micros(300);
-/// Turns between two looks at sockets while rings keep the loop busy.
-const TURNS_PER_LISTEN: u32 = 64;
 /// Between two updates of the exported metrics.
 const METRICS_EVERY_US: u64 = 250_000;
 /// A draining daemon that saw nothing to do for so long has drained.
@@ -157,20 +152,20 @@ fn start_admin(
 
 /// Turns the engine until it is told to stop. Sleeps when there is nothing to do; clients ring then.
 fn run_loop(engine: &mut Engine<UnixWire, Threads>, signals: &Signals, drain_timeout: Duration) -> anyhow::Result<()> {
-    let (mut busy_at, mut metrics_at, mut turns) = (now(), Time(0), 0u32);
+    let (mut pace, mut metrics_at) = (Pace::new(now()), Time(0));
     let mut drain_until: Option<Time> = None;
     let watchdog_us = watchdog_interval_us();
     let mut watchdog_at = now();
     loop {
         let at = now();
-        turns = turns.wrapping_add(1);
         let mut busy = engine.work(at);
         // While a former daemon's lines are taken over, every turn: clients are welcomed meanwhile.
-        if turns.is_multiple_of(TURNS_PER_LISTEN) || !engine.adopted() {
+        if pace.listens(at) || !engine.adopted() {
             busy |= engine.listen(at, Some(Duration::ZERO))?;
+            pace.listened(at);
         }
         if busy {
-            busy_at = at;
+            pace.busy(at);
         }
         match (signals.stops(), drain_until) {
             (0, _) => {}
@@ -181,7 +176,7 @@ fn run_loop(engine: &mut Engine<UnixWire, Threads>, signals: &Signals, drain_tim
                 drain_until = Some(at.after(drain_timeout));
             }
             (1, Some(until)) => {
-                if at >= until || at.since_us(busy_at) >= DRAINED_US {
+                if at >= until || pace.idle_us(at) >= DRAINED_US {
                     tracing::info!("drained");
                     return Ok(());
                 }
@@ -201,7 +196,7 @@ fn run_loop(engine: &mut Engine<UnixWire, Threads>, signals: &Signals, drain_tim
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
             watchdog_at = at;
         }
-        if at.since_us(busy_at) < SPIN.as_micros() as u64 {
+        if pace.spins(at) {
             // Not a bare spin: woken by a client, this thread often sits on that client's processor, and would keep it
             // from filling the next block (500 in place of 110 us for 32 blocks of 64 KiB).
             std::thread::yield_now();
@@ -210,7 +205,7 @@ fn run_loop(engine: &mut Engine<UnixWire, Threads>, signals: &Signals, drain_tim
         engine.set_sleeping(true);
         if engine.rings_waiting() {
             engine.set_sleeping(false);
-            busy_at = at;
+            pace.busy(at);
             continue;
         }
         let mut sleep_us = METRICS_EVERY_US.min(watchdog_us.unwrap_or(u64::MAX));
@@ -222,8 +217,10 @@ fn run_loop(engine: &mut Engine<UnixWire, Threads>, signals: &Signals, drain_tim
         }
         let woken = engine.listen(at, Some(Duration::from_micros(sleep_us)))?;
         engine.set_sleeping(false);
+        let at = now();
+        pace.listened(at);
         if woken {
-            busy_at = now();
+            pace.busy(at);
         }
     }
 }
