@@ -204,10 +204,16 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                 self.groups[index].core.tick(now);
                 busy = true;
             }
-            busy |= self.perform(now, index);
+            // Before `perform`: what an expelled client waited for, or stood in the way of, makes actions.
             self.watch_pins(now, index);
+            busy |= self.perform(now, index);
         }
         busy
+    }
+
+    /// Whether every core's wishes are carried out: before a sleep they must be, nothing wakes for them.
+    pub fn is_at_rest(&self) -> bool {
+        self.groups.iter().all(|group| group.adoption.is_some() || !group.core.has_actions())
     }
 
     /// Whether any ring has something: the last look before sleeping, after `set_sleeping(true)`.

@@ -354,6 +354,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
         action
     }
 
+    /// Whether `poll_action` has something that was not taken yet.
+    pub fn has_actions(&self) -> bool {
+        !self.actions.is_empty()
+    }
+
     /// When to call `tick` if nothing else happens.
     pub fn poll_timeout(&self) -> Option<Time> {
         let aside = (!self.aside.is_empty()).then_some(self.aside_look);

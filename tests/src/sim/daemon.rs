@@ -157,6 +157,9 @@ impl Daemon {
         };
         self.phase = next;
         if self.phase == Phase::Asleep {
+            if !engine.is_at_rest() {
+                return Err("the engine sleeps on actions that nobody will wake it for".into());
+            }
             self.turn_at = engine.next_timeout().map_or(Time::NEVER, |at| at.max(soon));
         }
         if self.busy > BUSY_MAX {
