@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod client;
 pub mod doctor;
+pub mod drives;
 pub mod engine;
 pub mod error;
 pub mod group;
@@ -17,3 +18,4 @@ pub mod serve;
 pub mod server;
 pub mod state;
 pub mod status;
+pub mod tier;

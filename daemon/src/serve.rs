@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -11,18 +12,21 @@ use std::{
 
 use anyhow::Context;
 use lapis_arena::memfd::Huge;
-use lapis_config::{Effective, HugePages, Options, REGISTER_BYTES, Tables, Time, Verify};
+use lapis_config::{Effective, HugePages, Options, REGISTER_BYTES, SsdEngine, Tables, Time, Verify};
+use lapis_ssd::{engine::EngineChoice, volume::open::Identity};
 use lapis_tiering::CoreOptions;
 use lapis_transport::{control, hello::CallDefaults, listen::Listener, unix::UnixWire};
 
 use crate::{
     admin,
+    drives::{self, DriveOptions},
     engine::{Engine, EngineOptions},
     group::GroupOptions,
     keeper, limits, metrics,
     movers::Threads,
     pace::Pace,
     state::Geometry,
+    tier::TierOptions,
 };
 
 /// Between two updates of the exported metrics.
@@ -32,6 +36,9 @@ const DRAINED_US: u64 = 50_000;
 
 /// Connections beside those of clients: people who ask for the status.
 const CONNECTIONS_SPARE: usize = 16;
+
+/// Threads that check sums: of what a restart found, and of what came from SSD, behind the clients that check first.
+const VERIFY_THREADS: usize = 2;
 
 /// CLOCK_BOOTTIME in microseconds: goes on over restarts of the daemon.
 pub fn now() -> Time {
@@ -78,6 +85,7 @@ pub fn engine_options(options: &Options) -> EngineOptions {
         dram_bytes: options.dram_bytes,
         extent_bytes_max,
         magazine_bytes_max: options.client_magazine_bytes_max,
+        tier: tier_options(options),
         call_defaults: CallDefaults {
             lookup_us: options.client_lookup_deadline.as_micros() as u64,
             get_us: options.client_get_deadline.as_micros() as u64,
@@ -101,11 +109,8 @@ pub fn run(effective: &Effective) -> anyhow::Result<()> {
         may_lock(options.dram_bytes)?;
     }
     let signals = Signals::install().context("install signal handlers")?;
-    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
-    let exporter = recorder.handle();
-    ::metrics::set_global_recorder(recorder).context("install the metrics recorder")?;
-    metrics::describe();
-
+    let drives = drive_options(options);
+    may_open(options, &drives)?;
     let mut passed = keeper::passed().context("take the descriptors that systemd passed")?;
     // The sockets first: their locks keep a second daemon from touching anything of the first.
     let mut wire = UnixWire::new().context("make an epoll")?;
@@ -120,7 +125,8 @@ pub fn run(effective: &Effective) -> anyhow::Result<()> {
     let (keeper, found) = keeper::open(options.hold_socket.as_deref(), passed.kept)?;
     let waker = wire.waker();
     let movers =
-        Threads::start(options.dram_populate_threads as usize, move || waker.wake()).context("start movers")?;
+        Threads::start(options.dram_populate_threads as usize, VERIFY_THREADS, drives, move || waker.wake())
+            .context("start movers")?;
     signals.wake_with(wire.waker());
     let entropy = Box::new(|| {
         let mut bytes = [0u8; 8];
@@ -130,10 +136,9 @@ pub fn run(effective: &Effective) -> anyhow::Result<()> {
     });
     let mut engine = Engine::open(now(), engine_options(options), wire, movers, keeper, found, entropy)?;
     let _admin = match options.metrics_listen {
-        Some(address) => Some(start_admin(address, exporter)?),
+        Some(address) => Some(start_admin(address)?),
         None => None,
     };
-    sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("tell systemd that we are ready")?;
     tracing::info!(
         sockets = ?options.groups.iter().map(|g| g.socket.display().to_string()).collect::<Vec<_>>(),
         us = started.elapsed().as_micros() as u64,
@@ -142,11 +147,59 @@ pub fn run(effective: &Effective) -> anyhow::Result<()> {
     run_loop(&mut engine, &signals, options.drain_timeout)
 }
 
+/// The devices of the SSD tier.
+fn drive_options(options: &Options) -> Vec<DriveOptions> {
+    let engine = match options.ssd_engine {
+        SsdEngine::Auto => EngineChoice::Auto,
+        SsdEngine::Uring => EngineChoice::Uring,
+        SsdEngine::Threads => EngineChoice::Threads,
+    };
+    let (depth, threads) = (options.ssd_queue_depth as usize, options.ssd_threads as usize);
+    let of = |path: &PathBuf| DriveOptions { path: path.clone(), bytes: options.ssd_bytes, engine, depth, threads };
+    options.ssd_paths.iter().map(of).collect()
+}
+
+/// A tier that cannot be had stops the start before anybody is told that the daemon is ready. A device that a former
+/// daemon still has is waited for later.
+fn may_open(options: &Options, drives: &[DriveOptions]) -> anyhow::Result<()> {
+    for drive in drives.iter().filter(|_| options.ssd_required) {
+        match drives::open_file(drive) {
+            Err(error) if !error.is_transient() => {
+                return Err(error).context(
+                    "open a device of the SSD tier (lapis doctor tells more; ssd.required = false serves DRAM alone)",
+                );
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// /etc/machine-id, and the daemon's own name among several on the host.
+fn identity(options: &Options) -> Identity {
+    let text = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let host = u128::from_str_radix(text.trim(), 16).unwrap_or(0).to_be_bytes();
+    let mut instance = [0; 16];
+    instance.copy_from_slice(&blake3::derive_key("lapis: instance of a daemon", options.ssd_instance.as_bytes())[..16]);
+    Identity { host, instance }
+}
+
+fn tier_options(options: &Options) -> Option<TierOptions> {
+    let wall_s = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |at| at.as_secs());
+    (!options.ssd_paths.is_empty()).then(|| TierOptions {
+        names: options.ssd_paths.iter().map(|path| path.display().to_string()).collect(),
+        identity: identity(options),
+        list_after_us: options.ssd_list_after.as_micros() as u64,
+        durable: options.ssd_durable,
+        required: options.ssd_required,
+        wall_s,
+    })
+}
+
 fn start_admin(
     address: SocketAddr,
-    exporter: metrics_exporter_prometheus::PrometheusHandle,
 ) -> anyhow::Result<std::thread::JoinHandle<()>> {
-    admin::start(address, exporter)
+    admin::start(address)
         .with_context(|| format!("serve metrics on {address} (choose another with --metrics-listen, or off)"))
 }
 

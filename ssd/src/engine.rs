@@ -33,8 +33,13 @@ pub struct Started {
     pub refused: Option<SsdError>,
 }
 
-/// Starts an engine that takes up to `depth` operations at once.
-pub fn start(file: DeviceFile, choice: EngineChoice, depth: usize) -> Result<Started, SsdError> {
+/// Starts an engine that takes up to `depth` operations at once; by up to `threads` threads, if by threads.
+pub fn start(
+    file: DeviceFile,
+    choice: EngineChoice,
+    depth: usize,
+    threads: usize,
+) -> Result<Started, SsdError> {
     let refused = match choice {
         EngineChoice::Threads => None,
         EngineChoice::Auto | EngineChoice::Uring => match Ring::set_up(depth) {
@@ -45,7 +50,7 @@ pub fn start(file: DeviceFile, choice: EngineChoice, depth: usize) -> Result<Sta
             Err(refused) => return Err(refused),
         },
     };
-    Ok(Started { engine: Engine::Threads(Threads::start(file, depth)?), refused })
+    Ok(Started { engine: Engine::Threads(Threads::start(file, depth, threads)?), refused })
 }
 
 impl Engine {

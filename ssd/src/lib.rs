@@ -3,6 +3,7 @@
 
 pub mod device;
 pub mod disk;
+pub mod drive;
 pub mod engine;
 mod error;
 pub mod faulty;

@@ -23,14 +23,16 @@ use crate::{
     device::{Completion, Device, DeviceFile, Io, IoKind, Waits, transfer},
 };
 
-/// Most threads of one device. A thread is an operation under way: 32 of 1 MiB keep an NVMe device busy.
-pub const THREADS_MAX: usize = 32;
+/// Threads of one device, unless said otherwise. A thread is an operation under way: 32 of 1 MiB keep an NVMe device
+/// busy.
+pub const THREADS_DEFAULT: usize = 32;
 
 /// See the module's head.
 pub struct Threads {
     shared: Arc<Shared>,
     bytes: u64,
     depth: usize,
+    threads: usize,
     /// Submitted since the last kick.
     staged: Vec<Io>,
     under_way: usize,
@@ -57,13 +59,18 @@ struct Work {
 type CarryOut = dyn Fn(&DeviceFile, &Io) -> io::Result<()> + Send + Sync;
 
 impl Threads {
-    /// Starts the threads of a device that takes `depth` operations at once.
-    pub fn start(file: DeviceFile, depth: usize) -> Result<Self, SsdError> {
-        Self::start_with(file, depth, Arc::new(carry_out))
+    /// Starts up to `threads` threads of a device that takes `depth` operations at once.
+    pub fn start(file: DeviceFile, depth: usize, threads: usize) -> Result<Self, SsdError> {
+        Self::start_with(file, depth, threads, Arc::new(carry_out))
     }
 
-    fn start_with(file: DeviceFile, depth: usize, carry_out: Arc<CarryOut>) -> Result<Self, SsdError> {
-        assert!(depth > 0, "a device that takes nothing");
+    fn start_with(
+        file: DeviceFile,
+        depth: usize,
+        threads: usize,
+        carry_out: Arc<CarryOut>,
+    ) -> Result<Self, SsdError> {
+        assert!(depth > 0 && threads > 0, "a device that takes nothing");
         let (path, bytes) = (file.path().to_owned(), file.bytes());
         let failed = |source| SsdError::Thread { path: path.clone(), source };
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
@@ -71,8 +78,9 @@ impl Threads {
         let (work, arrived, ended) = Default::default();
         let shared = Arc::new(Shared { file, work, arrived, ended, any_ended });
         // Made first: if a thread cannot be started, dropping it ends the others.
-        let device = Self { shared, bytes, depth, staged: Vec::with_capacity(depth), under_way: 0 };
-        for index in 0..depth.min(THREADS_MAX) {
+        let threads = threads.min(depth);
+        let device = Self { shared, bytes, depth, threads, staged: Vec::with_capacity(depth), under_way: 0 };
+        for index in 0..threads {
             let (shared, carry_out) = (Arc::clone(&device.shared), Arc::clone(&carry_out));
             let thread = thread::Builder::new().name(format!("lapis-io-{index}"));
             thread.spawn(move || serve(&shared, &*carry_out)).map_err(failed)?;
@@ -106,7 +114,7 @@ impl Device for Threads {
         let count = self.staged.len();
         if count > 0 {
             locked(&self.shared.work).queue.extend(self.staged.drain(..));
-            (0..count.min(THREADS_MAX)).for_each(|_| self.shared.arrived.notify_one());
+            (0..count.min(self.threads)).for_each(|_| self.shared.arrived.notify_one());
         }
         Ok(())
     }
@@ -236,7 +244,7 @@ mod tests {
             locked(&hung).recv().map_err(io::Error::other)
         });
         let file = DeviceFile::open(&path, Some(1 << 20)).expect("room");
-        let mut device = Threads::start_with(file, 1, hang).expect("threads");
+        let mut device = Threads::start_with(file, 1, THREADS_DEFAULT, hang).expect("threads");
         let mapping = Mapping::anonymous(4096).expect("memory");
         device.submit(Io::read(IoId(1), 0, Memory::new(&mapping, 0, 4096))).expect("room for one");
         device.kick().expect("threads");

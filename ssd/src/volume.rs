@@ -62,6 +62,15 @@ pub struct Report {
 }
 
 impl Command {
+    /// By what its report is known; `None` of a discard.
+    pub fn op(&self) -> Option<OpId> {
+        match self {
+            Self::Open { op, .. } | Self::Write { op, .. } | Self::List { op, .. } | Self::Read { op, .. } => Some(*op),
+            Self::Flush { op } | Self::Reserve { op, .. } | Self::Purge { op, .. } | Self::Probe { op } => Some(*op),
+            Self::Discard { .. } => None,
+        }
+    }
+
     /// The segment whose bytes it is about, if any.
     fn segment(&self) -> Option<SegmentId> {
         match self {

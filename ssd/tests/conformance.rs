@@ -13,6 +13,7 @@ use std::{
 
 use lapis_arena::Mapping;
 use lapis_ssd::{
+    threads::THREADS_DEFAULT,
     device::{Completion, Device, DeviceFile, Io, IoId, IoKind, Memory, Waits},
     disk::Disk,
     engine::{self, Engine, EngineChoice},
@@ -103,7 +104,7 @@ fn real_subject(choice: EngineChoice, direct: bool) -> Option<Subject> {
     let open = if direct { DeviceFile::open } else { DeviceFile::open_buffered };
     let file = open(&dir.path().join("device"), Some(DEVICE_BYTES)).expect("a file");
     let name = format!("{choice:?}, {}", if file.is_direct() { "direct" } else { "buffered" });
-    match engine::start(file, choice, DEPTH) {
+    match engine::start(file, choice, DEPTH, THREADS_DEFAULT) {
         Ok(started) => {
             let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).expect("a descriptor");
             Some(Subject { name, driven: Driven::Real { engine: started.engine, bell }, dir })

@@ -4,6 +4,7 @@ use std::{io, os::fd::AsFd, thread};
 
 use lapis_arena::Mapping;
 use lapis_ssd::{
+    threads::THREADS_DEFAULT,
     SsdError,
     device::{Device, DeviceFile, Io, IoId, Memory, Waits},
     engine::{self, EngineChoice},
@@ -41,11 +42,11 @@ fn falls_back_without(calls: &'static [libc::c_long]) {
     let fallen_back = thread::spawn(move || {
         forbid(calls);
         let dir = tempfile::tempdir().expect("a directory");
-        match engine::start(file(&dir), EngineChoice::Uring, 4).map(|started| started.engine.name()) {
+        match engine::start(file(&dir), EngineChoice::Uring, 4, THREADS_DEFAULT).map(|started| started.engine.name()) {
             Err(SsdError::Uring { source, .. }) => assert_eq!(source.raw_os_error(), Some(libc::EPERM)),
             other => panic!("{other:?}"),
         }
-        let started = engine::start(file(&dir), EngineChoice::Auto, 4).expect("threads are there");
+        let started = engine::start(file(&dir), EngineChoice::Auto, 4, THREADS_DEFAULT).expect("threads are there");
         let refused = started.refused.expect("a reason for the log");
         assert!(refused.to_string().contains("io_uring"), "{refused}");
         let mut engine = started.engine;
@@ -78,6 +79,6 @@ fn a_filter_that_lets_only_the_set_up_pass_is_noticed() {
 #[test]
 fn what_is_asked_for_by_name_is_what_there_is() {
     let dir = tempfile::tempdir().expect("a directory");
-    let started = engine::start(file(&dir), EngineChoice::Threads, 4).expect("threads");
+    let started = engine::start(file(&dir), EngineChoice::Threads, 4, THREADS_DEFAULT).expect("threads");
     assert!(started.refused.is_none() && started.engine.name() == "threads");
 }

@@ -10,12 +10,14 @@ mod core;
 pub mod face;
 mod groups;
 mod hash;
+pub mod health;
 pub mod kept;
 mod log;
 mod memory;
 mod plain;
 mod policy;
 pub mod replay;
+pub mod segments;
 mod tree;
 
 pub use crate::{

@@ -155,6 +155,12 @@ impl<D: Device> Volume<D> {
         &self.device
     }
 
+    /// The device back, for a new start. Nothing may be under way.
+    pub fn into_device(self) -> D {
+        assert!(self.in_flight() == 0, "operations own their memory until they end");
+        self.device
+    }
+
     pub fn device_mut(&mut self) -> &mut D {
         &mut self.device
     }

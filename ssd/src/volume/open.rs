@@ -148,7 +148,11 @@ pub fn plan_open(found: &[Found], wanted: &Wanted) -> Result<Plan, SsdOpenError>
         .iter()
         .enumerate()
         .map(|(device, one)| match one {
-            Found::Formatted { superblock, .. } => Ok(started(superblock.clone())),
+            Found::Formatted { superblock, device_bytes } => {
+                // A device that grew has more segments at its end.
+                let segments = superblock.segments.max(segments_of(*device_bytes, superblock.segment_bytes));
+                Ok(started(Superblock { segments, ..superblock.clone() }))
+            }
             Found::Blank { device_bytes } => {
                 let fresh = fresh(device, *device_bytes, found.len(), wanted)?;
                 Ok(started(Superblock { sequence_formatted: sequence_first, ..fresh }))
@@ -195,7 +199,6 @@ fn fresh(device: usize, bytes: u64, devices: usize, wanted: &Wanted) -> Result<S
     if bytes < least {
         return Err(SsdOpenError::TooSmall { device, bytes, least });
     }
-    let segments = (bytes - SEGMENTS_START) / wanted.segment_bytes;
     Ok(Superblock {
         log: LogId::default(),
         write: 0,
@@ -205,13 +208,17 @@ fn fresh(device: usize, bytes: u64, devices: usize, wanted: &Wanted) -> Result<S
         device: device as u8,
         devices: devices as u16,
         segment_bytes: wanted.segment_bytes,
-        segments: segments.min(SegmentId::ON_DEVICE_MAX.into()) as u32,
+        segments: segments_of(bytes, wanted.segment_bytes),
         segments_start: SEGMENTS_START,
         sequence_reserved: 0,
         formatted_s: wanted.wall_s,
         sequence_formatted: 0,
         groups: Vec::new(),
     })
+}
+
+fn segments_of(device_bytes: u64, segment_bytes: u64) -> u32 {
+    (device_bytes.saturating_sub(SEGMENTS_START) / segment_bytes).min(SegmentId::ON_DEVICE_MAX.into()) as u32
 }
 
 /// All groups of all devices in the order of their numbers, new ones last; and the numbers of those wanted.

@@ -81,6 +81,7 @@ fn options(plan: &Plan, rng: &mut Rng) -> EngineOptions {
         dram_bytes,
         extent_bytes_max: EXTENT_BYTES,
         magazine_bytes_max,
+        tier: None,
         call_defaults: CallDefaults::default(),
     }
 }

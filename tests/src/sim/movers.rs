@@ -47,6 +47,7 @@ impl SimMovers {
             Job::Verify { group, op, block } => {
                 (Done::Verified { group: *group, op: *op, outcome: movers::check(block) }, true)
             }
+            Job::Drive { .. } | Job::Merge { .. } => unreachable!("no SSD tier"),
         };
         if over {
             self.waiting.swap_remove(at);

@@ -164,7 +164,13 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     /// The device is out: what is only there is gone, what is also in DRAM is dirty.
-    pub fn device_lost(&mut self, device: u8) {
+    pub fn device_lost(&mut self, now: Time, device: u8) {
+        self.clock(now);
+        self.drop_device(device);
+        self.run();
+    }
+
+    pub(super) fn drop_device(&mut self, device: u8) {
         let lines = self.lines_on_ssd(Some(device));
         let Some(log) = &mut self.ssd.log else { return };
         let pending = log.drop_device(device);

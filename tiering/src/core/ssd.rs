@@ -116,7 +116,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.clock(now);
         let devices: Vec<u8> = (0..=u8::MAX).filter(|&device| self.has_device(device)).collect();
         for device in devices {
-            self.device_lost(device);
+            self.drop_device(device);
         }
         self.ssd.state = State::Off;
         self.ssd.log = None;
