@@ -43,7 +43,8 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.source)?;
         if !self.key.is_empty() {
-            write!(f, "{}: ", self.key)?;
+            // A key in quotes may hold anything, ends of lines too.
+            write!(f, "{}: ", self.key.escape_debug())?;
         }
         write!(f, "{}", self.mistake)
     }

@@ -197,6 +197,7 @@ const FILES: &[Case] = &[
         "[hold]\nsocket = \"/s/a\"\n[ssd]\npaths = [\"/s/a\"]",
         &[("f:4: ssd.paths:", "already used by f:2")],
     ),
+    ("end of a line in a key", "\"a\\nb\" = 1", &[("f:1: a\\nb:", "unknown option")]),
     (
         "three mistakes",
         "[dram]\nbytes = 64\n\n[server]\nsockt = \"/s\"\n[log]\nlevel = \"loud\"",

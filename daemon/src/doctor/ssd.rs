@@ -192,7 +192,9 @@ fn unopened(options: &Options, error: &io::Error) -> Finding {
         Some(Errno::ACCESS | Errno::PERM | Errno::ROFS) => {
             "let the daemon's user read and write it (for a device: a group of its own by a udev rule); run doctor as that user"
         }
-        Some(Errno::BUSY) => "it is mounted or part of a volume: give Lapis a device or partition of its own",
+        Some(Errno::BUSY) => {
+            "it is mounted, part of a volume or a running daemon has it: give Lapis a device or partition of its own"
+        }
         _ => "choose another with ssd.paths",
     };
     Finding::bad(of_tier(options), CHECK, format!("cannot be opened: {error}"), advice)
