@@ -2,7 +2,7 @@
 
 use lapis_config::{LineId, OpId, SlotId, SsdPlace, Time};
 
-use super::{Core, Op, ssd::State};
+use super::{Core, Growth, Op, slabs::Handed, ssd::State};
 use crate::{
     copies::{Copy, Step, step_dram},
     face::{Action, Outcome},
@@ -42,8 +42,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
         if self.ssd.queued.get(&line) == Some(&generation) {
             return Fetch::Coming;
         }
-        if self.ssd.queue.is_empty() && self.begin_fetch(line) {
-            return Fetch::Coming;
+        if self.ssd.queue.is_empty() && self.begin_fetch(line, true) {
+            let began = self.ssd.fetching.contains_key(&line);
+            return if began { Fetch::Coming } else { Fetch::Not };
         }
         if self.ssd.queue.len() >= QUEUE_MAX {
             return Fetch::Not;
@@ -58,7 +59,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let may = self.ssd.state == State::On && self.ssd.queue.is_empty();
         let entry = self.kept.entry(line);
         let absent = Copy::of_dram(entry) == Copy::Absent && entry.ssd != 0;
-        may && (!absent || self.begin_fetch(line))
+        may && (!absent || self.begin_fetch(line, false))
     }
 
     /// Goes on with what waits for a slot. True if anything began.
@@ -68,20 +69,22 @@ impl<K: Kept, P: Policy> Core<K, P> {
             let same = self.kept.live(line).is_some_and(|live| live.generation == generation);
             let wanted = same && self.kept.entry(line).ssd != 0 && !self.ssd.fetching.contains_key(&line);
             let wanted = wanted && (self.gets.waits_for(line) || self.is_retiring(line));
-            if wanted && !self.begin_fetch(line) {
+            if wanted && !self.begin_fetch(line, true) {
                 break;
             }
             began |= wanted;
             self.ssd.queue.pop_front();
             self.ssd.queued.remove(&line);
-            if !wanted && !self.ssd.fetching.contains_key(&line) {
+            if !self.ssd.fetching.contains_key(&line) {
                 self.fetch_ended(line, false);
             }
         }
         began
     }
 
-    fn begin_fetch(&mut self, line: LineId) -> bool {
+    /// Reads a block into a slot. False if there is none for it now. Making room may have ended the block itself: then
+    /// nothing begins. `asked`: somebody waits, and other shelves' warm blocks may make room for it.
+    fn begin_fetch(&mut self, line: LineId, asked: bool) -> bool {
         let live = self.kept.live(line).expect("a live line is fetched");
         let pages = self.pages_of(&live);
         if self.ssd.read_pages > 0 && self.ssd.read_pages + u64::from(pages) > self.flight_pages_max() {
@@ -89,8 +92,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
         let shelf = self.memory.shelf(live.pool, pages);
         self.policy.shelves(self.memory.shelves().count());
-        let Some(slot) = self.slot_for_device(shelf) else { return false };
-        // Room may have been made by the block's own end.
+        let Some(slot) = self.slot_for_device(shelf, asked) else { return false };
         let same = self.kept.live(line).is_some_and(|now| now.generation == live.generation);
         if !same || self.kept.entry(line).ssd == 0 {
             self.counts.slots_busy -= 1;
@@ -108,7 +110,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     /// A slot that a device will write. Clean blocks make room; dirty ones are written first.
-    fn slot_for_device(&mut self, shelf: Shelf) -> Option<SlotId> {
+    fn slot_for_device(&mut self, shelf: Shelf, asked: bool) -> Option<SlotId> {
         loop {
             if let Some((slab, index)) = self.memory.take(shelf) {
                 // Before the device hears of it: a restart must know.
@@ -120,7 +122,12 @@ impl<K: Kept, P: Policy> Core<K, P> {
             if self.grow(shelf) {
                 continue;
             }
-            if self.evict(shelf, 1, false).freed == 0 {
+            if self.growth == Growth::Possible {
+                self.growth = Growth::Asked;
+                self.actions.push_back(Action::NeedMemory);
+                return None;
+            }
+            if self.make_room(shelf, 1, false, asked) != Handed::Over {
                 return None;
             }
         }

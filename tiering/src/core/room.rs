@@ -80,22 +80,29 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 return Room::Growing;
             }
             self.recall(None);
-            let force = patience == Patience::None;
-            let colder = self.take_colder(shelf, force);
-            if colder == Handed::Over {
-                continue;
-            }
-            let evicted = self.evict(shelf, short, force);
-            if evicted.freed > 0 {
-                continue;
-            }
-            let writing = evicted.writing || colder == Handed::Writing;
-            match if writing { Handed::Writing } else { self.take_any(shelf, force) } {
+            match self.make_room(shelf, short, patience == Patience::None, true) {
                 Handed::Over => {}
                 Handed::Writing => return Room::Writing,
                 Handed::Nothing => return Room::Wedged,
             }
         }
+    }
+
+    /// Makes room of what is coldest: slabs of shelves that are clearly colder, blocks of this one, and with `any`, if
+    /// there are none, slabs of others, however warm.
+    pub(super) fn make_room(&mut self, shelf: Shelf, count: u32, force: bool, any: bool) -> Handed {
+        let colder = self.take_colder(shelf, force);
+        if colder == Handed::Over {
+            return Handed::Over;
+        }
+        let evicted = self.evict(shelf, count, force);
+        if evicted.freed > 0 {
+            return Handed::Over;
+        }
+        if evicted.writing || colder == Handed::Writing {
+            return Handed::Writing;
+        }
+        if any { self.take_any(shelf, force) } else { Handed::Nothing }
     }
 
     /// A new slab for the shelf, of free memory or of slabs that hold nothing.
