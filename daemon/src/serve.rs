@@ -26,7 +26,7 @@ use crate::{
     movers::Threads,
     pace::Pace,
     state::Geometry,
-    tier::TierOptions,
+    tier::{Tier, TierOptions},
 };
 
 /// Between two updates of the exported metrics.
@@ -206,12 +206,21 @@ fn start_admin(
 /// Turns the engine until it is told to stop. Sleeps when there is nothing to do; clients ring then.
 fn run_loop(engine: &mut Engine<UnixWire, Threads>, signals: &Signals, drain_timeout: Duration) -> anyhow::Result<()> {
     let (mut pace, mut metrics_at) = (Pace::new(now()), Time(0));
+    let mut told_ready = false;
     let mut drain_until: Option<Time> = None;
     let watchdog_us = watchdog_interval_us();
     let mut watchdog_at = now();
     loop {
         let at = now();
         let mut busy = engine.work(at);
+        if let Some(reason) = engine.tier().and_then(Tier::fatal) {
+            anyhow::bail!("{reason}");
+        }
+        // Not before the SSD tier's devices were accepted: what refuses them stops the start.
+        if !told_ready && engine.tier().is_none_or(|tier| tier.is_ours() || !tier.is_coming()) {
+            sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("tell systemd that we are ready")?;
+            told_ready = true;
+        }
         // While a former daemon's lines are taken over, every turn: clients are welcomed meanwhile.
         if pace.listens(at) || !engine.adopted() {
             busy |= engine.listen(at, Some(Duration::ZERO))?;
