@@ -1,7 +1,10 @@
 //! The SSD tier of a host: its devices from their first read to their service, and which group has which segments. What
 //! the engine does with it is in `engine/ssd.rs`.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use lapis_config::{OpId, PoolId, SegmentId, Time};
 use lapis_ssd::{
@@ -90,6 +93,10 @@ pub struct Tier {
 const SEGMENT_BYTES: std::ops::RangeInclusive<u64> = SEGMENT_BYTES_MIN..=1 << 30;
 const SEGMENTS: u64 = 64;
 
+/// Longest times that superblocks, and all segments, may take: two pages, and tens of gigabytes of contents.
+const READ_MAX: Duration = Duration::from_secs(30);
+const SCAN_MAX: Duration = Duration::from_secs(600);
+
 /// The size of segments: that of the log if there is one, else what fits the devices.
 pub(crate) fn segment_bytes(found: &[Found]) -> u64 {
     let known = found.iter().find_map(|found| match found {
@@ -173,7 +180,19 @@ impl Tier {
         self.fatal.as_deref()
     }
 
+    /// When a tier that is being opened is given up: a device hangs.
+    pub(crate) fn opens_until(&self) -> Option<Time> {
+        match self.phase {
+            Phase::Reading(_) => Some(self.began.after(READ_MAX)),
+            Phase::Scanning(_) => Some(self.began.after(SCAN_MAX)),
+            _ => None,
+        }
+    }
+
     pub(crate) fn poll_timeout(&self) -> Option<Time> {
+        if !self.serves() {
+            return self.opens_until();
+        }
         self.drives.iter().filter_map(|drive| drive.health.poll_timeout(drive.oldest())).min()
     }
 

@@ -447,7 +447,13 @@ impl<W: Wire, M: Movers> Engine<W, M> {
 
     /// Looks after devices: who is not well is not written, who does not recover goes.
     pub(super) fn care(&mut self, now: Time) {
-        let Some(tier) = self.tier.as_ref().filter(|tier| tier.serves()) else { return };
+        let Some(tier) = &self.tier else { return };
+        if tier.opens_until().is_some_and(|until| now >= until) {
+            return self.no_tier(now, "a device does not answer".into());
+        }
+        if !tier.serves() {
+            return;
+        }
         for device in 0..tier.drives.len() {
             loop {
                 let tier = self.tier.as_mut().expect("looked at above");
@@ -513,7 +519,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
     }
 
     pub(super) fn tier_timeout(&self) -> Option<Time> {
-        self.tier.as_ref().filter(|tier| tier.serves()).and_then(Tier::poll_timeout)
+        self.tier.as_ref().and_then(Tier::poll_timeout)
     }
 }
 
