@@ -11,6 +11,7 @@ mod clients;
 mod commit;
 mod evict;
 mod fetch;
+mod flush;
 mod found;
 mod get;
 mod hint;
@@ -28,8 +29,8 @@ use std::{
 };
 
 use lapis_config::{
-    ClientId, Fingerprint, Key, LineId, OpId, PageIndex, PoolId, PoolKind, SegmentId, SlotId, SsdPlace, Time, UNIT_BYTES,
-    sizes,
+    ClientId, Fingerprint, Key, LineId, OpId, PageIndex, PoolId, PoolKind, SegmentId, SlotId, SsdPlace, Time,
+    UNIT_BYTES, sizes,
 };
 
 pub use found::FoundRecord;
@@ -146,10 +147,23 @@ const DENIED: Duration = Duration::from_secs(5);
 /// An operation under way: what is done when it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Op {
-    Verify { line: LineId, generation: u64 },
+    Verify {
+        line: LineId,
+        generation: u64,
+    },
     /// `None`: the line went meanwhile, the slot is the operation's.
-    Write { line: Option<LineId>, at: SsdPlace, pages: u32, slot: SlotId },
-    Read { line: Option<LineId>, at: SsdPlace, pages: u32, slot: SlotId },
+    Write {
+        line: Option<LineId>,
+        at: SsdPlace,
+        pages: u32,
+        slot: SlotId,
+    },
+    Read {
+        line: Option<LineId>,
+        at: SsdPlace,
+        pages: u32,
+        slot: SlotId,
+    },
     Open(SegmentId),
     List(SegmentId, PageIndex),
     Flush(SegmentId),
@@ -343,6 +357,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             self.run();
         }
         self.verify_more();
+        self.pump_flush();
         self.pump_log();
         let action = self.actions.pop_front();
         if let Some(action) = &action {
@@ -411,6 +426,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             }
             Outcome::Corrupt => {
                 self.counts.corrupt += 1;
+                self.counts.ssd_corrupt += u64::from(self.kept.entry(line).ssd != 0);
                 self.drop_subtree(line);
                 self.settle();
             }
@@ -531,6 +547,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     /// Makes the entry of a line that was just published or found.
     fn enter(&mut self, line: LineId, step: &[Step]) {
+        self.counts.lines_used += 1;
         let entry = self.kept.entry_mut(line);
         let (class, last_use) = (entry.class, entry.last_use);
         *entry = lapis_config::Entry {

@@ -228,8 +228,15 @@ pub struct Counts {
     pub corrupt: u64,
     /// Now: of a dropped block, or of one that is coming, which a device writes or reads.
     pub slots_busy: u64,
-    /// Now: blocks that are on SSD, whether in DRAM too or not.
+    /// Now: blocks that have a line, wherever their bytes are.
+    pub lines_used: u64,
+    /// Now: blocks that are on SSD, whether in DRAM too or not, and the bytes of their records.
     pub ssd_blocks: u64,
+    pub ssd_bytes: u64,
+    /// Blocks that somebody waited for and that came from SSD: once for each who waited.
+    pub ssd_hits: u64,
+    /// Of `corrupt`: blocks that were on SSD too.
+    pub ssd_corrupt: u64,
     /// Blocks that left DRAM and stayed on SSD, and that came back.
     pub demotions: u64,
     pub promotions: u64,

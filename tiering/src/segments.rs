@@ -39,6 +39,11 @@ impl Segments {
         self.free.values().map(Vec::len).sum()
     }
 
+    /// Of one device.
+    pub fn free_on(&self, device: u8) -> usize {
+        self.free.get(&device).map_or(0, Vec::len)
+    }
+
     /// A group needs one more on that device.
     pub fn wanted(&mut self, group: usize, device: u8) -> Given {
         if let Some(segment) = self.free.get_mut(&device).and_then(Vec::pop) {

@@ -90,9 +90,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             counts.bytes_used += u64::from(used * found.slab.stride) * UNIT_BYTES;
         }
         let has = self.counts;
-        let now = |c: &Counts| {
-            (c.slots_free, c.slots_granted, c.slots_aside, c.slots_busy, c.slots_used, c.bytes_used)
-        };
+        let now = |c: &Counts| (c.slots_free, c.slots_granted, c.slots_aside, c.slots_busy, c.slots_used, c.bytes_used);
         if now(&has) != now(&counts) || has.blocks != lines.len() as u64 || !self.limbo.is_empty() {
             return Err(format!("counted {has:?}, found {counts:?} and {} blocks", lines.len()));
         }
@@ -122,13 +120,18 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     /// What every line says of its copy on SSD, against the log.
     fn audit_ssd(&self) -> Result<(), String> {
-        let on_ssd: BTreeSet<(SegmentId, LineId)> = self.ssd.log.iter().flat_map(|log| log.lines_by_segment()).collect();
-        let mut blocks = 0;
+        let on_ssd: BTreeSet<(SegmentId, LineId)> =
+            self.ssd.log.iter().flat_map(|log| log.lines_by_segment()).collect();
+        let (mut all, mut blocks, mut bytes) = (0, 0, 0);
         for line in (0..self.kept.lines()).map(LineId) {
             let Some(live) = self.kept.live(line) else { continue };
             let entry = self.kept.entry(line);
             let (copy, place) = (Copy::of_dram(entry), SsdPlace(entry.ssd));
-            blocks += u64::from(place.is_some());
+            all += 1;
+            if place.is_some() {
+                blocks += 1;
+                bytes += u64::from(self.pages_of(&live)) * UNIT_BYTES;
+            }
             let right = match copy {
                 Copy::Absent => place.is_some() && live.place.tier == Tier::Elsewhere,
                 Copy::Filling => live.place.tier == Tier::Elsewhere && self.ssd.fetching.contains_key(&line),
@@ -151,8 +154,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 }
             }
         }
-        if blocks != self.counts.ssd_blocks {
-            return Err(format!("{blocks} blocks on SSD, {} counted", self.counts.ssd_blocks));
+        let counted = (self.counts.lines_used, self.counts.ssd_blocks, self.counts.ssd_bytes);
+        if (all, blocks, bytes) != counted {
+            return Err(format!("{all} lines, {blocks} blocks on SSD, {bytes} bytes: {counted:?} counted"));
         }
         let writing = self.ops.values().filter(|op| matches!(op, Op::Write { line: Some(_), .. })).count();
         let moving = self.ssd.moving.values().filter(|moving| moving.op.is_some()).count();

@@ -207,6 +207,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         *self.kept.entry_mut(line) = entry;
         let parent = self.tree.detach(&mut self.kept, line);
         self.kept.unpublish(line);
+        self.counts.lines_used -= 1;
         self.retired_line(line);
         if fetched {
             self.fetch_ended(line, false);

@@ -222,6 +222,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     pub(super) fn fetch_ended(&mut self, line: LineId, ok: bool) {
         for number in self.gets.fetched(line) {
             if ok {
+                self.counts.ssd_hits += 1;
                 let held = self.hold(line);
                 self.gets.holds(number, held);
             }

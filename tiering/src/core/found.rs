@@ -81,12 +81,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     fn publish_found(&mut self, found: &FoundRecord) {
-        let place = Place {
-            slot: lapis_config::SlotId(0),
-            bytes: found.bytes,
-            sum: found.sum,
-            tier: Tier::Elsewhere,
-        };
+        let place = Place { slot: lapis_config::SlotId(0), bytes: found.bytes, sum: found.sum, tier: Tier::Elsewhere };
         let Ok(line) = self.kept.publish(found.pool, &found.key, place) else {
             // Both windows are full. It is found again at the next start, if it is still there.
             self.counts.ssd_passed_over += 1;
@@ -104,7 +99,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     fn found_at(&mut self, line: LineId, found: &FoundRecord) {
         self.kept.entry_mut(line).ssd = found.at.0;
-        self.counts.ssd_blocks += 1;
+        self.came_on_ssd(found.pages);
         self.counts.ssd_found += 1;
         let log = self.ssd.log.as_mut().expect("checked by the caller");
         log.found_line(found.at.segment(), line);
@@ -201,7 +196,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             self.tree.detach(&mut self.kept, child);
         }
         self.kept.entry_mut(line).ssd = 0;
-        self.counts.ssd_blocks -= 1;
+        self.went_from_ssd(line);
         self.drop_line(line, false);
     }
 

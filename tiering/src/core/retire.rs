@@ -104,7 +104,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 Copy::Filling => {
                     // What is being read stays, in DRAM alone.
                     self.kept.entry_mut(line).ssd = 0;
-                    self.counts.ssd_blocks -= 1;
+                    self.went_from_ssd(line);
                 }
                 _ if self.is_worth_writing(line, segment, &chosen) && self.fetch(line) == Fetch::Coming => {
                     chosen.insert(line);
@@ -122,7 +122,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let entry = self.kept.entry_mut(line);
         step_dram(entry, Step::Lost);
         entry.ssd = 0;
-        self.counts.ssd_blocks -= 1;
+        self.went_from_ssd(line);
     }
 
     fn is_worth_writing(&self, line: LineId, segment: SegmentId, chosen: &BTreeSet<LineId>) -> bool {

@@ -6,7 +6,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use lapis_config::{ClientId, Entry, Key, LineId, OpId, PageIndex, PoolId, PoolKind, SegmentId, SsdPlace, Time, UNIT_BYTES};
+use lapis_config::{
+    ClientId, Entry, Key, LineId, OpId, PageIndex, PoolId, PoolKind, SegmentId, SsdPlace, Time, UNIT_BYTES,
+};
 
 use super::{Core, HIT, Op, retire::Retiring};
 use crate::{
@@ -88,6 +90,8 @@ pub(super) struct Ssd {
     /// What was removed before it could be found, and who waits for that.
     pub removed_early: BTreeMap<(PoolId, Key), Vec<u64>>,
     pub purged_early: BTreeMap<PoolId, Vec<u64>>,
+    /// Dirty blocks that a drain has yet to write; the next one last.
+    pub flush: Vec<LineId>,
     /// The pool that is being purged: one line for all of it.
     purging: Option<PoolId>,
     forgetting: Map<(PoolId, Key), Forgetting>,
@@ -189,7 +193,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         may && full && fits
     }
 
-    fn can_write(&self) -> bool {
+    pub(super) fn can_write(&self) -> bool {
         self.ssd.state == State::On && self.ssd.log.as_ref().is_some_and(Log::is_writable)
     }
 
@@ -361,7 +365,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         step_dram(entry, Step::Written);
         entry.ssd = moving.at.0;
         entry.flags &= !HIT;
-        self.counts.ssd_blocks += 1;
+        self.came_on_ssd(record.pages);
         let bytes = u64::from(record.pages) * UNIT_BYTES;
         if self.retired_line(line) {
             self.counts.readmitted_bytes += bytes;
@@ -371,6 +375,17 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.relink(line);
         self.stirred = true;
         self.climb(line);
+    }
+
+    pub(super) fn came_on_ssd(&mut self, pages: u32) {
+        self.counts.ssd_blocks += 1;
+        self.counts.ssd_bytes += u64::from(pages) * UNIT_BYTES;
+    }
+
+    pub(super) fn went_from_ssd(&mut self, line: LineId) {
+        let live = self.kept.live(line).expect("a live line");
+        self.counts.ssd_blocks -= 1;
+        self.counts.ssd_bytes -= u64::from(self.pages_of(&live)) * UNIT_BYTES;
     }
 
     /// A block on SSD whose parent is not serves nothing after a cold start: with time to spare the parent follows.
@@ -392,6 +407,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             return;
         }
         self.counts.ssd_blocks -= 1;
+        self.counts.ssd_bytes -= u64::from(self.pages_of(live)) * UNIT_BYTES;
         if durably && self.ssd.purging != Some(live.pool) {
             self.remove_durably(live.pool, live.key, at);
         }
