@@ -9,10 +9,10 @@ use lapis_config::Time;
 
 use crate::{
     device::Device,
-    format::Superblock,
+    format::{PAGE_BYTES, Superblock},
     recover::{DeviceScan, Scan},
     volume::{
-        Command, Report, Volume, WallClock,
+        Command, Counters, Report, Volume, WallClock,
         open::Found,
         superblocks::{Reader, Writer},
     },
@@ -33,6 +33,13 @@ pub enum ToDrive {
 /// What a drive says.
 #[derive(Debug)]
 pub enum FromDrive {
+    /// Of whoever turns it: the device is open, and by what it is driven.
+    Started {
+        engine: &'static str,
+        bytes: u64,
+    },
+    /// What went to the device and came from it so far; said when that changed, before the reports that made it so.
+    Counted(Counters),
     Found(Found),
     /// The segments of a former start.
     Scanned(DeviceScan),
@@ -58,11 +65,21 @@ pub struct Drive<D> {
     stage: Stage<D>,
     clock: WallClock,
     reports: Vec<Report>,
+    /// Of all that went before the volume there is now.
+    counters: Counters,
+    /// As they were said last.
+    counted: Counters,
 }
 
 impl<D: Device> Drive<D> {
     pub fn new(device: D, clock: WallClock) -> Self {
-        let mut drive = Self { stage: Stage::Moving, clock, reports: Vec::new() };
+        let mut drive = Self {
+            stage: Stage::Moving,
+            clock,
+            reports: Vec::new(),
+            counters: Counters::default(),
+            counted: Counters::default(),
+        };
         drive.stage = Self::read(device);
         drive
     }
@@ -123,7 +140,10 @@ impl<D: Device> Drive<D> {
 
     fn reopen(&mut self) {
         self.stage = match std::mem::replace(&mut self.stage, Stage::Moving) {
-            Stage::Serving(volume) if volume.in_flight() + volume.waiting() == 0 => Self::read(volume.into_device()),
+            Stage::Serving(volume) if volume.in_flight() + volume.waiting() == 0 => {
+                self.counters = self.counters.plus(volume.counters());
+                Self::read(volume.into_device())
+            }
             Stage::Failed(device) => Self::read(device),
             other => other,
         };
@@ -144,8 +164,20 @@ impl<D: Device> Drive<D> {
         let stage = std::mem::replace(&mut self.stage, Stage::Moving);
         let (stage, moved) = self.step(now, stage, out);
         self.stage = stage;
+        self.count(out);
         out.extend(self.reports.drain(..).map(FromDrive::Report));
         moved || out.len() > before
+    }
+
+    fn count(&mut self, out: &mut Vec<FromDrive>) {
+        let counters = match &self.stage {
+            Stage::Serving(volume) => self.counters.plus(volume.counters()),
+            _ => self.counters,
+        };
+        if counters != self.counted {
+            self.counted = counters;
+            out.push(FromDrive::Counted(counters));
+        }
     }
 
     fn step(&mut self, now: Time, stage: Stage<D>, out: &mut Vec<FromDrive>) -> (Stage<D>, bool) {
@@ -164,10 +196,14 @@ impl<D: Device> Drive<D> {
             },
             Stage::Writing(mut device, mut writer) => match writer.poll(&mut device) {
                 Poll::Pending => (Stage::Writing(device, writer), false),
-                Poll::Ready(Ok(superblock)) => match Scan::new(&superblock, device.depth()) {
-                    Ok(scan) => (Stage::Scanning(device, scan, superblock), true),
-                    Err(error) => failed(device, "scan the segments", error.to_string(), out),
-                },
+                Poll::Ready(Ok(superblock)) => {
+                    self.counters.superblocks_written_bytes += 2 * PAGE_BYTES as u64;
+                    self.counters.flushes += 2;
+                    match Scan::new(&superblock, device.depth()) {
+                        Ok(scan) => (Stage::Scanning(device, scan, superblock), true),
+                        Err(error) => failed(device, "scan the segments", error.to_string(), out),
+                    }
+                }
                 Poll::Ready(Err(error)) => failed(device, "write the superblocks", error.to_string(), out),
             },
             Stage::Scanning(mut device, mut scan, superblock) => match scan.poll_inline(&mut device) {

@@ -6,6 +6,8 @@ mod told;
 
 use std::{fmt, io};
 
+use serde::Serialize;
+
 use crate::{
     format::{CHUNK_PAGES, CONTENTS_START, FormatError, PAGE_BYTES, Page, PageIndex, SegmentId, Superblock},
     recover::{Chunk, Decoded, ScannedSegment, WhyFree},
@@ -16,7 +18,7 @@ const PAGE: u64 = PAGE_BYTES as u64;
 const FIRST_PAGES: u64 = 1 + CHUNK_PAGES as u64;
 
 /// What a device turned out to hold. Numbers and texts only: fit for any output.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Checked {
     pub device_bytes: u64,
     pub superblocks: [SuperblockCheck; 2],
@@ -30,7 +32,7 @@ pub struct Checked {
     pub segments_earlier: u32,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct SuperblockCheck {
     /// `None`: it is whole.
     pub why: Option<String>,
@@ -38,7 +40,7 @@ pub struct SuperblockCheck {
     pub in_force: bool,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct DeviceCheck {
     /// Hexadecimal, as the others are.
     pub log: String,
@@ -55,7 +57,7 @@ pub struct DeviceCheck {
     pub groups: Vec<String>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct SegmentCheck {
     /// Index on the device.
     pub index: u32,
@@ -86,7 +88,7 @@ pub struct SegmentCheck {
 }
 
 /// Where in the segment, in pages, and what is wrong there.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct BadPlace {
     pub page: u32,
     pub why: String,

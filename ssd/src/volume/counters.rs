@@ -25,6 +25,21 @@ impl Counters {
             + self.superblocks_written_bytes
     }
 
+    /// Of two lives of one device.
+    pub fn plus(&self, other: &Self) -> Self {
+        Self {
+            records_read_bytes: self.records_read_bytes + other.records_read_bytes,
+            records_written_bytes: self.records_written_bytes + other.records_written_bytes,
+            contents_written_bytes: self.contents_written_bytes + other.contents_written_bytes,
+            headers_written_bytes: self.headers_written_bytes + other.headers_written_bytes,
+            superblocks_written_bytes: self.superblocks_written_bytes + other.superblocks_written_bytes,
+            probes_read_bytes: self.probes_read_bytes + other.probes_read_bytes,
+            discarded_bytes: self.discarded_bytes + other.discarded_bytes,
+            flushes: self.flushes + other.flushes,
+            errors: self.errors + other.errors,
+        }
+    }
+
     pub fn read_bytes(&self) -> u64 {
         self.records_read_bytes + self.probes_read_bytes
     }
