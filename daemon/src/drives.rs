@@ -16,7 +16,7 @@ use std::{
 use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
 use lapis_ssd::{
     SsdError,
-    device::{DeviceFile, Waits},
+    device::{Device, DeviceFile, Waits},
     drive::{Drive, FromDrive, ToDrive},
     engine::{self, EngineChoice},
     volume::WallClock,
@@ -61,15 +61,8 @@ impl DriveHandle {
         let (messages, inbox) = unbounded();
         let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let sleeps = Arc::new(AtomicBool::new(false));
-        let mut turner = Turner {
-            device,
-            inbox,
-            bell: bell.clone(),
-            sleeps: sleeps.clone(),
-            report,
-            wake,
-            said: Vec::new(),
-        };
+        let mut turner =
+            Turner { device, inbox, bell: bell.clone(), sleeps: sleeps.clone(), report, wake, said: Vec::new() };
         std::thread::Builder::new().name(format!("ssd {device}")).spawn(move || turner.run(&options))?;
         Ok(Self { messages, bell, sleeps })
     }
@@ -98,7 +91,10 @@ struct Turner {
 impl Turner {
     fn run(&mut self, options: &DriveOptions) {
         match open(options) {
-            Ok(device) => self.turn(device),
+            Ok(device) => {
+                self.said.push(FromDrive::Started { engine: device.name(), bytes: device.bytes() });
+                self.turn(device);
+            }
             Err(error) => {
                 self.said.push(FromDrive::Failed(chain(&error)));
                 self.say();
@@ -147,11 +143,8 @@ impl Turner {
     fn sleep(&mut self, drive: &mut Drive<engine::Engine>) -> std::io::Result<()> {
         self.sleeps.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        let waited = if self.inbox.is_empty() {
-            drive.device_mut().wait(self.bell.as_fd(), Some(SLEEP_MAX))
-        } else {
-            Ok(())
-        };
+        let waited =
+            if self.inbox.is_empty() { drive.device_mut().wait(self.bell.as_fd(), Some(SLEEP_MAX)) } else { Ok(()) };
         self.sleeps.store(false, Ordering::Relaxed);
         let mut rung = [0; 8];
         let _ = rustix::io::read(&self.bell, &mut rung);

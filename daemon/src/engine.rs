@@ -270,6 +270,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
     pub fn drain(&mut self) {
         self.draining = true;
         self.groups.iter_mut().for_each(|group| group.core.set_draining(true));
+        self.flush();
     }
 
     pub fn groups(&self) -> &[Group] {
@@ -423,7 +424,9 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                         }
                     }
                 }
-                Action::Copy { .. } | Action::Fetch { .. } => unreachable!("a core without peers and HBM wants neither"),
+                Action::Copy { .. } | Action::Fetch { .. } => {
+                    unreachable!("a core without peers and HBM wants neither")
+                }
                 action => self.perform_ssd(now, index, action),
             }
         }

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 use lapis_config::{Effective, Flags, LoadInput, LogLevel, Options};
 use lapis_transport::control;
 
+mod fsck;
 mod holder;
 mod show;
 
@@ -49,6 +50,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Check files or devices of the SSD tier: what is whole, what is torn and why. Reads only; exit status 0 whole, 1
+    /// damaged, 2 not to be read
+    Fsck(fsck::FsckArgs),
     /// Check this host against a configuration: limits, huge pages, io_uring, devices, sockets. Run it as the daemon's
     /// user; nothing is changed
     Doctor {
@@ -77,7 +81,7 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("lapis: {error:#}");
             ExitCode::FAILURE
@@ -85,8 +89,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    if let Command::Fsck(args) = &command {
+        return Ok(fsck::run(args));
+    }
+    run_plain(command).map(|()| ExitCode::SUCCESS)
+}
+
+fn run_plain(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Fsck(_) => unreachable!("it has exit statuses of its own"),
         Command::Serve { config, flags } => {
             let effective = load(config, flags)?;
             log_to_stderr(effective.options.log_level);

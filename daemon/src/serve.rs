@@ -124,9 +124,8 @@ pub fn run(effective: &Effective) -> anyhow::Result<()> {
     }
     let (keeper, found) = keeper::open(options.hold_socket.as_deref(), passed.kept)?;
     let waker = wire.waker();
-    let movers =
-        Threads::start(options.dram_populate_threads as usize, VERIFY_THREADS, drives, move || waker.wake())
-            .context("start movers")?;
+    let movers = Threads::start(options.dram_populate_threads as usize, VERIFY_THREADS, drives, move || waker.wake())
+        .context("start movers")?;
     signals.wake_with(wire.waker());
     let entropy = Box::new(|| {
         let mut bytes = [0u8; 8];
@@ -196,9 +195,7 @@ fn tier_options(options: &Options) -> Option<TierOptions> {
     })
 }
 
-fn start_admin(
-    address: SocketAddr,
-) -> anyhow::Result<std::thread::JoinHandle<()>> {
+fn start_admin(address: SocketAddr) -> anyhow::Result<std::thread::JoinHandle<()>> {
     admin::start(address)
         .with_context(|| format!("serve metrics on {address} (choose another with --metrics-listen, or off)"))
 }
@@ -238,8 +235,11 @@ fn run_loop(engine: &mut Engine<UnixWire, Threads>, signals: &Signals, drain_tim
                 drain_until = Some(at.after(drain_timeout));
             }
             (1, Some(until)) => {
-                if at >= until || pace.idle_us(at) >= DRAINED_US {
-                    tracing::info!("drained");
+                if at >= until || pace.idle_us(at) >= DRAINED_US && engine.is_flushed() {
+                    match engine.unflushed_blocks() {
+                        Some(blocks) => tracing::info!(not_on_ssd = blocks, "drained"),
+                        None => tracing::info!("drained"),
+                    }
                     return Ok(());
                 }
             }

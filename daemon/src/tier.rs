@@ -10,7 +10,10 @@ use lapis_config::{OpId, PoolId, SegmentId, Time};
 use lapis_ssd::{
     format::{LogId, SEGMENT_BYTES_MIN},
     recover::{DeviceScan, RecoveredRecord},
-    volume::open::{Found, Identity, Plan},
+    volume::{
+        Counters,
+        open::{Found, Identity, Plan},
+    },
 };
 use lapis_tiering::{health::DeviceHealth, segments::Segments};
 
@@ -62,9 +65,13 @@ pub(crate) struct DriveState {
     /// Operations that the drive has, by when it got them.
     pub under_way: BTreeMap<OpId, Time>,
     pub order: VecDeque<(Time, OpId)>,
+    /// What drives it, and its size, once it is open.
+    pub engine: Option<&'static str>,
+    pub bytes: u64,
     pub segments: u32,
-    pub read_bytes: u64,
-    pub written_bytes: u64,
+    /// What went to it and came from it since the start, as counted beside the device.
+    pub counters: Counters,
+    /// Operations that failed, probes not counted.
     pub errors: u64,
     /// It is being opened anew, alone, after it was out.
     pub reopening: bool,
@@ -117,9 +124,10 @@ impl DriveState {
             health: DeviceHealth::default(),
             under_way: BTreeMap::new(),
             order: VecDeque::new(),
+            engine: None,
+            bytes: 0,
             segments: 0,
-            read_bytes: 0,
-            written_bytes: 0,
+            counters: Counters::default(),
             errors: 0,
             reopening: false,
         }

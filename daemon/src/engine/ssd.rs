@@ -44,6 +44,14 @@ impl<W: Wire, M: Movers> Engine<W, M> {
 
     pub(super) fn drive_said(&mut self, now: Time, device: usize, said: FromDrive) {
         match said {
+            FromDrive::Started { engine, bytes } => {
+                let Some(tier) = &mut self.tier else { return };
+                (tier.drives[device].engine, tier.drives[device].bytes) = (Some(engine), bytes);
+            }
+            FromDrive::Counted(counters) => {
+                let Some(tier) = &mut self.tier else { return };
+                tier.drives[device].counters = counters;
+            }
             FromDrive::Found(found) => self.device_found(now, device, found),
             FromDrive::Scanned(scan) => self.device_scanned(now, device, scan),
             FromDrive::Report(report) => self.reported(now, device, report),
@@ -264,7 +272,9 @@ impl<W: Wire, M: Movers> Engine<W, M> {
     pub(super) fn no_tier(&mut self, now: Time, reason: String) {
         let Some(tier) = &mut self.tier else { return };
         if tier.options.required {
-            tier.fatal.get_or_insert(format!("the SSD tier cannot be opened: {reason} (ssd.required = false serves DRAM alone)"));
+            tier.fatal.get_or_insert(format!(
+                "the SSD tier cannot be opened: {reason} (ssd.required = false serves DRAM alone)"
+            ));
         } else {
             tracing::error!(reason, "the SSD tier cannot be opened: DRAM alone");
         }
@@ -360,7 +370,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
     // ---- Reports ----
 
     fn reported(&mut self, now: Time, device: usize, report: Report) {
-        let Report { op, result, bytes } = report;
+        let Report { op, result, .. } = report;
         let Some(tier) = &mut self.tier else { return };
         let drive = &mut tier.drives[device];
         drive.ended(op);
@@ -368,7 +378,6 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         if group == OWN {
             return self.own_reported(now, device, own, result.is_ok());
         }
-        let _ = bytes;
         let outcome = match result {
             Ok(()) => Outcome::Ok,
             Err(error) => {
@@ -426,6 +435,32 @@ impl<W: Wire, M: Movers> Engine<W, M> {
             let op = self.own_op(false);
             self.command(now, device, Command::Reserve { op, sequence_reserved: end });
         }
+    }
+
+    // ---- An orderly end ----
+
+    /// What is only in DRAM goes to SSD, as far as the log holds it without giving up all that is there.
+    pub(super) fn flush(&mut self) {
+        let Some(tier) = self.tier.as_ref().filter(|tier| tier.serves()) else { return };
+        let plan = tier.plan.as_ref().expect("a tier that serves was opened");
+        let bytes = plan.superblocks.iter().map(|superblock| u64::from(superblock.segments) * superblock.segment_bytes);
+        let bytes_max = bytes.sum::<u64>() / 4 * 3 / self.groups.len() as u64;
+        let now = self.worked;
+        self.groups.iter_mut().for_each(|group| group.core.flush(now, bytes_max));
+        let blocks: u64 = self.groups.iter().map(|group| group.core.dirty_blocks()).sum();
+        tracing::info!(blocks, "blocks that are only in DRAM are written to SSD, the hottest first");
+    }
+
+    /// Whether nothing that `drain` began to write is under way.
+    pub fn is_flushed(&self) -> bool {
+        let serves = self.tier.as_ref().is_some_and(Tier::serves);
+        !serves || self.groups.iter().all(|group| group.core.is_flushed())
+    }
+
+    /// Blocks that are only in DRAM, where there is a tier to write them to.
+    pub fn unflushed_blocks(&self) -> Option<u64> {
+        let dirty = || self.groups.iter().map(|group| group.core.dirty_blocks()).sum();
+        self.tier.as_ref().filter(|tier| tier.serves()).map(|_| dirty())
     }
 
     // ---- Care ----
