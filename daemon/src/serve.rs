@@ -74,6 +74,7 @@ pub fn engine_options(options: &Options) -> EngineOptions {
                 core: CoreOptions {
                     magazine_bytes_max: options.client_magazine_bytes_max,
                     idle_recall: options.client_idle_recall,
+                    write_back_ahead_bytes: group.write_back_ahead(options),
                     ..CoreOptions::default()
                 },
             }

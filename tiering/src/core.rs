@@ -97,6 +97,8 @@ pub struct CoreOptions {
     pub reserved_part: u32,
     /// Most blocks being verified at once.
     pub verifies_max: usize,
+    /// Bytes of the blocks that go next which are on SSD before their room is asked for.
+    pub write_back_ahead_bytes: u64,
 }
 
 impl Default for CoreOptions {
@@ -108,6 +110,7 @@ impl Default for CoreOptions {
             waits_max: 4096,
             reserved_part: 2,
             verifies_max: 8,
+            write_back_ahead_bytes: 0,
         }
     }
 }

@@ -73,7 +73,12 @@ fn options(plan: &Plan, rng: &mut Rng) -> EngineOptions {
         lock: false,
         pin_bytes_max: if heavy { 256 << 10 } else { u64::MAX },
         pin_age_max: Duration::from_millis(300),
-        core: CoreOptions { magazine_bytes_max, idle_recall: Duration::from_millis(50), ..CoreOptions::default() },
+        core: CoreOptions {
+            magazine_bytes_max,
+            idle_recall: Duration::from_millis(50),
+            write_back_ahead_bytes: dram_bytes / 16,
+            ..CoreOptions::default()
+        },
     };
     EngineOptions {
         groups: (0..plan.groups).map(group).collect(),

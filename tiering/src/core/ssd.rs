@@ -26,11 +26,7 @@ const FLIGHT_BYTES_MAX: u64 = 256 << 20;
 const FLIGHT_PART: u32 = 8;
 /// Operations of blocks under way at once, of either kind.
 const FLIGHTS_MAX: usize = 512;
-/// Write-back begins when less than one part in so many of the memory is free.
-const LOW_PART: u64 = 8;
-/// And goes on until one part in so many of a shelf's blocks, the coldest ones, is clean.
-const AHEAD_PART: u64 = 16;
-/// Most blocks looked at in one go, and events between two of them.
+/// Most blocks of a shelf looked at in one go, and events between two of them.
 const SCAN_MAX: usize = 512;
 const SCAN_EVERY: u32 = 64;
 
@@ -220,7 +216,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
         true
     }
 
-    /// Writes the coldest dirty blocks while memory is low, as far as devices have time for it.
+    /// Writes dirty blocks among those that go next, as far as devices have time for it: once less memory is free than is
+    /// to be clean ahead of need, so much of it, over all shelves by what they use.
     pub(super) fn write_ahead(&mut self) {
         self.ssd.events += 1;
         if self.ssd.events < SCAN_EVERY || !self.can_write() || !self.is_low() {
@@ -230,9 +227,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
         for shelf in self.memory.shelves() {
             let own = self.memory.of(shelf);
             let used: u64 = own.slabs.iter().map(|&base| u64::from(self.memory.slab(base).used)).sum();
-            let ahead = (used / AHEAD_PART).clamp(16, SCAN_MAX as u64);
+            // Blocks of it, of as many bytes as its share of what is used.
+            let part = u128::from(used) * u128::from(self.options.write_back_ahead_bytes);
+            let ahead = (part / u128::from(self.counts.bytes_used.max(1))) as u64;
             let mut at = self.policy.coldest(&self.kept, shelf, self.now);
-            for _ in 0..ahead {
+            for _ in 0..ahead.clamp(1, SCAN_MAX as u64) {
                 let Some(line) = at else { break };
                 at = self.policy.after(&self.kept, shelf, line);
                 let Some(live) = self.kept.live(line) else { continue };
@@ -245,9 +244,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     fn is_low(&self) -> bool {
-        let units = u64::from(self.memory.buddy.units());
-        let used = self.counts.bytes_used / UNIT_BYTES + self.magazine_units;
-        used + units / LOW_PART >= units
+        let bytes = u64::from(self.memory.buddy.units()) * UNIT_BYTES;
+        let used = self.counts.bytes_used + self.magazine_units * UNIT_BYTES;
+        used + self.options.write_back_ahead_bytes >= bytes
     }
 
     // ---- What became of it ----

@@ -77,7 +77,13 @@ pub fn key(chain: u32, depth: u32) -> Key {
 }
 
 fn options() -> CoreOptions {
-    CoreOptions { magazine_bytes_max: 16 * UNIT_BYTES * 4, waits_max: 24, verifies_max: 3, ..CoreOptions::default() }
+    CoreOptions {
+        magazine_bytes_max: 16 * UNIT_BYTES * 4,
+        waits_max: 24,
+        verifies_max: 3,
+        write_back_ahead_bytes: 64 * UNIT_BYTES,
+        ..CoreOptions::default()
+    }
 }
 
 fn pools(core: &mut Core<PlainKept, Lru>) {
