@@ -95,6 +95,16 @@ impl Host {
         self.daemon.as_ref().map(Child::id)
     }
 
+    /// The holder's process, while there is one.
+    pub fn holder_pid(&self) -> Option<u32> {
+        self.holder.as_ref().map(Child::id)
+    }
+
+    /// All that daemons of this host have written so far.
+    pub fn daemon_log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("daemon.log")).unwrap_or_default()
+    }
+
     /// Just before the exec of the daemon.
     pub fn started(&self) -> Instant {
         self.started

@@ -139,12 +139,15 @@ pub fn run(effective: &Effective) -> anyhow::Result<()> {
         Some(address) => Some(start_admin(address)?),
         None => None,
     };
-    tracing::info!(
-        sockets = ?options.groups.iter().map(|g| g.socket.display().to_string()).collect::<Vec<_>>(),
-        us = started.elapsed().as_micros() as u64,
-        "ready"
-    );
-    run_loop(&mut engine, &signals, options.drain_timeout)
+    let ready = || {
+        tracing::info!(
+            sockets = ?options.groups.iter().map(|g| g.socket.display().to_string()).collect::<Vec<_>>(),
+            us = started.elapsed().as_micros() as u64,
+            "ready"
+        );
+        sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("tell systemd that we are ready")
+    };
+    run_loop(&mut engine, &signals, options.drain_timeout, ready)
 }
 
 /// The devices of the SSD tier.
@@ -201,10 +204,16 @@ fn start_admin(address: SocketAddr) -> anyhow::Result<std::thread::JoinHandle<()
         .with_context(|| format!("serve metrics on {address} (choose another with --metrics-listen, or off)"))
 }
 
-/// Turns the engine until it is told to stop. Sleeps when there is nothing to do; clients ring then.
-fn run_loop(engine: &mut Engine<UnixWire, Threads>, signals: &Signals, drain_timeout: Duration) -> anyhow::Result<()> {
+/// Turns the engine until it is told to stop. Sleeps when there is nothing to do; clients ring then. `ready` is called
+/// once, when nothing but the failure of a device can come between: clients are served before.
+fn run_loop(
+    engine: &mut Engine<UnixWire, Threads>,
+    signals: &Signals,
+    drain_timeout: Duration,
+    ready: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut ready = Some(ready);
     let (mut pace, mut metrics_at) = (Pace::new(now()), Time(0));
-    let mut told_ready = false;
     let mut drain_until: Option<Time> = None;
     let watchdog_us = watchdog_interval_us();
     let mut watchdog_at = now();
@@ -214,10 +223,10 @@ fn run_loop(engine: &mut Engine<UnixWire, Threads>, signals: &Signals, drain_tim
         if let Some(reason) = engine.tier().and_then(Tier::fatal) {
             anyhow::bail!("{reason}");
         }
-        // Not before the SSD tier's devices were accepted: what refuses them stops the start.
-        if !told_ready && engine.tier().is_none_or(|tier| tier.is_ours() || !tier.is_coming()) {
-            sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("tell systemd that we are ready")?;
-            told_ready = true;
+        if engine.tier().is_none_or(Tier::lets_start)
+            && let Some(ready) = ready.take()
+        {
+            ready()?;
         }
         // While a former daemon's lines are taken over, every turn: clients are welcomed meanwhile.
         if pace.listens(at) || !engine.adopted() {

@@ -179,11 +179,12 @@ impl Tier {
         matches!(self.phase, Phase::Serving)
     }
 
-    /// Whether its superblocks were accepted: from then on only devices can fail.
-    pub fn is_ours(&self) -> bool {
-        self.plan.is_some()
+    /// Whether nothing is left that could refuse the start: its superblocks were accepted, or the daemon goes on without.
+    pub fn lets_start(&self) -> bool {
+        self.plan.is_some() || !self.options.required
     }
 
+    /// Why the daemon cannot go on.
     pub fn fatal(&self) -> Option<&str> {
         self.fatal.as_deref()
     }

@@ -134,6 +134,7 @@ pub fn superblocks() -> Vec<Vec<u8>> {
         segments_start: 1 << 20,
         sequence_reserved: 1 << 32,
         formatted_s: 1_700_000_000,
+        sequence_formatted: 9,
         groups: vec![group("default")],
     };
     let many = (0..64).map(|i| group(&format!("group-{i}"))).collect();

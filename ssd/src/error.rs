@@ -21,6 +21,9 @@ pub enum SsdError {
     /// Ask for less, or make room.
     #[error("{path} needs {needed} more bytes, its file system has {free} free")]
     NoRoom { path: PathBuf, needed: u64, free: u64 },
+    /// Choose another file, or empty this one.
+    #[error("{path} holds data that is not a log's; wipe it or choose another file")]
+    NotBlank { path: PathBuf },
     #[error("{path} has {found} bytes, expected at least {expected}")]
     TooSmall { path: PathBuf, expected: u64, found: u64 },
     #[error("{path} has logical blocks of {found} bytes, which do not divide a page of {page}")]

@@ -11,7 +11,7 @@
 
 mod contents;
 mod segment;
-mod superblock;
+pub(crate) mod superblock;
 
 use lapis_config::UNIT_BYTES;
 pub use lapis_config::{PageIndex, SegmentId};

@@ -44,9 +44,21 @@ pub struct LogOptions {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Todo {
     /// Write the header of a new use.
-    Open { segment: SegmentId, opened: u64 },
-    List { segment: SegmentId, opened: u64, place: PageIndex, next: Option<PageIndex>, sequence: u64, listed: Listed },
-    Flush { segment: SegmentId },
+    Open {
+        segment: SegmentId,
+        opened: u64,
+    },
+    List {
+        segment: SegmentId,
+        opened: u64,
+        place: PageIndex,
+        next: Option<PageIndex>,
+        sequence: u64,
+        listed: Listed,
+    },
+    Flush {
+        segment: SegmentId,
+    },
 }
 
 /// What an entry of a page is for.
@@ -72,6 +84,8 @@ pub(crate) struct Ended {
 #[derive(Debug)]
 struct Device {
     writable: bool,
+    /// Something is to be written and no segment is open: a start alone costs no segment its blocks.
+    wanted: bool,
     open: Option<SegmentId>,
     /// Opened ahead of need.
     next: Option<SegmentId>,
@@ -119,7 +133,8 @@ impl Log {
     }
 
     pub fn add_device(&mut self, device: u8) {
-        let fresh = Device { writable: true, open: None, next: None, spare: Vec::new(), flight_pages: 0 };
+        let fresh =
+            Device { writable: true, wanted: false, open: None, next: None, spare: Vec::new(), flight_pages: 0 };
         self.devices.entry(device).or_insert(fresh);
     }
 
@@ -210,7 +225,7 @@ impl Log {
             device.writable
                 && device.spare.is_empty()
                 && device.next.is_none()
-                && device.open.is_none_or(|open| self.uses[&open].cursor >= self.options.segment_pages / 2)
+                && device.open.map_or(device.wanted, |open| self.uses[&open].cursor >= self.options.segment_pages / 2)
         };
         self.devices.iter().find(|(_, device)| short(device)).map(|(&number, _)| number)
     }
@@ -277,7 +292,9 @@ impl Log {
         let most = self.options.segment_pages;
         for _ in 0..2 {
             let device = self.devices.get_mut(&number)?;
-            let Some(segment) = device.open.or_else(|| device.next.take()) else { return None };
+            let segment = device.open.or_else(|| device.next.take());
+            device.wanted = segment.is_none();
+            let segment = segment?;
             device.open = Some(segment);
             let open = self.uses.get_mut(&segment).expect("an open segment is in use");
             if !open.ready {

@@ -39,7 +39,12 @@ pub fn bytes(asked: Option<u64>) -> anyhow::Result<(Option<u64>, Option<String>)
     match asked {
         Some(0) => return Ok((None, None)),
         Some(bytes) => {
-            ensure!(bytes >= SSD_BYTES_MIN, "{} on SSD, the least is {} (0: no SSD tier)", Bytes(bytes), Bytes(SSD_BYTES_MIN));
+            ensure!(
+                bytes >= SSD_BYTES_MIN,
+                "{} on SSD, the least is {} (0: no SSD tier)",
+                Bytes(bytes),
+                Bytes(SSD_BYTES_MIN)
+            );
             ensure!(bytes <= free, "{} on SSD, but {name} has only {} MiB free", Bytes(bytes), free >> 20);
             return Ok((Some(bytes), None));
         }

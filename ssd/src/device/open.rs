@@ -1,10 +1,11 @@
 //! Opening a path as a device: a regular file, created and really allocated, or a block device. Locked either way.
 //!
-//! Invariant: content that was there is never changed here: allocation only fills what lies beyond the former end.
+//! Invariant: content that was there is never changed here: allocation only fills what lies beyond the former end, and
+//! a file that holds something else than a log is not touched at all.
 //! Invariant: the lock lasts as long as any operation may still reach the file, also when its submitter has gone.
 
 use std::{
-    io,
+    io::{self, Read},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::FileTypeExt,
@@ -19,7 +20,11 @@ use rustix::{
 };
 
 use super::{Memory, transfer};
-use crate::{SsdError, format::PAGE_BYTES};
+use crate::{
+    SsdError,
+    format::{PAGE_BYTES, superblock},
+    volume::open::SEGMENTS_START,
+};
 
 const PAGE: u64 = PAGE_BYTES as u64;
 /// Bytes of zeros written at once where the file system cannot allocate.
@@ -118,6 +123,12 @@ impl DeviceFile {
 
     /// Allocates up to `bytes`. A failure leaves the file as long as it was.
     fn allocate(&self, found: u64) -> Result<(), SsdError> {
+        if found >= self.bytes && self.room()?.0 == 0 {
+            return Ok(());
+        }
+        if !self.is_blank_or_ours(found)? {
+            return Err(SsdError::NotBlank { path: self.path.clone() });
+        }
         self.expect_room()?;
         let allocated = self.allocate_or_fill(found);
         if allocated.is_err() {
@@ -130,6 +141,15 @@ impl DeviceFile {
             Err(Errno::NOSPC | Errno::DQUOT) => Err(self.no_room()?),
             allocated => allocated.map_err(|e| self.failed("allocating", e)),
         }
+    }
+
+    /// Whether nothing of anybody else's lies where superblocks and what is before segments have their place.
+    fn is_blank_or_ours(&self, found: u64) -> Result<bool, SsdError> {
+        let failed = |source| SsdError::Io { op: "looking for data on", path: self.path.clone(), source };
+        let mut start = Vec::new();
+        let file = std::fs::File::open(&self.path).map_err(failed)?;
+        file.take(found.min(SEGMENTS_START)).read_to_end(&mut start).map_err(failed)?;
+        Ok(start.iter().all(|byte| *byte == 0) || start.chunks(PAGE_BYTES).take(2).any(superblock::is_claimed))
     }
 
     fn allocate_or_fill(&self, found: u64) -> Result<(), Errno> {
@@ -283,7 +303,8 @@ mod tests {
     fn what_was_there_stays() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("log");
-        let content: Vec<u8> = (0..3 * PAGE_BYTES + 7).map(|i| i as u8 | 1).collect();
+        let mut content: Vec<u8> = (0..3 * PAGE_BYTES + 7).map(|i| i as u8 | 1).collect();
+        content[..8].copy_from_slice(b"LAPISSB1");
         std::fs::write(&path, &content).expect("room");
         for bytes in [Some(2 * PAGE), Some(8 * PAGE), None] {
             let file = DeviceFile::open(&path, bytes).expect("a file");
@@ -294,6 +315,23 @@ mod tests {
         let found = std::fs::read(&path).expect("it is there");
         assert!(found.len() == 16 * PAGE_BYTES && found[..content.len()] == content);
         assert!(found[content.len()..].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn what_holds_something_else_is_neither_grown_nor_filled() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("letters");
+        for (text, length) in [(&b"Dear"[..], 4), (b"Dear", 3 * PAGE), (b"Dear", 64 * PAGE)] {
+            let mut file = std::fs::File::create(&path).expect("a file");
+            io::Write::write_all(&mut file, text).and_then(|()| file.set_len(length)).expect("a sparse file");
+            let before = std::fs::metadata(&path).map(|found| (found.len(), found.blocks())).expect("it is there");
+            let refused = DeviceFile::open(&path, Some(64 * PAGE)).expect_err("not ours");
+            assert!(matches!(refused, SsdError::NotBlank { .. }), "{refused}");
+            let after = std::fs::metadata(&path).map(|found| (found.len(), found.blocks())).expect("it is there");
+            assert_eq!(before, after);
+        }
+        std::fs::File::create(&path).and_then(|file| file.set_len(3 * PAGE)).expect("a file of zeros");
+        assert_eq!(DeviceFile::open(&path, Some(64 * PAGE)).expect("blank").bytes(), 64 * PAGE);
     }
 
     #[test]

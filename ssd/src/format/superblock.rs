@@ -15,6 +15,11 @@ pub const GROUPS_MAX: usize = 64;
 /// Where segments may start at the earliest, bytes from the device's start: both superblocks, and room to align.
 const SEGMENTS_START_MIN: u64 = 2 * PAGE_BYTES as u64;
 
+/// Whether a page says that it is a superblock, whole or not.
+pub(crate) fn is_claimed(page: &[u8]) -> bool {
+    page.starts_with(&MAGIC.to_le_bytes())
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Superblock {
     pub log: LogId,

@@ -532,12 +532,12 @@ impl<K: Kept, P: Policy> Core<K, P> {
         if self.ssd.state != State::On {
             return;
         }
-        self.ask_for_segments();
         let urgent = !self.puts.is_empty() || !self.ssd.tickets.is_empty() || self.draining;
         let now = self.now;
         while let Some(todo) = self.ssd.log.as_mut().and_then(|log| log.poll(now, urgent)) {
             self.carry_out(todo);
         }
+        self.ask_for_segments();
     }
 
     fn carry_out(&mut self, todo: Todo) {
