@@ -43,7 +43,8 @@ fn no_seed_shows_a_wrong_byte_a_leak_or_a_hang() {
     let sum = |of: fn(&Outcome) -> u64| outcomes.iter().map(of).sum::<u64>();
     println!(
         "{seeds} seeds from {first}: {} turns, {} s of virtual time, {} hits ({} owed), {} misses, {} views, {} stored, {} evicted, \
-         {} kills, {} colds, {} crashes, {} forks, {} expelled, {} blocks judged where they lie",
+         {} kills, {} colds, {} crashes, {} forks, {} expelled, {} blocks judged where they lie; SSD: {} demoted, {} promoted, \
+         {} segments retired, {} bytes written anew, {} power cuts, {} owed and found after kills, {} found, {} corrupt",
         sum(|o| o.turns),
         sum(|o| o.virtual_us) / 1_000_000,
         sum(|o| o.tally.hits),
@@ -58,6 +59,14 @@ fn no_seed_shows_a_wrong_byte_a_leak_or_a_hang() {
         sum(|o| o.tally.forks),
         sum(|o| o.tally.expelled),
         sum(|o| o.tally.blocks_judged),
+        sum(|o| o.tally.demotions),
+        sum(|o| o.tally.promotions),
+        sum(|o| o.tally.segments_retired),
+        sum(|o| o.tally.readmitted_bytes),
+        sum(|o| o.tally.power_cuts),
+        sum(|o| o.tally.recovered),
+        sum(|o| o.tally.ssd_found),
+        sum(|o| o.tally.corrupt),
     );
     // A world in which nothing happens proves nothing.
     if seeds >= 100 {

@@ -359,6 +359,17 @@ impl<K: Kept, P: Policy> Core<K, P> {
         !self.actions.is_empty()
     }
 
+    /// Slots whose reuse waits for readers. Others aside are those of a dead daemon's devices, which no reader holds up.
+    pub fn slots_named(&self) -> usize {
+        self.aside.len()
+    }
+
+    /// Operations whose end was not told yet, blocks on their way to or from SSD, and calls that wait for any of them.
+    pub fn unfinished(&self) -> usize {
+        let ssd = &self.ssd;
+        self.ops.len() + ssd.moving.len() + ssd.fetching.len() + ssd.queue.len() + self.tickets()
+    }
+
     /// When to call `tick` if nothing else happens.
     pub fn poll_timeout(&self) -> Option<Time> {
         let aside = (!self.aside.is_empty()).then_some(self.aside_look);

@@ -92,7 +92,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
             adopt: false,
             log: tier.plan.as_ref().map(|plan| plan.log),
             log_fresh: tier.log_fresh,
-            segment_bytes: segment_bytes(found),
+            segment_bytes: segment_bytes(found, tier.options.segment_bytes_min),
             groups: self.groups.iter().map(|group| group.options.name.clone()).collect(),
             wall_s: tier.options.wall_s,
         }

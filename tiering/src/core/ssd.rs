@@ -434,6 +434,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.ssd.tickets.insert(self.ssd.ticket, Ticket { to: Some(to), blocks: 0, left: 1 });
     }
 
+    /// Calls that wait until something is gone for good.
+    pub(super) fn tickets(&self) -> usize {
+        self.ssd.tickets.len()
+    }
+
     pub(super) fn is_coming(&self) -> bool {
         self.ssd.state == State::Coming
     }
