@@ -17,8 +17,10 @@ mod model;
 mod movers;
 mod net;
 mod plan;
+mod shrink;
 mod trace;
 mod world;
 
 pub use plan::Plan;
+pub use shrink::{difference, shrink, turned};
 pub use world::{Outcome, run};

@@ -18,22 +18,52 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 fn run(seed: u64) -> Outcome {
-    sim::run(Plan::of(seed)).unwrap_or_else(|wrong| {
-        panic!("{wrong}\nseed {seed}: LAPIS_SEED={seed} cargo test -p lapis-tests --test simulation one_seed");
-    })
+    sim::run(Plan::of(seed)).unwrap_or_else(|wrong| fails(seed, wrong))
 }
 
-/// The seeds of all threads, each taken once.
+/// Prints the smallest plan that fails too, and the line that runs it.
+fn fails(seed: u64, wrong: String) -> ! {
+    eprintln!("seed {seed} fails, shrinking: {}", last_line(&wrong));
+    let (plan, wrong) = sim::shrink(&Plan::of(seed), wrong);
+    panic!(
+        "{wrong}\nseed {seed}: LAPIS_SEED={seed} LAPIS_SIM_SHRUNK='{}' cargo test -p lapis-tests --test simulation one_seed",
+        sim::difference(&plan)
+    );
+}
+
+fn last_line(text: &str) -> &str {
+    text.lines().last().unwrap_or("")
+}
+
+/// The seeds of all threads, each taken once, until one fails; with `LAPIS_SIM_GO_ON` all, and each failure is a line.
 fn run_all(first: u64, seeds: u64) -> Vec<Outcome> {
-    let next = AtomicU64::new(0);
+    let goes_on = env::var_os("LAPIS_SIM_GO_ON").is_some();
+    let (next, failed) = (AtomicU64::new(0), AtomicU64::new(u64::MAX));
     let work = || {
-        let mine = std::iter::from_fn(|| Some(next.fetch_add(1, Ordering::Relaxed)).filter(|n| *n < seeds));
-        mine.map(|n| run(first.wrapping_add(n))).collect::<Vec<_>>()
+        let mut outcomes = Vec::new();
+        while goes_on || failed.load(Ordering::Relaxed) == u64::MAX {
+            let seed = first.wrapping_add(next.fetch_add(1, Ordering::Relaxed));
+            if seed.wrapping_sub(first) >= seeds {
+                break;
+            }
+            match sim::run(Plan::of(seed)) {
+                Ok(outcome) => outcomes.push(outcome),
+                Err(wrong) => {
+                    eprintln!("seed {seed}: {}", last_line(&wrong));
+                    failed.fetch_min(seed, Ordering::Relaxed);
+                }
+            }
+        }
+        outcomes
     };
-    std::thread::scope(|scope| {
+    let outcomes = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().flat_map(|thread| thread.join().expect("the seed above failed")).collect()
-    })
+        threads.into_iter().flat_map(|thread| thread.join().expect("panics of a run are caught")).collect()
+    });
+    if let seed @ ..u64::MAX = failed.into_inner() {
+        run(seed);
+    }
+    outcomes
 }
 
 #[test]
@@ -96,7 +126,12 @@ fn the_same_seed_is_the_same_run() {
 
 #[test]
 fn one_seed() {
-    if let Some(seed) = number("LAPIS_SEED") {
-        println!("{:#?}\n{:#?}", Plan::of(seed), run(seed));
+    let Some(seed) = number("LAPIS_SEED") else { return };
+    let difference = env::var("LAPIS_SIM_SHRUNK").ok();
+    let plan = sim::turned(seed, difference.as_deref().unwrap_or("")).unwrap_or_else(|wrong| panic!("{wrong}"));
+    match sim::run(plan.clone()) {
+        Ok(outcome) => println!("{plan:#?}\n{outcome:#?}"),
+        Err(wrong) if difference.is_some() => panic!("{wrong}"),
+        Err(wrong) => fails(seed, wrong),
     }
 }

@@ -534,7 +534,9 @@ impl World {
             let ended = (client.exited, client.lifeline_ended);
             format!("{} of {:?}: connected {}, ended {ended:?}; ", client.name, client.conn, client.connected)
         });
-        clients.collect()
+        let engine = self.daemon.engine.iter();
+        let unfinished = engine.flat_map(|engine| engine.groups()).map(|group| group.core.unfinished());
+        clients.chain(unfinished).collect()
     }
 
     fn at_rest(&mut self) -> bool {
@@ -546,7 +548,7 @@ impl World {
         let quiet = self.daemon.phase == Phase::Asleep && self.net.borrow().next_event().is_none();
         let clean = engine.groups().iter().all(|group| {
             let counts = group.core.counts();
-            let over = counts.slots_busy == 0 && group.core.unfinished() == 0 || hung;
+            let over = counts.slots_busy == 0 && group.core.unfinished().is_empty() || hung;
             group.clients.is_empty() && counts.slots_granted == 0 && group.core.slots_named() == 0 && over
         });
         quiet && clean && self.ghosts.is_empty() && !self.movers_wait()

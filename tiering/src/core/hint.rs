@@ -156,7 +156,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// none of them can come back.
     pub fn remove(&mut self, now: Time, to: Caller, pool: PoolId, keys: &[Key]) {
         self.clock(now);
-        if self.adopting.is_some() {
+        if self.adopting.is_some() || !self.pools.contains_key(&pool) {
             return self.removed(to, 0);
         }
         self.ticket_opened(to);
@@ -179,7 +179,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// Drops every block of the pool. Answered like `remove`.
     pub fn purge(&mut self, now: Time, to: Caller, pool: PoolId) {
         self.clock(now);
-        if self.adopting.is_some() {
+        if self.adopting.is_some() || !self.pools.contains_key(&pool) {
             return self.removed(to, 0);
         }
         self.ticket_opened(to);
