@@ -210,7 +210,11 @@ impl Job {
         let (stands, late) = (epoch == Some(self.epoch), cx.now >= self.until.after(self.slack(cx.plan)));
         let over = if stands { late } else { left.is_zero() };
         let done = match &mut self.what {
-            What::Get(get) => get.job.as_mut().expect("not over").step(left) == Step::Done,
+            What::Get(get) => {
+                let job = get.job.as_mut().expect("not over");
+                // The last step may post something too.
+                job.step(left) == Step::Done || job.step(left) == Step::Done
+            }
             // A put is given up at its deadline: it asks the daemon more than once.
             What::Put(put) => put.job.as_mut().expect("not over").step(left) == Step::Done || left.is_zero(),
             What::Reserve(job, _) => job.as_mut().expect("not over").step(left) == Step::Done,

@@ -50,6 +50,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
         self.ssd.queue.push_back((line, generation));
         self.ssd.queued.insert(line, generation);
+        // Those before it may be wanted by nobody any more.
+        self.stirred = true;
         Fetch::Coming
     }
 
@@ -67,9 +69,15 @@ impl<K: Kept, P: Policy> Core<K, P> {
         while let Some(&(line, generation)) = self.ssd.queue.front() {
             let same = self.kept.live(line).is_some_and(|live| live.generation == generation);
             let wanted = same && self.kept.entry(line).ssd != 0 && !self.ssd.fetching.contains_key(&line);
-            let wanted = wanted && (self.gets.waits_for(line) || self.is_retiring(line));
+            let asked = self.gets.waits_for(line);
+            let mut wanted = wanted && (asked || self.is_retiring(line));
             if wanted && !self.begin_fetch(line) {
-                break;
+                // Room comes from blocks that are written first; these may wait for the very segment that this read
+                // holds up. If nothing is under way that could make room, the block is given up.
+                if asked || !self.ssd.moving.is_empty() || !self.ssd.fetching.is_empty() {
+                    break;
+                }
+                wanted = false;
             }
             began |= wanted;
             self.ssd.queue.pop_front();
