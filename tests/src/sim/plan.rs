@@ -181,12 +181,17 @@ impl Plan {
         let (misdirected, lost, stale, full) = (wrong(300), wrong(300), wrong(300), wrong(200));
         let hang = wrong(60);
         let (delay, reorder) = (rate(30, 500), rate(40, 3_000));
+        let groups = self.groups as u64;
         let slow = (faulty || rng.u32(..10) == 0) && rng.bool();
         Self {
+            // Little memory, many blocks: they go to SSD and come back.
+            turns: rng.u32(1_500..6_000),
+            extents: if rng.u32(..10) < 6 { groups } else { self.extents },
+            chains: rng.u64(8..80),
             pace: if slow { rng.u64(10..60) } else { 1 },
             devices: rng.usize(1..4),
             segment_bytes: (256 << 10) << rng.u32(..3),
-            segments: rng.u64(8..20),
+            segments: rng.u64(6..18),
             queue: [1, 4, 32][rng.usize(..3)],
             list_after_us: [1_000, 20_000, 100_000][rng.usize(..3)],
             durable: rng.u32(..10) < 4,

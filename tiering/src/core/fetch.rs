@@ -1,6 +1,9 @@
 //! Promotion: blocks come from SSD into slots, for gets that wait for them, ahead along a chain, or to be written anew.
 
-use lapis_config::{LineId, OpId, SlotId, SsdPlace, Time};
+use lapis_config::{
+    LineId, OpId, SlotId, SsdPlace, Time,
+    planted::{self, Bug},
+};
 
 use super::{Core, Op, ssd::State};
 use crate::{
@@ -120,7 +123,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
         loop {
             if let Some((slab, index)) = self.memory.take(shelf) {
                 // Before the device hears of it: a restart must know.
-                self.kept.set_slot_state(&slab, index, SlotState::IoIn);
+                if !planted::is(Bug::SlotOfReadForgotten) {
+                    self.kept.set_slot_state(&slab, index, SlotState::IoIn);
+                }
                 self.counts.slots_free -= 1;
                 self.counts.slots_busy += 1;
                 return Some(slab.slot(index));
@@ -180,7 +185,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let (found, index) = self.memory.locate(slot).expect("a slot of ours");
         let (slab, shelf) = (found.slab, found.shelf);
         self.kept.set_slot_state(&slab, index, SlotState::Used(line));
-        self.kept.rebind(line, Place { slot, tier: Tier::DramUnverified, ..place });
+        let tier = if planted::is(Bug::ReadBelieved) { Tier::Dram } else { Tier::DramUnverified };
+        self.kept.rebind(line, Place { slot, tier, ..place });
         self.memory.count_used(slot, 1);
         self.count_block(pool, pages);
         let entry = self.kept.entry_mut(line);

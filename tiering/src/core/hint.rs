@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lapis_config::{Hint, Key, LineId, PoolId, Time};
+use lapis_config::{
+    Hint, Key, LineId, PoolId, Time,
+    planted::{self, Bug},
+};
 
 use super::{Core, PINNED};
 use crate::{
@@ -162,7 +165,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.ticket_opened(to);
         let mut removed = 0;
         for key in keys {
-            if self.is_coming() {
+            if self.is_coming() && !planted::is(Bug::EarlyRemovalForgotten) {
                 self.removed_early(pool, key);
             }
             match self.kept.find(pool, key) {
