@@ -61,15 +61,8 @@ impl DriveHandle {
         let (messages, inbox) = unbounded();
         let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let sleeps = Arc::new(AtomicBool::new(false));
-        let mut turner = Turner {
-            device,
-            inbox,
-            bell: bell.clone(),
-            sleeps: sleeps.clone(),
-            report,
-            wake,
-            said: Vec::new(),
-        };
+        let mut turner =
+            Turner { device, inbox, bell: bell.clone(), sleeps: sleeps.clone(), report, wake, said: Vec::new() };
         std::thread::Builder::new().name(format!("ssd {device}")).spawn(move || turner.run(&options))?;
         Ok(Self { messages, bell, sleeps })
     }
@@ -147,11 +140,8 @@ impl Turner {
     fn sleep(&mut self, drive: &mut Drive<engine::Engine>) -> std::io::Result<()> {
         self.sleeps.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        let waited = if self.inbox.is_empty() {
-            drive.device_mut().wait(self.bell.as_fd(), Some(SLEEP_MAX))
-        } else {
-            Ok(())
-        };
+        let waited =
+            if self.inbox.is_empty() { drive.device_mut().wait(self.bell.as_fd(), Some(SLEEP_MAX)) } else { Ok(()) };
         self.sleeps.store(false, Ordering::Relaxed);
         let mut rung = [0; 8];
         let _ = rustix::io::read(&self.bell, &mut rung);

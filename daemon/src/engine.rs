@@ -423,7 +423,9 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                         }
                     }
                 }
-                Action::Copy { .. } | Action::Fetch { .. } => unreachable!("a core without peers and HBM wants neither"),
+                Action::Copy { .. } | Action::Fetch { .. } => {
+                    unreachable!("a core without peers and HBM wants neither")
+                }
                 action => self.perform_ssd(now, index, action),
             }
         }

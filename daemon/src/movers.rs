@@ -58,12 +58,27 @@ pub struct Verify {
 
 #[derive(Debug)]
 pub enum Job {
-    Populate { group: usize, extent: usize, memory: Populate },
-    Verify { group: usize, op: OpId, block: Verify },
+    Populate {
+        group: usize,
+        extent: usize,
+        memory: Populate,
+    },
+    Verify {
+        group: usize,
+        op: OpId,
+        block: Verify,
+    },
     /// For the drive of a device.
-    Drive { device: usize, to: ToDrive },
+    Drive {
+        device: usize,
+        to: ToDrive,
+    },
     /// Of what was found on devices, what counts. `device`: of that one alone, which came back.
-    Merge { scans: Vec<DeviceScan>, groups: Vec<GroupRecord>, device: Option<usize> },
+    Merge {
+        scans: Vec<DeviceScan>,
+        groups: Vec<GroupRecord>,
+        device: Option<usize>,
+    },
 }
 
 #[derive(Debug)]

@@ -124,9 +124,8 @@ pub fn run(effective: &Effective) -> anyhow::Result<()> {
     }
     let (keeper, found) = keeper::open(options.hold_socket.as_deref(), passed.kept)?;
     let waker = wire.waker();
-    let movers =
-        Threads::start(options.dram_populate_threads as usize, VERIFY_THREADS, drives, move || waker.wake())
-            .context("start movers")?;
+    let movers = Threads::start(options.dram_populate_threads as usize, VERIFY_THREADS, drives, move || waker.wake())
+        .context("start movers")?;
     signals.wake_with(wire.waker());
     let entropy = Box::new(|| {
         let mut bytes = [0u8; 8];
@@ -197,9 +196,7 @@ fn tier_options(options: &Options) -> Option<TierOptions> {
     })
 }
 
-fn start_admin(
-    address: SocketAddr,
-) -> anyhow::Result<std::thread::JoinHandle<()>> {
+fn start_admin(address: SocketAddr) -> anyhow::Result<std::thread::JoinHandle<()>> {
     admin::start(address)
         .with_context(|| format!("serve metrics on {address} (choose another with --metrics-listen, or off)"))
 }

@@ -34,12 +34,7 @@ pub struct Started {
 }
 
 /// Starts an engine that takes up to `depth` operations at once; by up to `threads` threads, if by threads.
-pub fn start(
-    file: DeviceFile,
-    choice: EngineChoice,
-    depth: usize,
-    threads: usize,
-) -> Result<Started, SsdError> {
+pub fn start(file: DeviceFile, choice: EngineChoice, depth: usize, threads: usize) -> Result<Started, SsdError> {
     let refused = match choice {
         EngineChoice::Threads => None,
         EngineChoice::Auto | EngineChoice::Uring => match Ring::set_up(depth) {

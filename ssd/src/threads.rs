@@ -64,12 +64,7 @@ impl Threads {
         Self::start_with(file, depth, threads, Arc::new(carry_out))
     }
 
-    fn start_with(
-        file: DeviceFile,
-        depth: usize,
-        threads: usize,
-        carry_out: Arc<CarryOut>,
-    ) -> Result<Self, SsdError> {
+    fn start_with(file: DeviceFile, depth: usize, threads: usize, carry_out: Arc<CarryOut>) -> Result<Self, SsdError> {
         assert!(depth > 0 && threads > 0, "a device that takes nothing");
         let (path, bytes) = (file.path().to_owned(), file.bytes());
         let failed = |source| SsdError::Thread { path: path.clone(), source };

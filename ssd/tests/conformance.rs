@@ -13,12 +13,12 @@ use std::{
 
 use lapis_arena::Mapping;
 use lapis_ssd::{
-    threads::THREADS_DEFAULT,
     device::{Completion, Device, DeviceFile, Io, IoId, IoKind, Memory, Waits},
     disk::Disk,
     engine::{self, Engine, EngineChoice},
     faulty::{Faults, Faulty},
     memory::MemDevice,
+    threads::THREADS_DEFAULT,
 };
 use proptest::{prelude::*, test_runner::TestRunner};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};

@@ -4,10 +4,10 @@ use std::{io, os::fd::AsFd, thread};
 
 use lapis_arena::Mapping;
 use lapis_ssd::{
-    threads::THREADS_DEFAULT,
     SsdError,
     device::{Device, DeviceFile, Io, IoId, Memory, Waits},
     engine::{self, EngineChoice},
+    threads::THREADS_DEFAULT,
 };
 use rustix::event::EventfdFlags;
 use tempfile::TempDir;

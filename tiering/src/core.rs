@@ -28,8 +28,8 @@ use std::{
 };
 
 use lapis_config::{
-    ClientId, Fingerprint, Key, LineId, OpId, PageIndex, PoolId, PoolKind, SegmentId, SlotId, SsdPlace, Time, UNIT_BYTES,
-    sizes,
+    ClientId, Fingerprint, Key, LineId, OpId, PageIndex, PoolId, PoolKind, SegmentId, SlotId, SsdPlace, Time,
+    UNIT_BYTES, sizes,
 };
 
 pub use found::FoundRecord;
@@ -146,10 +146,23 @@ const DENIED: Duration = Duration::from_secs(5);
 /// An operation under way: what is done when it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Op {
-    Verify { line: LineId, generation: u64 },
+    Verify {
+        line: LineId,
+        generation: u64,
+    },
     /// `None`: the line went meanwhile, the slot is the operation's.
-    Write { line: Option<LineId>, at: SsdPlace, pages: u32, slot: SlotId },
-    Read { line: Option<LineId>, at: SsdPlace, pages: u32, slot: SlotId },
+    Write {
+        line: Option<LineId>,
+        at: SsdPlace,
+        pages: u32,
+        slot: SlotId,
+    },
+    Read {
+        line: Option<LineId>,
+        at: SsdPlace,
+        pages: u32,
+        slot: SlotId,
+    },
     Open(SegmentId),
     List(SegmentId, PageIndex),
     Flush(SegmentId),

@@ -47,9 +47,21 @@ pub struct LogOptions {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Todo {
     /// Write the header of a new use.
-    Open { segment: SegmentId, opened: u64 },
-    List { segment: SegmentId, opened: u64, place: PageIndex, next: Option<PageIndex>, sequence: u64, listed: Listed },
-    Flush { segment: SegmentId },
+    Open {
+        segment: SegmentId,
+        opened: u64,
+    },
+    List {
+        segment: SegmentId,
+        opened: u64,
+        place: PageIndex,
+        next: Option<PageIndex>,
+        sequence: u64,
+        listed: Listed,
+    },
+    Flush {
+        segment: SegmentId,
+    },
 }
 
 /// What an entry of a page is for.

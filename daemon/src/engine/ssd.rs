@@ -268,7 +268,9 @@ impl<W: Wire, M: Movers> Engine<W, M> {
     pub(super) fn no_tier(&mut self, now: Time, reason: String) {
         let Some(tier) = &mut self.tier else { return };
         if tier.options.required {
-            tier.fatal.get_or_insert(format!("the SSD tier cannot be opened: {reason} (ssd.required = false serves DRAM alone)"));
+            tier.fatal.get_or_insert(format!(
+                "the SSD tier cannot be opened: {reason} (ssd.required = false serves DRAM alone)"
+            ));
         } else {
             tracing::error!(reason, "the SSD tier cannot be opened: DRAM alone");
         }

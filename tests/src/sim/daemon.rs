@@ -65,6 +65,8 @@ pub struct Daemon {
     served: bool,
     /// What a dead daemon counted as on SSD, with the model's time of its death; of one whose tier served.
     owed: Option<(u64, Vec<(Place, u64)>)>,
+    /// A daemon that died had let blocks go, maybe in its last turn.
+    pub forgot: bool,
     net: Rc<RefCell<Net>>,
     options: EngineOptions,
     /// Jobs that wait for the movers.
@@ -128,6 +130,7 @@ impl Daemon {
             segment_bytes: plan.segment_bytes,
             served: false,
             owed: None,
+            forgot: false,
             net,
             options: options(plan, rng),
             jobs: Rc::default(),
@@ -295,6 +298,8 @@ impl Daemon {
     // ---- What must be there after a restart ----
 
     fn remember(&mut self, model: &Model) {
+        let forgets = |group: &Group| group.core.counts().evictions + group.core.counts().corrupt > 0;
+        self.forgot |= self.engine.iter().flat_map(|engine| engine.groups()).any(forgets);
         let Some(engine) = self.engine.as_ref().filter(|engine| engine.tier().is_some_and(|tier| tier.serves())) else {
             return;
         };

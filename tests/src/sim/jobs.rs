@@ -124,7 +124,10 @@ impl Call<'_> {
         let mapped_bytes = self.session.extents() as u64 * EXTENT_BYTES;
         let near =
             |key| self.session.find(self.handle, key).is_none_or(|found| found.slot.offset_bytes() < mapped_bytes);
-        let must = keys.iter().map(|key| open && near(key) && cx.model.must_hit((self.group, self.pool, *key), table)).collect();
+        let must = keys
+            .iter()
+            .map(|key| open && near(key) && cx.model.must_hit((self.group, self.pool, *key), table))
+            .collect();
         let options = GetOptions { wait, pieces: Some(range), ..GetOptions::default() };
         let dst = Dst::from(lasting_mut(&mut bytes));
         let job = GetJob::new(self.session.clone(), self.handle, lasting(&keys), dst, &options).expect("a sound get");

@@ -177,14 +177,7 @@ impl Model {
 
     /// Judges a hit of some moment from `since` on: a get that waits copies what is there when it begins.
     /// The bytes are those from `offset` on.
-    pub fn read_since(
-        &self,
-        since: u64,
-        place: Place,
-        table: u64,
-        offset: u64,
-        bytes: &[u8],
-    ) -> Result<u64, String> {
+    pub fn read_since(&self, since: u64, place: Place, table: u64, offset: u64, bytes: &[u8]) -> Result<u64, String> {
         let number = match offset {
             0 => Self::number(&place.2, bytes)?,
             _ => self.number_of_part(place, offset as usize, bytes)?,
@@ -210,7 +203,9 @@ impl Model {
             follows && !fades && self.is_before(removal.table, table)
         };
         if let Some(removal) = self.removals_of(place).find(|removal| gone(removal)) {
-            return Err(format!("put {number} at {place:x?}, {read:?}, is read after its removal was acknowledged: {removal:?}"));
+            return Err(format!(
+                "put {number} at {place:x?}, {read:?}, is read after its removal was acknowledged: {removal:?}"
+            ));
         }
         Ok(number)
     }

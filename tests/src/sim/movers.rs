@@ -150,7 +150,9 @@ fn told(device: usize, from: &FromDrive) -> String {
             let records = scan.segments.iter().map(|segment| segment.records.len()).sum::<usize>();
             let damaged = scan.segments.iter().filter(|segment| segment.damage.any()).count();
             let (used, free) = (scan.segments.len(), scan.free.len());
-            format!("device {device}: {used} segments in use, {damaged} damaged, {records} records, {free} segments free")
+            format!(
+                "device {device}: {used} segments in use, {damaged} damaged, {records} records, {free} segments free"
+            )
         }
         FromDrive::Report(report) => {
             let result = report.result.as_ref().map_err(|error| error.kind());

@@ -53,8 +53,6 @@ pub struct Tally {
     pub recovered: u64,
     pub ssd_found: u64,
     pub corrupt: u64,
-    pub device_errors: u64,
-    pub devices_out: u64,
 }
 
 /// What a run was.
@@ -288,6 +286,7 @@ impl World {
 
     fn killed(&mut self) {
         self.tally.kills += 1;
+        self.model.forgetful |= self.daemon.forgot;
         self.trace.note(self.now, format_args!("daemon is dead"));
         let away = if self.rng.bool() { self.rng.u64(500..5_000) } else { self.rng.u64(5_000..200_000) };
         self.daemon.turn_at = self.now.after(Duration::from_micros(away));
@@ -402,6 +401,10 @@ impl World {
                 if let Some(engine) = &mut self.daemon.engine {
                     self.trace.note(self.now, format_args!("daemon drains"));
                     engine.drain();
+                    // The loop goes on after it, as after any call of the daemon's own.
+                    engine.set_sleeping(false);
+                    self.daemon.phase = Phase::Awake { idle: 0 };
+                    self.daemon.turn_at = self.now;
                     self.daemon.fuse.light(200);
                 }
             }

@@ -263,10 +263,6 @@ impl Open {
     }
 
     pub fn has_ended(&self) -> bool {
-        self.full
-            && self.unlisted == 0
-            && self.records.is_empty()
-            && self.purges.is_empty()
-            && self.flights.is_empty()
+        self.full && self.unlisted == 0 && self.records.is_empty() && self.purges.is_empty() && self.flights.is_empty()
     }
 }

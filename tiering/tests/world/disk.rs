@@ -75,7 +75,14 @@ impl Disk {
         assert!(self.opened.contains_key(&at.segment()), "the header is first");
     }
 
-    pub fn listing(&mut self, segment: SegmentId, opened: u64, place: PageIndex, next: Option<PageIndex>, sequence: u64) {
+    pub fn listing(
+        &mut self,
+        segment: SegmentId,
+        opened: u64,
+        place: PageIndex,
+        next: Option<PageIndex>,
+        sequence: u64,
+    ) {
         assert_eq!(self.opened.get(&segment), Some(&opened), "the header is first");
         assert!(self.sequences.insert(sequence), "a sequence is used once");
         assert!(!self.pages.get(&(segment, place)).is_some_and(|page| page.opened == opened), "a page is written once");

@@ -6,8 +6,8 @@ mod disk;
 use std::collections::{BTreeMap, BTreeSet};
 
 use lapis_config::{
-    ClientId, Fingerprint, Hint, HitPolicy, Key, LineId, OpId, PageIndex, PoolId, PoolKind, SegmentId, SlotId, SsdPlace,
-    Time, UNIT_BYTES, Wait,
+    ClientId, Fingerprint, Hint, HitPolicy, Key, LineId, OpId, PageIndex, PoolId, PoolKind, SegmentId, SlotId,
+    SsdPlace, Time, UNIT_BYTES, Wait,
 };
 use lapis_tiering::{
     Core, CoreOptions, Lru, PlainKept, PoolDef,

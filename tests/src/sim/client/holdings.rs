@@ -101,7 +101,14 @@ impl Client {
         }
         if let Some(session) = self.session.clone() {
             let deadline = Duration::from_secs(1);
-            let call = Call { session: &session, group: self.group, handle: &self.pools[pool], pool, deadline, epoch: self.epoch };
+            let call = Call {
+                session: &session,
+                group: self.group,
+                handle: &self.pools[pool],
+                pool,
+                deadline,
+                epoch: self.epoch,
+            };
             let job = call.commit(cx, reservation, numbers);
             self.jobs.push(job);
         }
