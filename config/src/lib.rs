@@ -1,6 +1,7 @@
 //! Words and numbers that every part of Lapis agrees on, and its options.
 #![forbid(unsafe_code)]
 
+pub mod planted;
 pub mod sizes;
 pub mod words;
 

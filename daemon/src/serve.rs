@@ -192,6 +192,7 @@ fn tier_options(options: &Options) -> Option<TierOptions> {
     (!options.ssd_paths.is_empty()).then(|| TierOptions {
         names: options.ssd_paths.iter().map(|path| path.display().to_string()).collect(),
         identity: identity(options),
+        segment_bytes_min: lapis_config::SSD_SEGMENT_BYTES_MIN,
         list_after_us: options.ssd_list_after.as_micros() as u64,
         durable: options.ssd_durable,
         required: options.ssd_required,

@@ -23,6 +23,8 @@ pub struct TierOptions {
     /// How the devices are called in logs and in the status.
     pub names: Vec<String>,
     pub identity: Identity,
+    /// Least bytes of a segment of a log that is made.
+    pub segment_bytes_min: u64,
     pub list_after_us: u64,
     pub durable: bool,
     /// Without the tier the daemon does not go on.
@@ -96,8 +98,8 @@ pub struct Tier {
     pub(crate) log_fresh: LogId,
 }
 
-/// Bounds of the segments of a log that is made: a 64th of the smallest device, as a power of two.
-const SEGMENT_BYTES: std::ops::RangeInclusive<u64> = SEGMENT_BYTES_MIN..=1 << 30;
+/// Segments of a log that is made: a 64th of the smallest device, as a power of two, of at most so many bytes.
+const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 const SEGMENTS: u64 = 64;
 
 /// Longest times that superblocks, and all segments, may take: two pages, and tens of gigabytes of contents.
@@ -105,7 +107,7 @@ const READ_MAX: Duration = Duration::from_secs(30);
 const SCAN_MAX: Duration = Duration::from_secs(600);
 
 /// The size of segments: that of the log if there is one, else what fits the devices.
-pub(crate) fn segment_bytes(found: &[Found]) -> u64 {
+pub(crate) fn segment_bytes(found: &[Found], least: u64) -> u64 {
     let known = found.iter().find_map(|found| match found {
         Found::Formatted { superblock, .. } => Some(superblock.segment_bytes),
         _ => None,
@@ -115,7 +117,7 @@ pub(crate) fn segment_bytes(found: &[Found]) -> u64 {
         _ => None,
     });
     let fits = bytes.min().map_or(0, |least| least / SEGMENTS).max(1);
-    known.unwrap_or((1 << fits.ilog2()).clamp(*SEGMENT_BYTES.start(), *SEGMENT_BYTES.end()))
+    known.unwrap_or((1 << fits.ilog2()).clamp(least.max(SEGMENT_BYTES_MIN), SEGMENT_BYTES_MAX))
 }
 
 impl DriveState {

@@ -28,8 +28,9 @@ pub const PAGE_BYTES: usize = UNIT_BYTES as usize;
 /// Readers refuse another major version and accept any minor.
 pub const MAJOR: u16 = 1;
 pub const MINOR: u16 = 0;
-/// Least bytes of a segment; a segment also has room for at least eight of its largest records.
-pub const SEGMENT_BYTES_MIN: u64 = 64 << 20;
+/// Least bytes of a segment that the format allows: head, one more chunk and some records. What a daemon makes has at
+/// least 64 MiB (`ssd.bytes`); small ones are for tests in which segments fill and retire all the time.
+pub const SEGMENT_BYTES_MIN: u64 = 256 << 10;
 pub const SEGMENT_BYTES_MAX: u64 = 16 << 30;
 /// Pages of contents that lie together; the last of a chunk says where the next chunk starts.
 pub const CHUNK_PAGES: u32 = 16;

@@ -377,6 +377,27 @@ impl<K: Kept, P: Policy> Core<K, P> {
         !self.actions.is_empty()
     }
 
+    /// Slots whose reuse waits for readers. Others aside are those of a dead daemon's devices, which no reader holds up.
+    pub fn slots_named(&self) -> usize {
+        self.aside.len()
+    }
+
+    /// Operations whose end was not told yet, blocks on their way to or from SSD, and calls that wait for any of them;
+    /// empty if there are none.
+    pub fn unfinished(&self) -> String {
+        let (ops, ssd) = (&self.ops, &self.ssd);
+        let counts = [
+            ("operations", ops.len()),
+            ("writes", ssd.moving.len()),
+            ("reads", ssd.fetching.len()),
+            ("reads to come", ssd.queue.len()),
+            ("segments on their way out", ssd.retiring.len()),
+            ("calls that wait for removals", self.tickets()),
+        ];
+        let some = counts.into_iter().filter(|(_, count)| *count > 0);
+        some.map(|(what, count)| format!("{count} {what}")).collect::<Vec<_>>().join(", ")
+    }
+
     /// When to call `tick` if nothing else happens.
     pub fn poll_timeout(&self) -> Option<Time> {
         let aside = (!self.aside.is_empty()).then_some(self.aside_look);

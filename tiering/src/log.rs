@@ -10,7 +10,10 @@ mod open;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use lapis_config::{Key, LineId, PageIndex, PoolId, SegmentId, SsdPlace, Time, UNIT_BYTES};
+use lapis_config::{
+    Key, LineId, PageIndex, PoolId, SegmentId, SsdPlace, Time, UNIT_BYTES,
+    planted::{self, Bug},
+};
 
 use self::open::Open;
 use crate::face::{Listed, Record};
@@ -477,7 +480,7 @@ impl Log {
     /// A page of contents is on the device, or it is not: then nothing more is written to its segment, and all in it
     /// that is not stored yet has failed.
     pub fn listed(&mut self, segment: SegmentId, place: PageIndex, ok: bool) -> Ended {
-        let durable = self.options.durable;
+        let durable = self.options.durable && !planted::is(Bug::FlushLost);
         self.page_step(segment, ok, |open| open.page_ended(place, durable).then_some(Todo::Flush { segment }))
     }
 

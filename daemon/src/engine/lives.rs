@@ -158,7 +158,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
     /// Under pressure (slots wait for readers), a client over its bound of pinned bytes is warned, then expelled.
     pub(super) fn watch_pins(&mut self, now: Time, index: usize) {
         let group = &mut self.groups[index];
-        let waited_for = group.core.counts().slots_aside > 0;
+        let waited_for = group.core.slots_named() > 0;
         if !(waited_for || group.pins.is_watching()) || !group.pins.due(now) {
             return;
         }

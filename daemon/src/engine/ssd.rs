@@ -3,7 +3,10 @@
 //!
 //! Invariant: a device is sent commands of the log only after its superblock of this start was written.
 
-use lapis_config::{OpId, PoolId, SegmentId, SlotId, Time, UNIT_BYTES};
+use lapis_config::{
+    OpId, PoolId, SegmentId, SlotId, Time, UNIT_BYTES,
+    planted::{self, Bug},
+};
 use lapis_ssd::{
     device::Memory,
     drive::{FromDrive, ToDrive},
@@ -100,7 +103,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
             adopt: false,
             log: tier.plan.as_ref().map(|plan| plan.log),
             log_fresh: tier.log_fresh,
-            segment_bytes: segment_bytes(found),
+            segment_bytes: segment_bytes(found, tier.options.segment_bytes_min),
             groups: self.groups.iter().map(|group| group.options.name.clone()).collect(),
             wall_s: tier.options.wall_s,
         }
@@ -130,6 +133,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         let Some(tier) = &mut self.tier else { return };
         let Some(plan) = tier.plan.clone() else { return };
         let first = plan.sequence_first.max(recovered.sequence_highest + 1);
+        let first = if planted::is(Bug::SequencesReused) { 1 } else { first };
         let mut used = std::collections::BTreeSet::new();
         let mut telling = Vec::new();
         for (index, &number) in plan.groups.iter().enumerate() {

@@ -6,7 +6,10 @@
 
 use std::collections::HashMap;
 
-use lapis_config::{Key, PoolShape, SegmentId, SsdPlace};
+use lapis_config::{
+    Key, PoolShape, SegmentId, SsdPlace,
+    planted::{self, Bug},
+};
 
 use super::{
     decode::{Listed, ScannedSegment},
@@ -182,7 +185,7 @@ fn losers(segments: &[&ScannedSegment], shapes: &[RecoveredShape], pools: &[Vec<
         // Of one key, the latest last; of those that claim one sequence, the one that was opened last.
         equal.sort_unstable_by_key(|(_, at)| (name(at), at.listed(segments).sequence, *at));
         for pair in equal.windows(2).filter(|pair| name(&pair[0].1) == name(&pair[1].1)) {
-            lost[index(pair[0].1)] = true;
+            lost[index(pair[usize::from(planted::is(Bug::OldestWins))].1)] = true;
         }
     }
     lost

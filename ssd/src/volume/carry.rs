@@ -7,7 +7,10 @@
 use std::{collections::VecDeque, io};
 
 use lapis_arena::{ArenaError, Mapping};
-use lapis_config::{OpId, PageIndex, SegmentId, SsdPlace, Time};
+use lapis_config::{
+    OpId, PageIndex, SegmentId, SsdPlace, Time,
+    planted::{self, Bug},
+};
 
 use super::{
     Command, Counters, Listing, Report,
@@ -234,7 +237,8 @@ impl<D: Device> Volume<D> {
 
     fn record(&mut self, op: OpId, kind: JobKind, at: SsdPlace, memory: Memory) {
         let bytes = memory.bytes() as u64;
-        let offset = self.offset(at, bytes);
+        let astray = planted::is(Bug::RecordMisplaced) && kind == JobKind::WriteRecord && at.page().0.is_multiple_of(8);
+        let offset = self.offset(at, bytes) + if astray { PAGE } else { 0 };
         self.issue(Some(op), kind, Some(at.segment()), offset, bytes, Some(memory));
     }
 

@@ -1,7 +1,10 @@
 //! How a block leaves: unlinked, unpublished, and its slot free once no reader names it. Victims go in batches, so that
 //! the readers' pages are scanned once for all.
 
-use lapis_config::{LineId, PoolId, SlotId};
+use lapis_config::{
+    LineId, PoolId, SlotId,
+    planted::{self, Bug},
+};
 
 use super::{Core, HELD, Op, PINNED};
 use crate::{
@@ -146,7 +149,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             self.pins.forget(shelf, line);
         }
         self.memory.count_used(slot, -1);
-        if self.end_write(line) {
+        if self.end_write(line) && !planted::is(Bug::SlotFreeDuringWrite) {
             self.counts.slots_busy += 1;
             self.keep_for_device(slot);
         } else {

@@ -1,6 +1,9 @@
 //! Promotion: blocks come from SSD into slots, for gets that wait for them, ahead along a chain, or to be written anew.
 
-use lapis_config::{LineId, OpId, SlotId, SsdPlace, Time};
+use lapis_config::{
+    LineId, OpId, SlotId, SsdPlace, Time,
+    planted::{self, Bug},
+};
 
 use super::{Core, Growth, Op, slabs::Handed, ssd::State};
 use crate::{
@@ -51,6 +54,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
         self.ssd.queue.push_back((line, generation));
         self.ssd.queued.insert(line, generation);
+        // Those before it may be wanted by nobody any more.
+        self.stirred = true;
         Fetch::Coming
     }
 
@@ -68,9 +73,15 @@ impl<K: Kept, P: Policy> Core<K, P> {
         while let Some(&(line, generation)) = self.ssd.queue.front() {
             let same = self.kept.live(line).is_some_and(|live| live.generation == generation);
             let wanted = same && self.kept.entry(line).ssd != 0 && !self.ssd.fetching.contains_key(&line);
-            let wanted = wanted && (self.gets.waits_for(line) || self.is_retiring(line));
+            let asked = self.gets.waits_for(line);
+            let mut wanted = wanted && (asked || self.is_retiring(line));
             if wanted && !self.begin_fetch(line, true) {
-                break;
+                // Room comes from blocks that are written first; these may wait for the very segment that this read
+                // holds up. If nothing is under way that could make room, the block is given up.
+                if asked || !self.ssd.moving.is_empty() || !self.ssd.fetching.is_empty() {
+                    break;
+                }
+                wanted = false;
             }
             began |= wanted;
             self.ssd.queue.pop_front();
@@ -114,7 +125,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
         loop {
             if let Some((slab, index)) = self.memory.take(shelf) {
                 // Before the device hears of it: a restart must know.
-                self.kept.set_slot_state(&slab, index, SlotState::IoIn);
+                if !planted::is(Bug::SlotOfReadForgotten) {
+                    self.kept.set_slot_state(&slab, index, SlotState::IoIn);
+                }
                 self.counts.slots_free -= 1;
                 self.counts.slots_busy += 1;
                 return Some(slab.slot(index));
@@ -179,7 +192,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let (found, index) = self.memory.locate(slot).expect("a slot of ours");
         let (slab, shelf) = (found.slab, found.shelf);
         self.kept.set_slot_state(&slab, index, SlotState::Used(line));
-        self.kept.rebind(line, Place { slot, tier: Tier::DramUnverified, ..place });
+        let tier = if planted::is(Bug::ReadBelieved) { Tier::Dram } else { Tier::DramUnverified };
+        self.kept.rebind(line, Place { slot, tier, ..place });
         self.memory.count_used(slot, 1);
         self.count_block(pool, pages);
         let entry = self.kept.entry_mut(line);

@@ -312,6 +312,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
             let mut get = self.gets.remove(number).expect("a deadline has its get");
             if get.fetching > 0 {
                 get.fetching = 0;
+                // What it waited for and nobody else does makes way in the queue.
+                self.stirred = true;
                 self.answer_from_dram(get);
             } else {
                 self.answer_or_wait(get);
@@ -324,6 +326,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             self.gets.waiting.iter().filter(|(_, get)| get.to.client == id).map(|(&number, _)| number).collect();
         for number in numbers {
             let get = self.gets.remove(number).expect("listed above");
+            self.stirred |= get.fetching > 0;
             get.held.into_iter().for_each(|held| self.unhold(held));
         }
     }

@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lapis_config::{Hint, Key, LineId, PoolId, Time};
+use lapis_config::{
+    Hint, Key, LineId, PoolId, Time,
+    planted::{self, Bug},
+};
 
 use super::{Core, PINNED};
 use crate::{
@@ -156,13 +159,13 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// none of them can come back.
     pub fn remove(&mut self, now: Time, to: Caller, pool: PoolId, keys: &[Key]) {
         self.clock(now);
-        if self.adopting.is_some() {
+        if self.adopting.is_some() || !self.pools.contains_key(&pool) {
             return self.removed(to, 0);
         }
         self.ticket_opened(to);
         let mut removed = 0;
         for key in keys {
-            if self.is_coming() {
+            if self.is_coming() && !planted::is(Bug::EarlyRemovalForgotten) {
                 self.removed_early(pool, key);
             }
             match self.kept.find(pool, key) {
@@ -179,7 +182,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// Drops every block of the pool. Answered like `remove`.
     pub fn purge(&mut self, now: Time, to: Caller, pool: PoolId) {
         self.clock(now);
-        if self.adopting.is_some() {
+        if self.adopting.is_some() || !self.pools.contains_key(&pool) {
             return self.removed(to, 0);
         }
         self.ticket_opened(to);

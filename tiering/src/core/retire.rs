@@ -5,7 +5,10 @@
 
 use std::{cmp::Reverse, collections::BTreeSet};
 
-use lapis_config::{LineId, SegmentId, SsdPlace, UNIT_BYTES};
+use lapis_config::{
+    LineId, SegmentId, SsdPlace, UNIT_BYTES,
+    planted::{self, Bug},
+};
 
 use super::{Core, HELD, HIT, fetch::Fetch};
 use crate::{
@@ -202,7 +205,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     /// Frees the segment if nothing holds it up.
     pub(super) fn retired_segment(&mut self, segment: SegmentId) {
-        let idle = !self.ssd.reads.contains_key(&segment);
+        let idle = !self.ssd.reads.contains_key(&segment) || planted::is(Bug::SegmentFreeDuringRead);
         let over = |retiring: &Retiring| retiring.left.is_empty() && !retiring.choosing && idle;
         if !self.ssd.retiring.get(&segment).is_some_and(over) {
             return;

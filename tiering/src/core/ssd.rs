@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use lapis_config::{
     ClientId, Entry, Key, LineId, OpId, PageIndex, PoolId, PoolKind, SegmentId, SsdPlace, Time, UNIT_BYTES,
+    planted::{self, Bug},
 };
 
 use super::{Core, HIT, Op, retire::Retiring};
@@ -213,6 +214,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.ssd.moving.insert(line, Moving { at, op: Some(op) });
         self.ssd.write_pages += u64::from(pages);
         self.actions.push_back(Action::WriteSsd { op, at, slot, pages });
+        if planted::is(Bug::ListedBeforeWritten) {
+            self.written(line, at, pages);
+        }
         true
     }
 
@@ -265,6 +269,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
             if let Some(log) = &mut self.ssd.log {
                 log.abandoned(at, pages);
             }
+            if planted::is(Bug::SlotFreeDuringWrite) {
+                return;
+            }
             self.counts.slots_busy -= 1;
             self.limbo.push(slot);
             return self.settle();
@@ -277,11 +284,20 @@ impl<K: Kept, P: Policy> Core<K, P> {
             return self.write_failed(line);
         }
         self.counts.ssd_record_bytes += u64::from(pages) * UNIT_BYTES;
+        if !planted::is(Bug::ListedBeforeWritten) {
+            self.written(line, at, pages);
+        }
+    }
+
+    /// It is on the device, and listed next.
+    fn written(&mut self, line: LineId, at: SsdPlace, pages: u32) {
         let record = self.record(line, at, pages);
         self.ssd.moving.get_mut(&line).expect("a line that is written").op = None;
         let now = self.now;
         if !self.ssd.log.as_mut().is_some_and(|log| log.written(now, at, line, record)) {
             self.write_failed(line);
+        } else if planted::is(Bug::CleanBeforeListed) {
+            self.stored(line, &record);
         }
     }
 
@@ -416,6 +432,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
     pub(super) fn remove_durably(&mut self, pool: PoolId, key: Key, at: SsdPlace) {
         let device = at.segment().device();
         let Some(log) = self.ssd.log.as_mut().filter(|log| log.has_device(device)) else { return };
+        if planted::is(Bug::RemovalNotListed) {
+            return;
+        }
         log.remove(device, pool, key);
         self.ssd.forgetting.entry((pool, key)).or_default().lines += 1;
         self.wait_until_forgotten(pool, key);
@@ -447,6 +466,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.ssd.ticket_last += 1;
         self.ssd.ticket = self.ssd.ticket_last;
         self.ssd.tickets.insert(self.ssd.ticket, Ticket { to: Some(to), blocks: 0, left: 1 });
+    }
+
+    /// Calls that wait until something is gone for good.
+    pub(super) fn tickets(&self) -> usize {
+        self.ssd.tickets.len()
     }
 
     pub(super) fn is_coming(&self) -> bool {

@@ -5,7 +5,10 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use lapis_config::{PageIndex, PoolId, Time};
+use lapis_config::{
+    PageIndex, PoolId, Time,
+    planted::{self, Bug},
+};
 
 use super::{CHUNK_PAGES, HEAD_PAGES, LISTED_MAX, LogOptions, Pending, Todo};
 
@@ -129,7 +132,7 @@ impl Open {
     // ---- Pages ----
 
     pub fn pools_due(&self) -> bool {
-        !self.purges.is_empty() || !self.pools_wanted.is_empty()
+        !self.purges.is_empty() || !self.pools_wanted.is_empty() && !planted::is(Bug::PoolNotListed)
     }
 
     pub fn due(&self, now: Time, urgent: bool, options: &LogOptions) -> bool {
