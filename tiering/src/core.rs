@@ -6,6 +6,7 @@
 //! Invariant: an unpublished slot is free only after no reader named it.
 
 mod adopt;
+mod ahead;
 mod audit;
 mod clients;
 mod commit;
@@ -28,8 +29,8 @@ use std::{
 };
 
 use lapis_config::{
-    ClientId, Fingerprint, Key, LineId, OpId, PageIndex, PoolId, PoolKind, SegmentId, SlotId, SsdPlace, Time, UNIT_BYTES,
-    sizes,
+    ClientId, Fingerprint, Key, LineId, OpId, PageIndex, PoolId, PoolKind, SegmentId, SlotId, SsdPlace, Time,
+    UNIT_BYTES, sizes,
 };
 
 pub use found::FoundRecord;
@@ -55,6 +56,8 @@ pub(crate) const HELD: u8 = 1 << 4;
 pub(crate) const PINNED: u8 = 1 << 5;
 /// Hit since it was written to SSD.
 pub(crate) const HIT: u8 = 1 << 6;
+/// Was on SSD, and its segment was given up: another write of it is no first one.
+pub(crate) const AGAIN: u8 = 1 << 7;
 
 /// A pool as the core sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,10 +149,23 @@ const DENIED: Duration = Duration::from_secs(5);
 /// An operation under way: what is done when it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Op {
-    Verify { line: LineId, generation: u64 },
+    Verify {
+        line: LineId,
+        generation: u64,
+    },
     /// `None`: the line went meanwhile, the slot is the operation's.
-    Write { line: Option<LineId>, at: SsdPlace, pages: u32, slot: SlotId },
-    Read { line: Option<LineId>, at: SsdPlace, pages: u32, slot: SlotId },
+    Write {
+        line: Option<LineId>,
+        at: SsdPlace,
+        pages: u32,
+        slot: SlotId,
+    },
+    Read {
+        line: Option<LineId>,
+        at: SsdPlace,
+        pages: u32,
+        slot: SlotId,
+    },
     Open(SegmentId),
     List(SegmentId, PageIndex),
     Flush(SegmentId),

@@ -25,6 +25,9 @@ pub const HEAD_PAGES: u32 = 1 + CHUNK_PAGES;
 const GROUP_BITS: u32 = 6;
 /// Most records of one segment that are placed and not listed: they fit a chunk, with a page to spare.
 const UNLISTED_MAX: u32 = LISTED_MAX as u32 * (CHUNK_PAGES - 2);
+/// Pages ready on a device ahead of need: what may be in flight, and at most one part in so many of the log.
+const AHEAD_PAGES: u32 = (256 << 20) / UNIT_BYTES as u32;
+const AHEAD_PART: u32 = 32;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogOptions {
@@ -44,9 +47,21 @@ pub struct LogOptions {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Todo {
     /// Write the header of a new use.
-    Open { segment: SegmentId, opened: u64 },
-    List { segment: SegmentId, opened: u64, place: PageIndex, next: Option<PageIndex>, sequence: u64, listed: Listed },
-    Flush { segment: SegmentId },
+    Open {
+        segment: SegmentId,
+        opened: u64,
+    },
+    List {
+        segment: SegmentId,
+        opened: u64,
+        place: PageIndex,
+        next: Option<PageIndex>,
+        sequence: u64,
+        listed: Listed,
+    },
+    Flush {
+        segment: SegmentId,
+    },
 }
 
 /// What an entry of a page is for.
@@ -208,12 +223,18 @@ impl Log {
     /// A device that needs one more segment soon.
     pub fn wants(&self) -> Option<u8> {
         let short = |device: &Device| {
-            device.writable
-                && device.spare.is_empty()
-                && device.next.is_none()
-                && device.open.is_none_or(|open| self.uses[&open].cursor >= self.options.segment_pages / 2)
+            let ready = device.spare.len() + usize::from(device.next.is_some());
+            let open = device.open.map_or(0, |open| self.options.segment_pages - self.uses[&open].cursor);
+            let pages = ready as u32 * self.options.segment_pages + open;
+            device.writable && (ready == 0 && open <= self.options.segment_pages / 2 || pages < self.ahead_pages())
         };
         self.devices.iter().find(|(_, device)| short(device)).map(|(&number, _)| number)
+    }
+
+    /// Pages that a device has ready, so that writes in flight never wait for a segment; a small part of a small log.
+    fn ahead_pages(&self) -> u32 {
+        let all = self.options.segment_pages.saturating_mul(self.lines.len() as u32);
+        AHEAD_PAGES.min(all / AHEAD_PART)
     }
 
     /// The segment that goes first: the oldest of those that nothing is written to, on that device if one is named.
@@ -271,7 +292,7 @@ impl Log {
         let most = self.options.segment_pages;
         for _ in 0..2 {
             let device = self.devices.get_mut(&number)?;
-            let Some(segment) = device.open.or_else(|| device.next.take()) else { return None };
+            let segment = device.open.or_else(|| device.next.take())?;
             device.open = Some(segment);
             let open = self.uses.get_mut(&segment).expect("an open segment is in use");
             if !open.ready {

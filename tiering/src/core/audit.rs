@@ -90,9 +90,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             counts.bytes_used += u64::from(used * found.slab.stride) * UNIT_BYTES;
         }
         let has = self.counts;
-        let now = |c: &Counts| {
-            (c.slots_free, c.slots_granted, c.slots_aside, c.slots_busy, c.slots_used, c.bytes_used)
-        };
+        let now = |c: &Counts| (c.slots_free, c.slots_granted, c.slots_aside, c.slots_busy, c.slots_used, c.bytes_used);
         if now(&has) != now(&counts) || has.blocks != lines.len() as u64 || !self.limbo.is_empty() {
             return Err(format!("counted {has:?}, found {counts:?} and {} blocks", lines.len()));
         }
@@ -122,7 +120,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     /// What every line says of its copy on SSD, against the log.
     fn audit_ssd(&self) -> Result<(), String> {
-        let on_ssd: BTreeSet<(SegmentId, LineId)> = self.ssd.log.iter().flat_map(|log| log.lines_by_segment()).collect();
+        let on_ssd: BTreeSet<(SegmentId, LineId)> =
+            self.ssd.log.iter().flat_map(|log| log.lines_by_segment()).collect();
         let mut blocks = 0;
         for line in (0..self.kept.lines()).map(LineId) {
             let Some(live) = self.kept.live(line) else { continue };

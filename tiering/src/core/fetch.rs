@@ -69,7 +69,13 @@ impl<K: Kept, P: Policy> Core<K, P> {
             let wanted = same && self.kept.entry(line).ssd != 0 && !self.ssd.fetching.contains_key(&line);
             let wanted = wanted && (self.gets.waits_for(line) || self.is_retiring(line));
             if wanted && !self.begin_fetch(line) {
-                break;
+                if self.may_come_later(line) {
+                    break;
+                }
+                self.ssd.queue.pop_front();
+                self.ssd.queued.remove(&line);
+                self.fetch_ended(line, false);
+                continue;
             }
             began |= wanted;
             self.ssd.queue.pop_front();
@@ -79,6 +85,13 @@ impl<K: Kept, P: Policy> Core<K, P> {
             }
         }
         began
+    }
+
+    /// Whether a block that found no slot is to wait for one. What is only to be written anew is given up if nothing that
+    /// is under way makes room: the next segment, and with it all writes, may wait for its own.
+    fn may_come_later(&self, line: LineId) -> bool {
+        let under_way = !self.ssd.moving.is_empty() || self.ssd.read_pages > 0;
+        under_way || self.gets.waits_for(line) || !self.is_retiring(line)
     }
 
     fn begin_fetch(&mut self, line: LineId) -> bool {
@@ -188,7 +201,10 @@ impl<K: Kept, P: Policy> Core<K, P> {
         if self.is_retiring(line) {
             self.policy.cool(&mut self.kept, shelf, line);
         } else {
+            // Its use is told by whoever reads it, and with it that of all above: until then it was not used again.
+            let last_use = self.kept.entry(line).last_use;
             self.policy.used(&mut self.kept, shelf, line, self.now);
+            self.kept.entry_mut(line).last_use = last_use;
         }
         self.unverified.push(line);
         if self.is_retiring(line) && !self.write(line) {
@@ -211,8 +227,15 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
     }
 
-    /// Whoever waited for the block goes on.
     fn fetch_ended(&mut self, line: LineId, ok: bool) {
+        self.fetch_answered(line, ok);
+        if !ok {
+            self.retired_line(line);
+        }
+    }
+
+    /// Whoever waited for the block goes on.
+    fn fetch_answered(&mut self, line: LineId, ok: bool) {
         for number in self.gets.fetched(line) {
             if ok {
                 let held = self.hold(line);
@@ -220,19 +243,16 @@ impl<K: Kept, P: Policy> Core<K, P> {
             }
             self.get_fetched(number);
         }
-        if !ok {
-            self.retired_line(line);
-        }
     }
 
-    /// A line that is being fetched goes: the operation keeps the slot.
+    /// A line that is being fetched goes, which is its caller's to do: the operation keeps the slot.
     pub(super) fn orphan_fetch(&mut self, line: LineId) {
         let Some(op) = self.ssd.fetching.remove(&line) else { return };
         if let Some(Op::Read { line: of, .. }) = self.ops.get_mut(&op) {
             *of = None;
         }
         step_dram(self.kept.entry_mut(line), Step::FetchFailed);
-        self.fetch_ended(line, false);
+        self.fetch_answered(line, false);
     }
 
     /// The chain goes on below the last block that was asked for: its only successors are read too, before anyone asks.

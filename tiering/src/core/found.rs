@@ -82,12 +82,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     fn publish_found(&mut self, found: &FoundRecord) {
-        let place = Place {
-            slot: lapis_config::SlotId(0),
-            bytes: found.bytes,
-            sum: found.sum,
-            tier: Tier::Elsewhere,
-        };
+        let place = Place { slot: lapis_config::SlotId(0), bytes: found.bytes, sum: found.sum, tier: Tier::Elsewhere };
         let Ok(line) = self.kept.publish(found.pool, &found.key, place) else {
             // Both windows are full. It is found again at the next start, if it is still there.
             self.counts.ssd_passed_over += 1;

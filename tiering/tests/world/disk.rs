@@ -75,10 +75,17 @@ impl Disk {
         assert!(self.opened.contains_key(&at.segment()), "the header is first");
     }
 
-    pub fn listing(&mut self, segment: SegmentId, opened: u64, place: PageIndex, next: Option<PageIndex>, sequence: u64) {
+    pub fn listing(
+        &mut self,
+        segment: SegmentId,
+        opened: u64,
+        place: PageIndex,
+        next: Option<PageIndex>,
+        sequence: u64,
+    ) {
         assert_eq!(self.opened.get(&segment), Some(&opened), "the header is first");
         assert!(self.sequences.insert(sequence), "a sequence is used once");
-        assert!(!self.pages.get(&(segment, place)).is_some_and(|page| page.opened == opened), "a page is written once");
+        assert!(self.pages.get(&(segment, place)).is_none_or(|page| page.opened != opened), "a page is written once");
         if let Some(next) = next.filter(|next| next.0 != place.0 + 1) {
             for page in 0..CHUNK {
                 self.claim(SsdPlace::new(segment, PageIndex(next.0 + page)), 1);

@@ -1,0 +1,104 @@
+//! Write-back: blocks go to SSD ahead of need, coldest first, so that the eviction of a clean one is free.
+
+use lapis_config::{LineId, UNIT_BYTES};
+
+use super::{Core, HELD, PINNED, ssd::Moving};
+use crate::{
+    copies::Copy,
+    kept::Kept,
+    log::LISTED_MAX,
+    policy::{Policy, Shelf},
+};
+
+/// Write-back begins when less than one part in so many of the memory is free.
+const LOW_PART: u64 = 8;
+/// And goes on until one part in so many of a shelf's blocks, the coldest ones, is clean.
+const AHEAD_PART: u64 = 16;
+/// Most blocks looked at in one go, and events between two of them.
+const SCAN_MAX: usize = 512;
+const SCAN_EVERY: u32 = 64;
+/// A write that takes longer is not waited for by those that need room, us: its device may hang.
+const SLOW_US: u64 = 200_000;
+
+impl<K: Kept, P: Policy> Core<K, P> {
+    /// Writes the coldest dirty blocks while memory is low, as far as devices have time for it.
+    pub(super) fn write_ahead(&mut self) {
+        self.ssd.events += 1;
+        if self.ssd.events < SCAN_EVERY || !self.can_write() || !self.is_low() {
+            return;
+        }
+        self.ssd.events = 0;
+        for shelf in self.memory.shelves() {
+            let own = self.memory.of(shelf);
+            let used: u64 = own.slabs.iter().map(|&base| u64::from(self.memory.slab(base).used)).sum();
+            let ahead = (used / AHEAD_PART).clamp(16, SCAN_MAX as u64);
+            let mut at = self.policy.coldest(&self.kept, shelf, self.now);
+            for _ in 0..ahead {
+                let Some(line) = at else { break };
+                at = self.policy.after(&self.kept, shelf, line);
+                let Some(live) = self.kept.live(line) else { continue };
+                let dirty = Copy::of_dram(self.kept.entry(line)) == Copy::Dirty;
+                if dirty && self.wants_ssd(line, &live) && !self.write(line) {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The next `write_ahead` is not passed over.
+    pub(super) fn write_ahead_now(&mut self) {
+        self.ssd.events = SCAN_EVERY;
+    }
+
+    fn is_low(&self) -> bool {
+        let units = u64::from(self.memory.buddy.units());
+        let used = self.counts.bytes_used / UNIT_BYTES + self.magazine_units;
+        used + units / LOW_PART >= units
+    }
+
+    /// Blocks of the shelf that leave as soon as they are on SSD.
+    pub(super) fn leaving(&self, shelf: Shelf) -> u32 {
+        let soon = |moving: &&Moving| moving.leaves == Some(shelf) && self.now.since_us(moving.since) < SLOW_US;
+        self.ssd.moving.values().filter(soon).count() as u32
+    }
+
+    /// Begins to write a victim, and those above it that are next in turn once it is gone: at most `most`. Returns how
+    /// many.
+    pub(super) fn write_chain(&mut self, shelf: Shelf, victim: LineId, most: u32) -> u32 {
+        let last_use = self.kept.entry(victim).last_use;
+        let (mut at, mut begun) = (victim, 0);
+        while begun < most && self.write(at) {
+            begun += 1;
+            self.ssd.moving.get_mut(&at).expect("begun above").leaves = Some(shelf);
+            let parent = LineId(self.kept.entry(at).parent);
+            if !parent.is_some() || !self.tree.is_only_in_dram(&self.kept, parent, at) {
+                break;
+            }
+            let entry = self.kept.entry(parent);
+            // What is not linked came up before.
+            let warmer = entry.last_use > last_use && self.policy.is_linked(&self.kept, parent);
+            if warmer || entry.flags & (HELD | PINNED) != 0 || !self.must_be_written(parent, false) {
+                break;
+            }
+            at = parent;
+        }
+        begun
+    }
+
+    /// A block on SSD whose parent is not serves nothing after a cold start: with time to spare those above it follow, as
+    /// many at once as a page lists.
+    pub(super) fn climb(&mut self, line: LineId) {
+        let mut at = LineId(self.kept.entry(line).parent);
+        for _ in 0..LISTED_MAX {
+            if !at.is_some() || self.ssd.write_pages * 2 > self.flight_pages_max() {
+                return;
+            }
+            let Some(live) = self.kept.live(at) else { return };
+            let dirty = Copy::of_dram(self.kept.entry(at)) == Copy::Dirty;
+            if !dirty || !self.wants_ssd(at, &live) || !self.write(at) {
+                return;
+            }
+            at = LineId(self.kept.entry(at).parent);
+        }
+    }
+}
