@@ -6,6 +6,7 @@
 //! Invariant: an unpublished slot is free only after no reader named it.
 
 mod adopt;
+mod ahead;
 mod audit;
 mod clients;
 mod commit;
@@ -56,6 +57,8 @@ pub(crate) const HELD: u8 = 1 << 4;
 pub(crate) const PINNED: u8 = 1 << 5;
 /// Hit since it was written to SSD.
 pub(crate) const HIT: u8 = 1 << 6;
+/// Was on SSD, and its segment was given up: another write of it is no first one.
+pub(crate) const AGAIN: u8 = 1 << 7;
 
 /// A pool as the core sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -26,5 +26,5 @@ pub use crate::{
     log::LogOptions,
     plain::PlainKept,
     policy::{Lru, Policy, Shelf},
-    replay::Replay,
+    replay::{Replay, SsdTier},
 };

@@ -28,6 +28,9 @@ pub const HEAD_PAGES: u32 = 1 + CHUNK_PAGES;
 const GROUP_BITS: u32 = 6;
 /// Most records of one segment that are placed and not listed: they fit a chunk, with a page to spare.
 const UNLISTED_MAX: u32 = LISTED_MAX as u32 * (CHUNK_PAGES - 2);
+/// Pages ready on a device ahead of need: what may be in flight, and at most one part in so many of the log.
+const AHEAD_PAGES: u32 = (256 << 20) / UNIT_BYTES as u32;
+const AHEAD_PART: u32 = 32;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogOptions {
@@ -225,12 +228,21 @@ impl Log {
     /// A device that needs one more segment soon.
     pub fn wants(&self) -> Option<u8> {
         let short = |device: &Device| {
-            device.writable
-                && device.spare.is_empty()
-                && device.next.is_none()
-                && device.open.map_or(device.wanted, |open| self.uses[&open].cursor >= self.options.segment_pages / 2)
+            // A start alone costs no segment its blocks.
+            let used = device.open.is_some() || device.wanted;
+            let ready = device.spare.len() + usize::from(device.next.is_some());
+            let open = device.open.map_or(0, |open| self.options.segment_pages - self.uses[&open].cursor);
+            let pages = ready as u32 * self.options.segment_pages + open;
+            let short = ready == 0 && open <= self.options.segment_pages / 2 || pages < self.ahead_pages();
+            device.writable && used && short
         };
         self.devices.iter().find(|(_, device)| short(device)).map(|(&number, _)| number)
+    }
+
+    /// Pages that a device has ready, so that writes in flight never wait for a segment; a small part of a small log.
+    fn ahead_pages(&self) -> u32 {
+        let all = self.options.segment_pages.saturating_mul(self.lines.len() as u32);
+        AHEAD_PAGES.min(all / AHEAD_PART)
     }
 
     /// The segment that goes first: the oldest of those that nothing is written to, on that device if one is named.
@@ -238,8 +250,9 @@ impl Log {
         self.sealed.values().copied().find(|segment| device.is_none_or(|device| segment.device() == device))
     }
 
-    /// The segment leaves the order; its lines.
+    /// The segment leaves the order, its header is to be wiped; its lines.
     pub fn retire(&mut self, segment: SegmentId) -> Vec<LineId> {
+        self.overhead_pages += 1;
         self.sealed.retain(|_, other| *other != segment);
         self.lines.remove(&segment).unwrap_or_default()
     }

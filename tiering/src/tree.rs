@@ -110,6 +110,12 @@ impl Tree {
         first.is_some() && self.siblings[first.0 as usize][NEXT] == 0
     }
 
+    /// True if this child of `of`, which has a copy in DRAM, is the only one that has.
+    pub fn is_only_in_dram<K: Kept>(&self, kept: &K, of: LineId, child: LineId) -> bool {
+        let next = line(self.siblings[child.0 as usize][NEXT]);
+        kept.entry(of).first_child == child.0 && !(next.is_some() && Copy::of_dram(kept.entry(next)).is_readable())
+    }
+
     pub fn children<K: Kept>(&self, kept: &K, of: LineId) -> impl Iterator<Item = LineId> + '_ {
         let first = LineId(kept.entry(of).first_child);
         let next = |at: &LineId| Some(line(self.siblings[at.0 as usize][NEXT])).filter(|next| next.is_some());

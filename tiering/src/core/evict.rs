@@ -10,12 +10,12 @@ use super::{Core, HELD, Op, PINNED};
 use crate::{
     copies::{Copy, Step, step_dram},
     kept::{Kept, Live, Place, SlotState, Tier},
+    log::LISTED_MAX,
     policy::{Policy, Shelf},
 };
 
 /// Slots aside that are looked at again with each batch of victims.
 const ASIDE_PER_BATCH: usize = 1024;
-
 /// What an eviction came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Evicted {
@@ -27,21 +27,34 @@ pub(super) struct Evicted {
 
 impl<K: Kept, P: Policy> Core<K, P> {
     /// Makes room on a shelf until `count` slots are free, or nothing is left that may go: the coldest leaves go, those
-    /// that are on SSD stay there. Dirty blocks that belong on SSD are written first, and dropped only with `force`.
+    /// that are on SSD stay there. Dirty blocks that belong on SSD are written first, and dropped only with `force`; as
+    /// many as are needed and no more, and no warmer block leaves in their stead.
     pub(super) fn evict(&mut self, shelf: Shelf, count: u32, force: bool) -> Evicted {
         let mut evicted = Evicted::default();
+        let mut leaving = if force { 0 } else { self.leaving(shelf) };
         while evicted.freed < count {
-            let mut left = 0;
-            while left < count - evicted.freed {
-                let Some(line) = self.victim(shelf) else { break };
+            let (short, mut left) = (count - evicted.freed, 0);
+            // Blocks that wait to be read need room at once, though they ask for it one by one.
+            let wanted = short.max(self.ssd.queue.len() as u32);
+            while left < short && (force || left + leaving < wanted) {
+                let Some(line) = self.victim(shelf, &mut leaving) else { break };
+                // Those that came up on the way and are being written go first.
+                if !force && left + leaving >= wanted {
+                    break;
+                }
                 if !self.policy.admits(&self.kept, shelf, line, self.now) {
                     break;
                 }
                 if self.must_be_written(line, force) {
                     evicted.writing = true;
-                    if !self.write(line) {
+                    // A page's worth at least, if as many are as cold: one by one each would cost a page of contents.
+                    let begun = self.write_chain(shelf, line, (wanted - left - leaving).max(LISTED_MAX as u32));
+                    if begun == 0 {
                         break;
                     }
+                    leaving += begun;
+                    // And those that are next.
+                    self.write_ahead_now();
                     // Linked again when it is written.
                     self.policy.unlink(&mut self.kept, shelf, line);
                     continue;
@@ -63,21 +76,26 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// Whether a block is to go to SSD before it leaves DRAM.
     pub(super) fn must_be_written(&self, line: LineId, force: bool) -> bool {
         let live = self.kept.live(line).expect("a live line");
-        !force && Copy::of_dram(self.kept.entry(line)) == Copy::Dirty && self.wants_ssd(&live)
+        !force && Copy::of_dram(self.kept.entry(line)) == Copy::Dirty && self.wants_ssd(line, &live)
     }
 
     fn memory_free(&self, shelf: Shelf) -> u32 {
         self.memory.of(shelf).free
     }
 
-    /// The next block of the shelf that may go. What comes up and may not is unlinked until it may.
-    fn victim(&mut self, shelf: Shelf) -> Option<LineId> {
+    /// The next block of the shelf that may go. What comes up and may not is unlinked until it may; what is being written
+    /// is counted as leaving.
+    fn victim(&mut self, shelf: Shelf, leaving: &mut u32) -> Option<LineId> {
         self.expire_pins(shelf);
         while let Some(line) = self.policy.coldest(&self.kept, shelf, self.now) {
             let entry = self.kept.entry(line);
             let moving = Copy::of_dram(entry) == Copy::Moving;
             if !moving && entry.flags & (HELD | PINNED) == 0 && self.tree.is_dram_leaf(&self.kept, line) {
                 return Some(line);
+            }
+            if let Some(moving) = self.ssd.moving.get_mut(&line).filter(|moving| moving.leaves.is_none()) {
+                moving.leaves = Some(shelf);
+                *leaving += 1;
             }
             self.policy.unlink(&mut self.kept, shelf, line);
             self.relink(line);

@@ -209,7 +209,10 @@ impl<K: Kept, P: Policy> Core<K, P> {
         if self.is_retiring(line) {
             self.policy.cool(&mut self.kept, shelf, line);
         } else {
+            // Its use is told by whoever reads it, and with it that of all above: until then it was not used again.
+            let last_use = self.kept.entry(line).last_use;
             self.policy.used(&mut self.kept, shelf, line, self.now);
+            self.kept.entry_mut(line).last_use = last_use;
         }
         self.unverified.push(line);
         if self.is_retiring(line) && !self.write(line) {

@@ -49,7 +49,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     fn is_to_be_flushed(&self, line: LineId) -> bool {
         let dirty = Copy::of_dram(self.kept.entry(line)) == Copy::Dirty;
-        dirty && self.kept.live(line).is_some_and(|live| self.wants_ssd(&live))
+        dirty && self.kept.live(line).is_some_and(|live| self.wants_ssd(line, &live))
     }
 
     /// Begins as many writes as devices take.

@@ -3,39 +3,44 @@
 //!
 //! Invariant: a segment is free only when nothing is read from it and all that is to stay is stored elsewhere.
 
-use std::{cmp::Reverse, collections::BTreeSet};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use lapis_config::{
     LineId, SegmentId, SsdPlace, UNIT_BYTES,
     planted::{self, Bug},
 };
 
-use super::{Core, HELD, HIT, fetch::Fetch};
+use super::{AGAIN, Core, HELD, HIT, fetch::Fetch};
 use crate::{
     copies::{Copy, Step, step_dram},
     face::Action,
-    kept::Kept,
+    kept::{Kept, Live},
     log::Log,
     policy::Policy,
 };
 
-/// Per cent of the bytes admitted that may be written anew.
+/// Per cent of the bytes admitted that may be written again: with headers and tables, devices write at most 110 %.
 const READMIT_PERCENT: u64 = 8;
 
 /// A segment on its way out.
 #[derive(Default)]
 pub(super) struct Retiring {
-    /// Blocks that are being written elsewhere.
-    left: BTreeSet<LineId>,
+    /// Blocks that are being written elsewhere, and the bytes of each.
+    left: BTreeMap<LineId, u64>,
+    /// Sum of those bytes.
+    left_bytes: u64,
+    /// It is not known yet what is to stay.
+    choosing: bool,
     /// It goes to another group.
     leaves: bool,
-    /// What is to become of its blocks is being decided.
-    choosing: bool,
 }
 
 impl Retiring {
     pub fn lines(&self) -> impl Iterator<Item = LineId> + '_ {
-        self.left.iter().copied()
+        self.left.keys().copied()
     }
 }
 
@@ -76,9 +81,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let Some(segment) = self.ssd.log.as_ref().and_then(|log| log.oldest(Some(device))) else { return };
         let owed = self.ssd.owed.get_mut(&device).filter(|owed| **owed > 0);
         let leaves = owed.map(|owed| *owed -= 1).is_some();
-        self.ssd.retiring.insert(segment, Retiring { left: BTreeSet::new(), leaves, choosing: true });
+        self.ssd.retiring.insert(segment, Retiring { choosing: true, leaves, ..Retiring::default() });
         self.retire(segment);
-        self.ssd.retiring.get_mut(&segment).expect("inserted above").choosing = false;
+        self.ssd.retiring.get_mut(&segment).expect("it stays while it chooses").choosing = false;
         self.retired_segment(segment);
         self.settle();
     }
@@ -107,12 +112,13 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 Copy::Filling => {
                     // What is being read stays, in DRAM alone.
                     self.kept.entry_mut(line).ssd = 0;
+                    self.kept.entry_mut(line).flags |= AGAIN;
                     self.went_from_ssd(line);
                 }
-                _ if self.is_worth_writing(line, segment, &chosen) && self.fetch(line) == Fetch::Coming => {
+                _ if chosen.contains(&line) => {}
+                _ if self.is_worth_writing(line, segment, &chosen) => {
                     chosen.insert(line);
-                    let retiring = self.ssd.retiring.get_mut(&segment).expect("inserted by the caller");
-                    retiring.left.insert(line);
+                    self.write_anew(line, segment);
                 }
                 _ => self.drop_from_ssd(line),
             }
@@ -120,11 +126,25 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.counts.segments_retired += 1;
     }
 
+    /// Brings a block into DRAM, from where it is written elsewhere.
+    fn write_anew(&mut self, line: LineId, segment: SegmentId) {
+        let live = self.kept.live(line).expect("filtered by the caller");
+        let bytes = u64::from(self.pages_of(&live)) * UNIT_BYTES;
+        let retiring = self.ssd.retiring.get_mut(&segment).expect("inserted before");
+        // First: the room for one block may be made by the end of another, or of this one.
+        retiring.left.insert(line, bytes);
+        retiring.left_bytes += bytes;
+        if self.fetch(line) == Fetch::Not {
+            self.retired_line(line);
+        }
+    }
+
     /// The block is in DRAM alone from now on.
     pub(super) fn lost_on_ssd(&mut self, line: LineId) {
         let entry = self.kept.entry_mut(line);
         step_dram(entry, Step::Lost);
         entry.ssd = 0;
+        entry.flags |= AGAIN;
         self.went_from_ssd(line);
     }
 
@@ -137,16 +157,18 @@ impl<K: Kept, P: Policy> Core<K, P> {
             || SsdPlace(self.kept.entry(parent).ssd).segment() != segment;
         let wanted = entry.flags & HIT != 0 || !self.tree.is_leaf(&self.kept, line);
         let live = self.kept.live(line).expect("filtered by the caller");
-        let bytes = u64::from(self.pages_of(&live)) * UNIT_BYTES;
-        let budget = self.counts.admitted_bytes * READMIT_PERCENT / 100;
+        above_stays && (entry.flags & HELD != 0 || wanted && self.may_write_again(&live))
+    }
+
+    /// Whether the budget has room for one more write of a block that was on SSD before.
+    pub(super) fn may_write_again(&self, live: &Live) -> bool {
+        let bytes = u64::from(self.pages_of(live)) * UNIT_BYTES;
         let spent = self.counts.readmitted_bytes + self.readmitting_bytes();
-        above_stays && (entry.flags & HELD != 0 || wanted && spent + bytes <= budget)
+        spent + bytes <= self.counts.admitted_bytes * READMIT_PERCENT / 100
     }
 
     fn readmitting_bytes(&self) -> u64 {
-        let lines = self.ssd.retiring.values().flat_map(|retiring| &retiring.left);
-        let live = lines.filter_map(|line| self.kept.live(*line));
-        live.map(|live| u64::from(self.pages_of(&live)) * UNIT_BYTES).sum()
+        self.ssd.retiring.values().map(|retiring| retiring.left_bytes).sum()
     }
 
     /// Forgets a block that is on SSD alone, and what is below it; children in DRAM stay, without a parent.
@@ -174,7 +196,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     pub(super) fn is_retiring(&self, line: LineId) -> bool {
-        self.ssd.retiring.values().any(|retiring| retiring.left.contains(&line))
+        self.ssd.retiring.values().any(|retiring| retiring.left.contains_key(&line))
     }
 
     /// The block is stored elsewhere, or is not to be any more. True if it was to be written anew.
@@ -184,7 +206,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
         let mut found = None;
         for (&segment, retiring) in &mut self.ssd.retiring {
-            if retiring.left.remove(&line) {
+            if let Some(bytes) = retiring.left.remove(&line) {
+                retiring.left_bytes -= bytes;
                 found = Some(segment);
             }
         }

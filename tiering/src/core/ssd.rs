@@ -1,4 +1,4 @@
-//! Write-back: blocks go to SSD ahead of need, coldest first, so that the eviction of a clean one is free.
+//! The SSD tier: which blocks may be written, what is under way, what became of it, and who waits for a removal.
 //!
 //! Invariant: a line is in `moving` while its copy is `Moving`, and in `fetching` while it is `Filling` from SSD.
 //! Invariant: a slot that a device reads or writes is free again only after the operation has ended.
@@ -11,14 +11,14 @@ use lapis_config::{
     planted::{self, Bug},
 };
 
-use super::{Core, HIT, Op, retire::Retiring};
+use super::{AGAIN, Core, HELD, HIT, Op, PINNED, retire::Retiring};
 use crate::{
-    copies::{Copy, Step, step_dram},
+    copies::{Step, step_dram},
     face::{Action, Caller, Outcome, Record, Reply},
     hash::Map,
     kept::{Kept, Live},
     log::{Ended, Log, LogOptions, Pending, Todo},
-    policy::Policy,
+    policy::{Policy, Shelf},
 };
 
 /// Bytes of blocks being written at once, and of blocks being read: at most, and at most one part in so many of the
@@ -27,10 +27,6 @@ const FLIGHT_BYTES_MAX: u64 = 256 << 20;
 const FLIGHT_PART: u32 = 8;
 /// Operations of blocks under way at once, of either kind.
 const FLIGHTS_MAX: usize = 512;
-/// Most blocks of a shelf looked at in one go, and events between two of them.
-const SCAN_MAX: usize = 512;
-const SCAN_EVERY: u32 = 64;
-
 /// Whether there is an SSD tier.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum State {
@@ -47,6 +43,9 @@ pub(super) struct Moving {
     pub at: SsdPlace,
     /// The write under way; `None` when it has ended and its listing has not.
     pub op: Option<OpId>,
+    pub since: Time,
+    /// It leaves DRAM next, for one that comes to this shelf.
+    pub leaves: Option<Shelf>,
 }
 
 /// A call that is answered when what it removed can never come back.
@@ -97,7 +96,7 @@ pub(super) struct Ssd {
     /// Of the removal under way; 0: nobody waits.
     pub ticket: u64,
     /// Events since blocks to write back were last looked for.
-    events: u32,
+    pub events: u32,
 }
 
 impl Ssd {
@@ -177,8 +176,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     /// Whether the block is to be on SSD before it leaves DRAM. Partial blocks are not: nobody asks for them again once
-    /// their chain has grown.
-    pub(super) fn wants_ssd(&self, live: &Live) -> bool {
+    /// their chain has grown. Nor are those that were there before, beyond the budget for them.
+    pub(super) fn wants_ssd(&self, line: LineId, live: &Live) -> bool {
         let may = match self.ssd.state {
             State::Off => false,
             State::Coming => true,
@@ -187,7 +186,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let def = &self.pools[&live.pool].def;
         let full = def.kind == PoolKind::Object || u64::from(live.place.bytes) == def.block_bytes;
         let fits = self.ssd.log.as_ref().is_none_or(|log| self.pages_of(live) <= log.record_pages_max());
-        may && full && fits
+        may && full && fits && (self.kept.entry(line).flags & AGAIN == 0 || self.may_write_again(live))
     }
 
     pub(super) fn can_write(&self) -> bool {
@@ -211,46 +210,16 @@ impl<K: Kept, P: Policy> Core<K, P> {
         step_dram(self.kept.entry_mut(line), Step::Write);
         let slot = live.place.slot;
         let op = self.begin(Op::Write { line: Some(line), at, pages, slot });
-        self.ssd.moving.insert(line, Moving { at, op: Some(op) });
+        // Whoever came up before as a victim goes as soon as it may.
+        let came_up = !self.policy.is_linked(&self.kept, line) && self.kept.entry(line).flags & (HELD | PINNED) == 0;
+        let leaves = came_up.then(|| self.shelf_of_line(line));
+        self.ssd.moving.insert(line, Moving { at, op: Some(op), since: self.now, leaves });
         self.ssd.write_pages += u64::from(pages);
         self.actions.push_back(Action::WriteSsd { op, at, slot, pages });
         if planted::is(Bug::ListedBeforeWritten) {
             self.written(line, at, pages);
         }
         true
-    }
-
-    /// Writes dirty blocks among those that go next, as far as devices have time for it: once less memory is free than is
-    /// to be clean ahead of need, so much of it, over all shelves by what they use.
-    pub(super) fn write_ahead(&mut self) {
-        self.ssd.events += 1;
-        if self.ssd.events < SCAN_EVERY || !self.can_write() || !self.is_low() {
-            return;
-        }
-        self.ssd.events = 0;
-        for shelf in self.memory.shelves() {
-            let own = self.memory.of(shelf);
-            let used: u64 = own.slabs.iter().map(|&base| u64::from(self.memory.slab(base).used)).sum();
-            // Blocks of it, of as many bytes as its share of what is used.
-            let part = u128::from(used) * u128::from(self.options.write_back_ahead_bytes);
-            let ahead = (part / u128::from(self.counts.bytes_used.max(1))) as u64;
-            let mut at = self.policy.coldest(&self.kept, shelf, self.now);
-            for _ in 0..ahead.clamp(1, SCAN_MAX as u64) {
-                let Some(line) = at else { break };
-                at = self.policy.after(&self.kept, shelf, line);
-                let Some(live) = self.kept.live(line) else { continue };
-                let dirty = Copy::of_dram(self.kept.entry(line)) == Copy::Dirty;
-                if dirty && self.wants_ssd(&live) && !self.write(line) {
-                    return;
-                }
-            }
-        }
-    }
-
-    fn is_low(&self) -> bool {
-        let bytes = u64::from(self.memory.buddy.units()) * UNIT_BYTES;
-        let used = self.counts.bytes_used + self.magazine_units * UNIT_BYTES;
-        used + self.options.write_back_ahead_bytes >= bytes
     }
 
     // ---- What became of it ----
@@ -379,10 +348,12 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let entry = self.kept.entry_mut(line);
         step_dram(entry, Step::Written);
         entry.ssd = moving.at.0;
-        entry.flags &= !HIT;
+        let again = entry.flags & AGAIN != 0;
+        entry.flags &= !(HIT | AGAIN);
         self.came_on_ssd(record.pages);
         let bytes = u64::from(record.pages) * UNIT_BYTES;
-        if self.retired_line(line) {
+        self.retired_line(line);
+        if again {
             self.counts.readmitted_bytes += bytes;
         } else {
             self.counts.admitted_bytes += bytes;
@@ -401,18 +372,6 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let live = self.kept.live(line).expect("a live line");
         self.counts.ssd_blocks -= 1;
         self.counts.ssd_bytes -= u64::from(self.pages_of(&live)) * UNIT_BYTES;
-    }
-
-    /// A block on SSD whose parent is not serves nothing after a cold start: with time to spare the parent follows.
-    fn climb(&mut self, line: LineId) {
-        let parent = LineId(self.kept.entry(line).parent);
-        if !parent.is_some() || self.ssd.write_pages * 2 > self.flight_pages_max() {
-            return;
-        }
-        let Some(live) = self.kept.live(parent) else { return };
-        if Copy::of_dram(self.kept.entry(parent)) == Copy::Dirty && self.wants_ssd(&live) {
-            self.write(parent);
-        }
     }
 
     /// The copy on SSD is not the block's any more. With `durably`, nobody finds it again, after a restart either.
@@ -556,7 +515,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
         if self.ssd.state != State::On {
             return;
         }
-        let urgent = !self.puts.is_empty() || !self.ssd.tickets.is_empty() || self.draining;
+        let waited_for = !self.puts.is_empty() || !self.ssd.queue.is_empty() || !self.ssd.tickets.is_empty();
+        let urgent = waited_for || self.draining;
         let now = self.now;
         while let Some(todo) = self.ssd.log.as_mut().and_then(|log| log.poll(now, urgent)) {
             self.carry_out(todo);

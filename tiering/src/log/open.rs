@@ -135,12 +135,12 @@ impl Open {
         !self.purges.is_empty() || !self.pools_wanted.is_empty() && !planted::is(Bug::PoolNotListed)
     }
 
+    /// Whether a page is to be written now. One that somebody waits for is, though it is not full, when no more is on its
+    /// way to it: so a device that is never idle has full pages.
     pub fn due(&self, now: Time, urgent: bool, options: &LogOptions) -> bool {
         let Some(since) = self.since.filter(|_| self.may_list(options)) else { return false };
-        self.records.len() >= LISTED_MAX
-            || now.0 >= since.0 + options.list_after_us
-            || urgent && self.flights.is_empty()
-            || self.full && self.unlisted as usize == self.records.len()
+        let all = self.unlisted as usize == self.records.len();
+        self.records.len() >= LISTED_MAX || now.0 >= since.0 + options.list_after_us || (urgent || self.full) && all
     }
 
     pub fn due_at(&self, options: &LogOptions) -> Option<Time> {

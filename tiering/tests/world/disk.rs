@@ -85,7 +85,7 @@ impl Disk {
     ) {
         assert_eq!(self.opened.get(&segment), Some(&opened), "the header is first");
         assert!(self.sequences.insert(sequence), "a sequence is used once");
-        assert!(!self.pages.get(&(segment, place)).is_some_and(|page| page.opened == opened), "a page is written once");
+        assert!(self.pages.get(&(segment, place)).is_none_or(|page| page.opened != opened), "a page is written once");
         if let Some(next) = next.filter(|next| next.0 != place.0 + 1) {
             for page in 0..CHUNK {
                 self.claim(SsdPlace::new(segment, PageIndex(next.0 + page)), 1);

@@ -41,6 +41,9 @@ enum Io {
     List { segment: SegmentId, opened: u64, place: PageIndex, next: Option<PageIndex>, sequence: u64, listed: Listed },
 }
 
+/// A block, and the sum of what was stored under its key.
+type Payload = ((PoolId, Key), u64);
+
 pub struct World {
     pub core: Option<Core<PlainKept, Lru>>,
     pub now: Time,
@@ -63,9 +66,9 @@ pub struct World {
     /// What lies in each slot: the sum of its payload.
     contents: BTreeMap<SlotId, u64>,
     /// Removals under way, with the sums that they end; and sums that may never be seen again.
-    removals: BTreeMap<Caller, Vec<((PoolId, Key), u64)>>,
-    dead: BTreeSet<((PoolId, Key), u64)>,
-    ever: BTreeSet<((PoolId, Key), u64)>,
+    removals: BTreeMap<Caller, Vec<Payload>>,
+    dead: BTreeSet<Payload>,
+    ever: BTreeSet<Payload>,
     pub demoted: u64,
     pub extents: usize,
     pub populated: [u64; 2],
