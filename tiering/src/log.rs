@@ -215,6 +215,12 @@ impl Log {
         self.devices.iter().find(|(_, device)| short(device)).map(|(&number, _)| number)
     }
 
+    /// Whether nothing can be written until a segment is given.
+    pub fn is_out_of_segments(&self) -> bool {
+        let out = |device: &Device| device.open.is_none() && device.next.is_none() && device.spare.is_empty();
+        self.devices.values().filter(|device| device.writable).all(out)
+    }
+
     /// The segment that goes first: the oldest of those that nothing is written to, on that device if one is named.
     pub fn oldest(&self, device: Option<u8>) -> Option<SegmentId> {
         self.sealed.values().copied().find(|segment| device.is_none_or(|device| segment.device() == device))

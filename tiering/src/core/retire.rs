@@ -117,6 +117,25 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.counts.segments_retired += 1;
     }
 
+    /// What was to be written anew waits for slots, these for writes, and these for the segment: then it is not written
+    /// anew.
+    pub(super) fn give_up_writing_anew(&mut self) {
+        let stuck = !self.ssd.retiring.is_empty()
+            && self.ssd.fetching.is_empty()
+            && self.ssd.moving.is_empty()
+            && self.ssd.write_pages == 0
+            && self.ssd.log.as_ref().is_some_and(Log::is_out_of_segments);
+        if !stuck {
+            return;
+        }
+        for line in self.ssd.retiring.values().flat_map(Retiring::lines).collect::<Vec<_>>() {
+            // It may have gone with another.
+            self.retired_line(line);
+        }
+        self.settle();
+        self.run();
+    }
+
     /// The block is in DRAM alone from now on.
     pub(super) fn lost_on_ssd(&mut self, line: LineId) {
         let entry = self.kept.entry_mut(line);

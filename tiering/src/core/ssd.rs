@@ -533,6 +533,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             return;
         }
         self.ask_for_segments();
+        self.give_up_writing_anew();
         let urgent = !self.puts.is_empty() || !self.ssd.tickets.is_empty() || self.draining;
         let now = self.now;
         while let Some(todo) = self.ssd.log.as_mut().and_then(|log| log.poll(now, urgent)) {
