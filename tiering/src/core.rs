@@ -56,6 +56,8 @@ pub(crate) const HELD: u8 = 1 << 4;
 pub(crate) const PINNED: u8 = 1 << 5;
 /// Hit since it was written to SSD.
 pub(crate) const HIT: u8 = 1 << 6;
+/// It was on SSD before: written there once more, it is no admission.
+pub(crate) const WRITTEN: u8 = 1 << 7;
 
 /// A pool as the core sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

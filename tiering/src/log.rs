@@ -207,10 +207,8 @@ impl Log {
     /// A device that needs one more segment soon.
     pub fn wants(&self) -> Option<u8> {
         let short = |device: &Device| {
-            device.writable
-                && device.spare.is_empty()
-                && device.next.is_none()
-                && device.open.is_none_or(|open| self.uses[&open].cursor >= self.options.segment_pages / 2)
+            // One more than the one that is opened ahead: what is written anew needs room until a segment is free.
+            device.writable && device.spare.is_empty()
         };
         self.devices.iter().find(|(_, device)| short(device)).map(|(&number, _)| number)
     }

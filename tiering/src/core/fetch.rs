@@ -2,7 +2,7 @@
 
 use lapis_config::{LineId, OpId, SlotId, SsdPlace, Time};
 
-use super::{Core, Growth, Op, slabs::Handed, ssd::State};
+use super::{Core, Growth, Op, WRITTEN, slabs::Handed, ssd::State};
 use crate::{
     copies::{Copy, Step, step_dram},
     face::{Action, Outcome},
@@ -186,6 +186,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         step_dram(entry, Step::Fetched);
         if entry.ssd == 0 {
             step_dram(entry, Step::Lost);
+            entry.flags |= WRITTEN;
         } else if self.is_retiring(line) {
             self.lost_on_ssd(line);
         }

@@ -7,7 +7,7 @@ use std::{cmp::Reverse, collections::BTreeSet};
 
 use lapis_config::{LineId, SegmentId, SsdPlace, UNIT_BYTES};
 
-use super::{Core, HELD, HIT, fetch::Fetch};
+use super::{Core, HELD, HIT, WRITTEN, fetch::Fetch};
 use crate::{
     copies::{Copy, Step, step_dram},
     face::Action,
@@ -140,6 +140,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     pub(super) fn lost_on_ssd(&mut self, line: LineId) {
         let entry = self.kept.entry_mut(line);
         step_dram(entry, Step::Lost);
+        entry.flags |= WRITTEN;
         entry.ssd = 0;
         self.went_from_ssd(line);
     }

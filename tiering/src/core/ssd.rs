@@ -10,7 +10,7 @@ use lapis_config::{
     ClientId, Entry, Key, LineId, OpId, PageIndex, PoolId, PoolKind, SegmentId, SsdPlace, Time, UNIT_BYTES,
 };
 
-use super::{Core, HIT, Op, retire::Retiring};
+use super::{Core, HIT, Op, WRITTEN, retire::Retiring};
 use crate::{
     copies::{Copy, Step, step_dram},
     face::{Action, Caller, Outcome, Record, Reply},
@@ -363,10 +363,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let entry = self.kept.entry_mut(line);
         step_dram(entry, Step::Written);
         entry.ssd = moving.at.0;
-        entry.flags &= !HIT;
+        let again = entry.flags & WRITTEN != 0;
+        entry.flags &= !(HIT | WRITTEN);
         self.came_on_ssd(record.pages);
         let bytes = u64::from(record.pages) * UNIT_BYTES;
-        if self.retired_line(line) {
+        if self.retired_line(line) || again {
             self.counts.readmitted_bytes += bytes;
         } else {
             self.counts.admitted_bytes += bytes;
