@@ -32,7 +32,8 @@ fn fsck(path: &Path, flags: &[&str]) -> (i32, String) {
 
 fn host() -> Host {
     let binary = PathBuf::from(env!("CARGO_BIN_EXE_lapis"));
-    let options = HostOptions { binary, dram_bytes: 64 << 20, ssd_bytes: Some(512 << 20), hold: false, flags: Vec::new() };
+    let options =
+        HostOptions { binary, dram_bytes: 64 << 20, ssd_bytes: Some(512 << 20), hold: false, flags: Vec::new() };
     Host::start(options).expect("a daemon")
 }
 
@@ -107,7 +108,10 @@ fn after_an_orderly_stop_everything_is_found_on_ssd_and_fsck_finds_it_whole() {
     let status = serving(&host);
     assert_eq!(status["ssd"]["promotions"], BLOCKS, "{status}");
     let device = &status["ssd"]["devices"][0];
-    assert!(device["load"]["read_bytes"].as_u64() >= Some(BLOCKS * BLOCK_BYTES) && device["state"] == "well", "{device}");
+    assert!(
+        device["load"]["read_bytes"].as_u64() >= Some(BLOCKS * BLOCK_BYTES) && device["state"] == "well",
+        "{device}"
+    );
     assert!(status["hits"]["keys_hit_ssd"].as_u64() > Some(0), "{status}");
 }
 

@@ -17,6 +17,9 @@ const STEP_BYTES: u64 = 64 << 20;
 /// File systems in memory, by their magic numbers: tmpfs, ramfs.
 const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 
+/// On however busy a machine.
+const STATUS_WITHIN: Duration = Duration::from_secs(10);
+
 /// Blocks that are read back after the kill; each call asks for a few that lie anywhere.
 const SAMPLE: u64 = 2000;
 const SAMPLE_BATCH: usize = 8;
@@ -39,7 +42,12 @@ pub fn bytes(asked: Option<u64>) -> anyhow::Result<(Option<u64>, Option<String>)
     match asked {
         Some(0) => return Ok((None, None)),
         Some(bytes) => {
-            ensure!(bytes >= SSD_BYTES_MIN, "{} on SSD, the least is {} (0: no SSD tier)", Bytes(bytes), Bytes(SSD_BYTES_MIN));
+            ensure!(
+                bytes >= SSD_BYTES_MIN,
+                "{} on SSD, the least is {} (0: no SSD tier)",
+                Bytes(bytes),
+                Bytes(SSD_BYTES_MIN)
+            );
             ensure!(bytes <= free, "{} on SSD, but {name} has only {} MiB free", Bytes(bytes), free >> 20);
             return Ok((Some(bytes), None));
         }
@@ -101,7 +109,7 @@ impl Tiers {
 
 /// What the daemon says of itself.
 pub fn status(host: &Host) -> anyhow::Result<Value> {
-    let text = lapis_client::status(host.socket(), Duration::from_secs(2)).context("ask for the daemon's status")?;
+    let text = lapis_client::status(host.socket(), STATUS_WITHIN).context("ask for the daemon's status")?;
     serde_json::from_str(&text).context("read the daemon's status")
 }
 
