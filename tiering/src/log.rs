@@ -281,7 +281,7 @@ impl Log {
         let most = self.options.segment_pages;
         for _ in 0..2 {
             let device = self.devices.get_mut(&number)?;
-            let Some(segment) = device.open.or_else(|| device.next.take()) else { return None };
+            let segment = device.open.or_else(|| device.next.take())?;
             device.open = Some(segment);
             let open = self.uses.get_mut(&segment).expect("an open segment is in use");
             if !open.ready {
