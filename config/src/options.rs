@@ -193,8 +193,9 @@ options! {
     "client.put_deadline" client_put_deadline: Duration = "1s", DEADLINE,
         "How long a put may wait for a slot, unless the call says otherwise.";
     "ssd.paths" ssd_paths: Vec<PathBuf> = "[]", Paths { most: SSD_PATHS_MAX },
-        "Files or block devices of the SSD tier, all used at once; none given: DRAM alone. In a flag or a variable with \
-         commas between, as in /dev/nvme0n1,/data/lapis.ssd.";
+        "Files or block devices of the SSD tier, all used at once; none given: DRAM alone. As in \
+         paths = [\"/var/lib/lapis/blocks.ssd\"]; in a flag or a variable with commas between, as in \
+         /dev/nvme0n1,/data/lapis.ssd.";
     "ssd.bytes" ssd_bytes: u64 = "64GiB", Size { least: SSD_BYTES_MIN, most: 256 * TIB, auto: false },
         "Bytes of each path that is a file, preallocated at start; of a block device the whole is used.";
     "ssd.engine" ssd_engine: SsdEngine = "auto",
@@ -240,7 +241,8 @@ options! {
          store is used, whatever this says.";
     "drain.timeout" drain_timeout: Duration = "10s",
         Span { least: Duration::ZERO, most: Duration::from_secs(3600) },
-        "How long a stopping daemon goes on committing what its clients had begun to put; new puts are refused.";
+        "How long a stopping daemon goes on committing what its clients had begun to put, and writing to SSD what is only \
+         in memory, the hottest first; new puts are refused.";
     also
         /// The trust groups, at least one; the group "default" if the file has none.
         groups: Vec<Group>;

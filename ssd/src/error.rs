@@ -19,7 +19,7 @@ pub enum SsdError {
     #[error("{path} is neither a regular file nor a block device")]
     NoDevice { path: PathBuf },
     /// Ask for less, or make room.
-    #[error("{path} needs {needed} more bytes, its file system has {free} free")]
+    #[error("{path} needs {} MiB more, its file system has {} MiB free (ssd.bytes)", needed.div_ceil(1 << 20), free >> 20)]
     NoRoom { path: PathBuf, needed: u64, free: u64 },
     /// Choose another file, or empty this one.
     #[error("{path} holds data that is not a log's; wipe it or choose another file")]

@@ -17,6 +17,9 @@ const STEP_BYTES: u64 = 64 << 20;
 /// File systems in memory, by their magic numbers: tmpfs, ramfs.
 const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 
+/// On however busy a machine.
+const STATUS_WITHIN: Duration = Duration::from_secs(10);
+
 /// Blocks that are read back after the kill; each call asks for a few that lie anywhere.
 const SAMPLE: u64 = 2000;
 const SAMPLE_BATCH: usize = 8;
@@ -106,7 +109,7 @@ impl Tiers {
 
 /// What the daemon says of itself.
 pub fn status(host: &Host) -> anyhow::Result<Value> {
-    let text = lapis_client::status(host.socket(), Duration::from_secs(2)).context("ask for the daemon's status")?;
+    let text = lapis_client::status(host.socket(), STATUS_WITHIN).context("ask for the daemon's status")?;
     serde_json::from_str(&text).context("read the daemon's status")
 }
 

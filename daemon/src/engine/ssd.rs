@@ -477,7 +477,9 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         let name = self.device_name(device).to_owned();
         let Some(tier) = &mut self.tier else { return };
         if tier.is_coming() {
-            return self.no_tier(now, format!("{name}: {reason}"));
+            // Errors of opening name the path themselves.
+            let named = if reason.contains(&name) { reason } else { format!("{name}: {reason}") };
+            return self.no_tier(now, named);
         }
         tracing::error!(device = name, reason, "a device failed");
         tier.drives[device].reopening = false;
