@@ -107,6 +107,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
                     self.counts.ssd_blocks -= 1;
                 }
                 _ if self.is_worth_writing(line, segment, &chosen) && self.fetch(line) == Fetch::Coming => {
+                    // The room for it may have cost a block above it, and the block with that.
+                    let is_left = self.kept.entry(line).ssd == entry.ssd && self.kept.live(line).is_some();
+                    if !is_left {
+                        continue;
+                    }
                     chosen.insert(line);
                     let retiring = self.ssd.retiring.get_mut(&segment).expect("inserted by the caller");
                     retiring.left.insert(line);
