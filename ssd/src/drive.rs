@@ -120,10 +120,12 @@ impl<D: Device> Drive<D> {
         }
     }
 
-    /// What comes while nothing is served fails: the core hears so.
+    /// What comes while nothing is served fails: the core hears so. A device that could not be opened is probed by
+    /// opening it once more: a probe of it says no more than that this may be tried.
     fn refuse(&mut self, command: Command) {
         if let Some(op) = command.op() {
-            let result = Err(io::ErrorKind::NotConnected.into());
+            let tries_again = matches!(command, Command::Probe { .. }) && matches!(self.stage, Stage::Failed(_));
+            let result = if tries_again { Ok(()) } else { Err(io::ErrorKind::NotConnected.into()) };
             self.reports.push(Report { op, result, bytes: 0 });
         }
     }
@@ -230,5 +232,35 @@ impl<D: Device> Drive<D> {
             }
             stage => (stage, false),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lapis_config::OpId;
+
+    use super::*;
+    use crate::testing::Sheet;
+
+    #[test]
+    fn a_device_that_failed_while_it_was_opened_can_be_opened_again() {
+        let mut sheet = Sheet::new(194 << 20);
+        sheet.fails = |_| true;
+        let mut drive = Drive::new(sheet, WallClock::default());
+        let mut said = Vec::new();
+        let mut until = |drive: &mut Drive<Sheet>, is_it: fn(&FromDrive) -> bool| {
+            said.clear();
+            while !said.iter().any(is_it) {
+                drive.poll(Time(0), &mut said);
+            }
+        };
+        until(&mut drive, |said| matches!(said, FromDrive::Failed(_)));
+        drive.tell(Time(0), ToDrive::Command(Command::Flush { op: OpId(1) }));
+        until(&mut drive, |said| matches!(said, FromDrive::Report(Report { op: OpId(1), result: Err(_), .. })));
+        drive.tell(Time(0), ToDrive::Command(Command::Probe { op: OpId(2) }));
+        until(&mut drive, |said| matches!(said, FromDrive::Report(Report { op: OpId(2), result: Ok(()), .. })));
+        drive.device_mut().fails = |_| false;
+        drive.tell(Time(0), ToDrive::Reopen);
+        until(&mut drive, |said| matches!(said, FromDrive::Found(Found::Blank { .. })));
     }
 }

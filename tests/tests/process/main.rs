@@ -18,6 +18,7 @@ mod roles;
 mod signals;
 mod ssd;
 mod ssd_damage;
+mod ssd_devices;
 mod ssd_kills;
 mod ssd_starts;
 mod ssd_stops;
