@@ -211,7 +211,11 @@ fn run_loop(engine: &mut Engine<UnixWire, Threads>, signals: &Signals, drain_tim
     let mut watchdog_at = now();
     loop {
         let at = now();
+        let puts = engine.counts().put_frames;
         let mut busy = engine.work(at);
+        if engine.counts().put_frames != puts {
+            pace.fed(at);
+        }
         // While a former daemon's lines are taken over, every turn: clients are welcomed meanwhile.
         if pace.listens(at) || !engine.adopted() {
             busy |= engine.listen(at, Some(Duration::ZERO))?;
@@ -253,6 +257,10 @@ fn run_loop(engine: &mut Engine<UnixWire, Threads>, signals: &Signals, drain_tim
             // Not a bare spin: woken by a client, this thread often sits on that client's processor, and would keep it
             // from filling the next block (500 in place of 110 us for 32 blocks of 64 KiB).
             std::thread::yield_now();
+            continue;
+        }
+        if busy {
+            // What was done may have made more to do.
             continue;
         }
         engine.set_sleeping(true);

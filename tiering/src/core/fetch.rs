@@ -1,6 +1,6 @@
 //! Promotion: blocks come from SSD into slots, for gets that wait for them, ahead along a chain, or to be written anew.
 
-use lapis_config::{LineId, OpId, SlotId, SsdPlace, Time};
+use lapis_config::{LineId, OpId, SlotId, SsdPlace, Time, UNIT_BYTES};
 
 use super::{Core, Op, ssd::State};
 use crate::{
@@ -13,6 +13,9 @@ use crate::{
 /// Blocks read ahead along a chain when the last block of a call came from SSD: at most, and at most so many bytes.
 const AHEAD_BLOCKS: usize = 32;
 const AHEAD_BYTES: u64 = 32 << 20;
+/// Room that is made at once where a device is to write a slot: the readers' pages are scanned once for all of it, which
+/// takes 8 us a client.
+const ROOM_BYTES: u64 = 1 << 20;
 /// Blocks that may wait for a slot to be read into.
 const QUEUE_MAX: usize = 16 * 1024;
 
@@ -109,6 +112,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     /// A slot that a device will write. Clean blocks make room; dirty ones are written first.
     fn slot_for_device(&mut self, shelf: Shelf) -> Option<SlotId> {
+        let room = (ROOM_BYTES / UNIT_BYTES) as u32 / self.memory.of(shelf).stride;
         loop {
             if let Some((slab, index)) = self.memory.take(shelf) {
                 // Before the device hears of it: a restart must know.
@@ -120,7 +124,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             if self.grow(shelf) {
                 continue;
             }
-            if self.evict(shelf, 1, false).freed == 0 {
+            if self.evict(shelf, room.max(1), false).freed == 0 {
                 return None;
             }
         }

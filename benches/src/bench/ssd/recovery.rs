@@ -1,9 +1,9 @@
 //! A log of a million small blocks, as a killed daemon leaves it, and how long the next one takes until its tier serves.
 //! Payloads are not written: recovery does not read them.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use lapis_config::{Key, OpId, PageIndex, PoolId, SegmentId};
 use lapis_ssd::{
     device::DeviceFile,
@@ -56,6 +56,8 @@ pub fn run(plan: &Plan, ground: &Ground, report: &mut Report) -> anyhow::Result<
     let mut times = Samples::default();
     for _ in 0..if plan.quick { 3 } else { 7 } {
         plan.stop.check()?;
+        // Its log alone: the one before said the same.
+        fs::write(host.folder().join("daemon.log"), "").context("empty the daemon's log")?;
         host.start_daemon()?;
         times.push(tier::serves(plan, &mut host)?);
         let found = found(&host)?;
@@ -201,5 +203,25 @@ impl<F: Fn(u32, u64) -> SegmentUse> Writer<F> {
             removed: false,
             nonce: Nonce::default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lapis_ssd::recover::merge;
+
+    use super::*;
+
+    #[test]
+    fn the_log_that_is_written_is_found_whole() {
+        const RECORDS: u64 = 20_000;
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("log");
+        let bytes = 4 * (64 << 20);
+        write_log(&path, bytes, RECORDS).expect("a log");
+        let device = Device::open(&path, bytes, EngineChoice::Auto, DEPTH).expect("the same log");
+        let found = merge(std::slice::from_ref(device.scan()), &device.superblock().groups);
+        assert_eq!(found.groups[0].records.len() as u64, RECORDS);
+        assert!(device.scan().segments.iter().all(|segment| !segment.damage.any()));
     }
 }
