@@ -75,6 +75,8 @@ pub struct EngineCounts {
     pub clients_expelled: u64,
     pub client_faults: u64,
     pub frames: u64,
+    /// Of them, those that puts are made of.
+    pub put_frames: u64,
 }
 
 pub struct Engine<W: Wire, M: Movers> {

@@ -78,6 +78,10 @@ impl Kept for SharedKept {
         self.table.find(pool, key).map(|found| found.line)
     }
 
+    fn prefetch(&self, pool: PoolId, key: &Key) {
+        self.table.table().prefetch(pool, key);
+    }
+
     fn live(&self, line: LineId) -> Option<Live> {
         self.table.live(line).map(|live| Live {
             pool: live.pool,

@@ -115,12 +115,28 @@ pub trait Movers {
     fn poll(&mut self) -> Option<Done>;
 }
 
+/// How a thread tells the engine what ended, and wakes it.
+#[derive(Clone)]
+struct Report {
+    done: Sender<Done>,
+    wake: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl Report {
+    fn tell(&self, done: Done) {
+        // The engine ended first if this fails: nobody is left to tell.
+        let _ = self.done.send(done);
+        (self.wake)();
+    }
+}
+
 /// Threads that do the work; each end rings the engine's waker.
 pub struct Threads {
     populate: Sender<Job>,
     verify: Sender<Job>,
     drives: Vec<DriveHandle>,
     done: Receiver<Done>,
+    report: Report,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -137,29 +153,25 @@ impl Threads {
         let (populate, populate_jobs) = unbounded();
         let (verify, verify_jobs) = unbounded();
         let (report, done) = unbounded();
-        let (stop, wake): (_, Arc<dyn Fn() + Send + Sync>) = (Arc::new(AtomicBool::new(false)), Arc::new(wake));
+        let (stop, report) = (Arc::new(AtomicBool::new(false)), Report { done: report, wake: Arc::new(wake) });
         let (mut threads, mut drives) = (Vec::new(), Vec::new());
         for (device, options) in devices.into_iter().enumerate() {
-            drives.push(DriveHandle::start(device, options, report.clone(), wake.clone())?);
+            drives.push(DriveHandle::start(device, options, report.done.clone(), report.wake.clone())?);
         }
         let kinds = [(populate_threads, "populate", populate_jobs), (verify_threads, "verify", verify_jobs)];
         for (count, name, jobs) in kinds {
             for _ in 0..count {
-                let (jobs, report, stop, wake) = (jobs.clone(), report.clone(), stop.clone(), wake.clone());
+                let (jobs, report, stop) = (jobs.clone(), report.clone(), stop.clone());
                 threads.push(std::thread::Builder::new().name(name.into()).spawn(move || {
                     let own = rustix::thread::gettid();
                     if let Err(error) = rustix::process::setpriority_process(Some(own), NICE) {
                         tracing::debug!(%error, "movers run at the engine's priority");
                     }
-                    work(&jobs, &stop, &mut |done| {
-                        // The engine ended first if this fails: nobody is left to tell.
-                        let _ = report.send(done);
-                        wake();
-                    });
+                    work(&jobs, &stop, &mut |done| report.tell(done));
                 })?);
             }
         }
-        Ok(Self { populate, verify, drives, done, stop, threads })
+        Ok(Self { populate, verify, drives, done, report, stop, threads })
     }
 }
 
@@ -167,14 +179,26 @@ impl Movers for Threads {
     fn submit(&mut self, job: Job) {
         let queue = match job {
             Job::Drive { device, to } => return self.drives[device].tell(to),
+            Job::Merge { scans, groups, device } => return self.merge(scans, groups, device),
             Job::Populate { .. } => &self.populate,
-            Job::Verify { .. } | Job::Merge { .. } => &self.verify,
+            Job::Verify { .. } => &self.verify,
         };
         queue.send(job).expect("the threads live as long as this");
     }
 
     fn poll(&mut self) -> Option<Done> {
         self.done.try_recv().ok()
+    }
+}
+
+impl Threads {
+    /// On a thread of its own, which gives way to nobody: what is on SSD is not served before.
+    fn merge(&self, scans: Vec<DeviceScan>, groups: Vec<GroupRecord>, device: Option<usize>) {
+        let report = self.report.clone();
+        let merge = move || report.tell(Done::Merged { recovered: recover::merge(&scans, &groups), device });
+        if let Err(error) = std::thread::Builder::new().name("merge".into()).spawn(merge) {
+            tracing::error!(%error, "no thread to merge what is on SSD: it stays unknown");
+        }
     }
 }
 
@@ -199,10 +223,7 @@ fn work(jobs: &Receiver<Job>, stop: &AtomicBool, report: &mut dyn FnMut(Done)) {
         match job {
             Job::Populate { group, extent, memory } => populate(group, extent, &memory, stop, report),
             Job::Verify { group, op, block } => report(Done::Verified { group, op, outcome: check(&block) }),
-            Job::Merge { scans, groups, device } => {
-                report(Done::Merged { recovered: recover::merge(&scans, &groups), device });
-            }
-            Job::Drive { .. } => unreachable!("drives have threads of their own"),
+            Job::Merge { .. } | Job::Drive { .. } => unreachable!("they have threads of their own"),
         }
     }
 }

@@ -220,7 +220,11 @@ fn run_loop(
     let mut watchdog_at = now();
     loop {
         let at = now();
+        let puts = engine.counts().put_frames;
         let mut busy = engine.work(at);
+        if engine.counts().put_frames != puts {
+            pace.fed(at);
+        }
         if let Some(reason) = engine.tier().and_then(Tier::fatal) {
             anyhow::bail!("{reason}");
         }
@@ -273,6 +277,10 @@ fn run_loop(
             // Not a bare spin: woken by a client, this thread often sits on that client's processor, and would keep it
             // from filling the next block (500 in place of 110 us for 32 blocks of 64 KiB).
             std::thread::yield_now();
+            continue;
+        }
+        if busy {
+            // What was done may have made more to do.
             continue;
         }
         engine.set_sleeping(true);

@@ -93,6 +93,9 @@ pub struct Tier {
     pub(crate) fatal: Option<String>,
     /// When the opening began, and when the tier served.
     pub(crate) began: Time,
+    /// When segments were scanned, and when what they held was merged.
+    pub(crate) scanned: Time,
+    pub(crate) merged: Time,
     pub(crate) served: Option<Time>,
     pub(crate) recovered: u64,
     pub(crate) log_fresh: LogId,
@@ -165,6 +168,8 @@ impl Tier {
             op_next: 0,
             fatal: None,
             began: now,
+            scanned: now,
+            merged: now,
             served: None,
             recovered: 0,
             log_fresh,

@@ -121,15 +121,15 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         all[device] = Some(scan);
         if all.iter().all(Option::is_some) {
             let scans = all.iter_mut().filter_map(Option::take).collect();
+            tier.scanned = now;
             tier.phase = Phase::Merging;
             self.movers.submit(Job::Merge { scans, groups, device: None });
         }
-        let _ = now;
     }
 
     /// What the log holds is known: pools get their numbers, cores a log, and the telling begins. `device`: of one that
     /// came back.
-    pub(super) fn merged(&mut self, now: Time, recovered: Recovered, device: Option<usize>) {
+    pub(super) fn merged(&mut self, now: Time, mut recovered: Recovered, device: Option<usize>) {
         let Some(tier) = &mut self.tier else { return };
         let Some(plan) = tier.plan.clone() else { return };
         let first = plan.sequence_first.max(recovered.sequence_highest + 1);
@@ -137,7 +137,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         let mut used = std::collections::BTreeSet::new();
         let mut telling = Vec::new();
         for (index, &number) in plan.groups.iter().enumerate() {
-            let found = recovered.groups.get(usize::from(number)).cloned().unwrap_or_default();
+            let found = recovered.groups.get_mut(usize::from(number)).map(std::mem::take).unwrap_or_default();
             let mut tell = Telling {
                 segments: found.segments.iter().map(|segment| (segment.segment, segment.opened)).collect(),
                 records: found.records,
@@ -189,7 +189,10 @@ impl<W: Wire, M: Movers> Engine<W, M> {
             }
         }
         match device {
-            None => tier.phase = Phase::Telling(telling),
+            None => {
+                tier.merged = now;
+                tier.phase = Phase::Telling(telling);
+            }
             Some(device) => {
                 // A device's worth in one go: it was out, and nobody waits for it.
                 let drive = &mut tier.drives[device];
@@ -238,31 +241,32 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         let blocks: u64 = self.groups.iter().map(|group| group.core.counts().ssd_blocks).sum();
         let tier = self.tier.as_mut().expect("looked at above");
         tier.recovered = blocks;
-        tracing::info!(blocks, us = now.since_us(tier.began), "the SSD tier serves");
+        let (scan_us, merge_us) = (tier.scanned.since_us(tier.began), tier.merged.since_us(tier.scanned));
+        let tell_us = now.since_us(tier.merged);
+        tracing::info!(blocks, us = now.since_us(tier.began), scan_us, merge_us, tell_us, "the SSD tier serves");
         true
     }
 
     fn tell_some(&mut self, index: usize, tell: &mut Telling, count: usize) {
-        let core = &mut self.groups[index].core;
         let from = tell.records.len().saturating_sub(count);
-        for record in tell.records.drain(from..).rev() {
-            let pool = tell.pools[record.pool as usize];
-            core.record_found(&FoundRecord {
-                pool,
-                key: record.key,
-                parent: record.parent,
-                bytes: record.bytes,
-                sum: record.sum,
-                class: record.class,
-                at: record.place,
-                pages: record.pages,
-            });
-        }
+        let found = tell.records.drain(from..).rev().map(|record| FoundRecord {
+            pool: tell.pools[record.pool as usize],
+            key: record.key,
+            parent: record.parent,
+            bytes: record.bytes,
+            sum: record.sum,
+            class: record.class,
+            at: record.place,
+            pages: record.pages,
+        });
+        let found: Vec<FoundRecord> = found.collect();
+        self.groups[index].core.records_found(&found);
     }
 
-    /// Memory that has been populated is named to every device: operations on it cost less.
+    /// Memory that has been populated is named to every device: operations on it cost less. Not before the tier serves:
+    /// the kernel looks at every page meanwhile (0.2 s a GiB), and a device that is being scanned would wait for it.
     pub(super) fn register(&mut self, index: usize, extent: usize) {
-        let Some(tier) = self.tier.as_ref().filter(|tier| !matches!(tier.phase, Phase::Off(_))) else { return };
+        let Some(tier) = self.tier.as_ref().filter(|tier| tier.serves()) else { return };
         let extent = &self.groups[index].extents[extent];
         if extent.populated_bytes < extent.bytes() {
             return;

@@ -69,11 +69,15 @@ pub struct Plan {
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SsdOpenError {
-    #[error("device {device}: holds something else than a log of Lapis, and stays as it is; delete the file, or zero the first MiB of the device")]
+    #[error(
+        "device {device}: holds something else than a log of Lapis, and stays as it is; delete the file, or zero the first MiB of the device"
+    )]
     NotBlank { device: usize },
     #[error("device {device}: superblock: {source}")]
     Broken { device: usize, source: FormatError },
-    #[error("device {device}: of host {found}, expected {expected}; to give up what it holds, delete the file or zero its first MiB")]
+    #[error(
+        "device {device}: of host {found}, expected {expected}; to give up what it holds, delete the file or zero its first MiB"
+    )]
     OtherHost { device: usize, expected: Hex, found: Hex },
     #[error("device {device}: of installation {found}, expected {expected} (ssd.instance)")]
     OtherInstance { device: usize, expected: Hex, found: Hex },
@@ -351,7 +355,10 @@ mod tests {
         let error = refused(&mut sheets, &other_host);
         assert!(error.starts_with(&format!("device 0: of host {one}, expected {two}; ")), "{error}");
         let other = Wanted { identity: Identity { instance: [1; 16], ..id }, ..wanted() };
-        assert_eq!(refused(&mut sheets, &other), format!("device 0: of installation {two}, expected {one} (ssd.instance)"));
+        assert_eq!(
+            refused(&mut sheets, &other),
+            format!("device 0: of installation {two}, expected {one} (ssd.instance)")
+        );
         assert!(start(&mut sheets, &Wanted { adopt: true, ..other_host }).is_ok());
         start(&mut sheets, &Wanted { adopt: true, ..wanted() }).expect("and back");
         let geometry = Wanted { segment_bytes: 128 << 20, ..wanted() };

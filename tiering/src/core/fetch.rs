@@ -1,7 +1,7 @@
 //! Promotion: blocks come from SSD into slots, for gets that wait for them, ahead along a chain, or to be written anew.
 
 use lapis_config::{
-    LineId, OpId, SlotId, SsdPlace, Time,
+    LineId, OpId, SlotId, SsdPlace, Time, UNIT_BYTES,
     planted::{self, Bug},
 };
 
@@ -16,6 +16,9 @@ use crate::{
 /// Blocks read ahead along a chain when the last block of a call came from SSD: at most, and at most so many bytes.
 const AHEAD_BLOCKS: usize = 32;
 const AHEAD_BYTES: u64 = 32 << 20;
+/// Room that is made at once where a device is to write a slot: the readers' pages are scanned once for all of it, which
+/// takes 8 us a client.
+const ROOM_BYTES: u64 = 1 << 20;
 /// Blocks that may wait for a slot to be read into.
 const QUEUE_MAX: usize = 16 * 1024;
 
@@ -122,6 +125,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     /// A slot that a device will write. Clean blocks make room; dirty ones are written first.
     fn slot_for_device(&mut self, shelf: Shelf, asked: bool) -> Option<SlotId> {
+        let room = (ROOM_BYTES / UNIT_BYTES) as u32 / self.memory.of(shelf).stride;
         loop {
             if let Some((slab, index)) = self.memory.take(shelf) {
                 // Before the device hears of it: a restart must know.
@@ -140,7 +144,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 self.actions.push_back(Action::NeedMemory);
                 return None;
             }
-            if self.make_room(shelf, 1, false, asked) != Handed::Over {
+            if self.make_room(shelf, room.max(1), false, asked) != Handed::Over {
                 return None;
             }
         }

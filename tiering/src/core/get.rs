@@ -91,6 +91,11 @@ impl GetWaits {
         number
     }
 
+    /// Whether anybody waits for a key to come.
+    pub fn any_by_key(&self) -> bool {
+        !self.by_key.is_empty()
+    }
+
     /// Whether anybody waits for a block from SSD.
     pub fn waits_for(&self, line: LineId) -> bool {
         self.by_line.contains_key(&line)
