@@ -138,6 +138,11 @@ impl<D: Device> Drive<D> {
         }
     }
 
+    /// Commands that were taken and have not ended.
+    pub fn under_way(&self) -> usize {
+        if let Stage::Serving(volume) = &self.stage { volume.in_flight() + volume.waiting() } else { 0 }
+    }
+
     /// Goes on as far as possible; appends what is to be said. True if anything happened.
     pub fn poll(&mut self, now: Time, out: &mut Vec<FromDrive>) -> bool {
         let before = out.len();

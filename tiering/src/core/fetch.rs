@@ -194,7 +194,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         } else {
             self.policy.used(&mut self.kept, shelf, line, self.now);
         }
-        self.unverified.push(line);
+        self.verify_later(line);
         if self.is_retiring(line) && !self.write(line) {
             self.retired_line(line);
         }
