@@ -14,6 +14,7 @@ use std::{
 };
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
+use lapis_config::Time;
 use lapis_ssd::{
     SsdError,
     device::{Device, DeviceFile, Waits},
@@ -29,6 +30,10 @@ use crate::{movers::Done, serve};
 /// later than of its pid (25 ms after kill -9 on a file, 50 ms on a block device).
 const LOCKED_WAIT: Duration = Duration::from_secs(5);
 const LOCKED_PAUSE: Duration = Duration::from_millis(5);
+/// While so many operations are under way the engine, which has nothing to add, is woken for so many reports at once, and
+/// not later than so long after the last ones: a wake-up each took more processor time than all the rest.
+const REPORTS_AT_ONCE: usize = 8;
+const REPORTS_LATE: Duration = Duration::from_micros(200);
 /// A drive that has nothing to do looks after itself so often.
 const SLEEP_MAX: Duration = Duration::from_millis(250);
 
@@ -61,8 +66,16 @@ impl DriveHandle {
         let (messages, inbox) = unbounded();
         let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let sleeps = Arc::new(AtomicBool::new(false));
-        let mut turner =
-            Turner { device, inbox, bell: bell.clone(), sleeps: sleeps.clone(), report, wake, said: Vec::new() };
+        let mut turner = Turner {
+            device,
+            inbox,
+            bell: bell.clone(),
+            sleeps: sleeps.clone(),
+            report,
+            wake,
+            said: Vec::new(),
+            said_at: Time(0),
+        };
         std::thread::Builder::new().name(format!("ssd {device}")).spawn(move || turner.run(&options))?;
         Ok(Self { messages, bell, sleeps })
     }
@@ -86,6 +99,8 @@ struct Turner {
     report: Sender<Done>,
     wake: Arc<dyn Fn() + Send + Sync>,
     said: Vec<FromDrive>,
+    /// When the engine heard of some last.
+    said_at: Time,
 }
 
 impl Turner {
@@ -97,7 +112,7 @@ impl Turner {
             }
             Err(error) => {
                 self.said.push(FromDrive::Failed(chain(&error)));
-                self.say();
+                self.say(serve::now());
             }
         }
     }
@@ -121,17 +136,23 @@ impl Turner {
             }
             drive.kick();
             any |= drive.poll(now, &mut self.said);
-            self.say();
+            if !self.said.is_empty() && (self.is_due(now) || drive.under_way() < REPORTS_AT_ONCE) {
+                self.say(now);
+            }
             if !any && self.sleep(&mut drive).is_err() {
                 return;
             }
         }
     }
 
-    fn say(&mut self) {
-        if self.said.is_empty() {
-            return;
-        }
+    /// Whether nothing is gained by waiting for one more report: there are enough, they are late, or they come so
+    /// seldom that they would be.
+    fn is_due(&self, now: Time) -> bool {
+        self.said.len() >= REPORTS_AT_ONCE || now.since_us(self.said_at) >= REPORTS_LATE.as_micros() as u64
+    }
+
+    fn say(&mut self, now: Time) {
+        self.said_at = now;
         for from in self.said.drain(..) {
             // The engine ended first if this fails: nobody is left to tell.
             let _ = self.report.send(Done::Drive { device: self.device, from });
@@ -143,8 +164,12 @@ impl Turner {
     fn sleep(&mut self, drive: &mut Drive<engine::Engine>) -> std::io::Result<()> {
         self.sleeps.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        let waited =
-            if self.inbox.is_empty() { drive.device_mut().wait(self.bell.as_fd(), Some(SLEEP_MAX)) } else { Ok(()) };
+        let waited = if self.inbox.is_empty() {
+            let most = if self.said.is_empty() { SLEEP_MAX } else { REPORTS_LATE };
+            drive.device_mut().wait(self.bell.as_fd(), Some(most))
+        } else {
+            Ok(())
+        };
         self.sleeps.store(false, Ordering::Relaxed);
         let mut rung = [0; 8];
         let _ = rustix::io::read(&self.bell, &mut rung);

@@ -54,7 +54,7 @@ enum Stage<D> {
     /// For `Open`.
     Waiting(D),
     Writing(D, Writer),
-    Scanning(D, Scan, Superblock),
+    Scanning(D, Box<Scan>, Box<Superblock>),
     Serving(Box<Volume<D>>),
     Failed(D),
     /// Between two of them.
@@ -160,6 +160,11 @@ impl<D: Device> Drive<D> {
         }
     }
 
+    /// Commands that were taken and have not ended.
+    pub fn under_way(&self) -> usize {
+        if let Stage::Serving(volume) = &self.stage { volume.in_flight() + volume.waiting() } else { 0 }
+    }
+
     /// Goes on as far as possible; appends what is to be said. True if anything happened.
     pub fn poll(&mut self, now: Time, out: &mut Vec<FromDrive>) -> bool {
         let before = out.len();
@@ -202,7 +207,7 @@ impl<D: Device> Drive<D> {
                     self.counters.superblocks_written_bytes += 2 * PAGE_BYTES as u64;
                     self.counters.flushes += 2;
                     match Scan::new(&superblock, device.depth()) {
-                        Ok(scan) => (Stage::Scanning(device, scan, superblock), true),
+                        Ok(scan) => (Stage::Scanning(device, Box::new(scan), Box::new(superblock)), true),
                         Err(error) => failed(device, "scan the segments", error.to_string(), out),
                     }
                 }
@@ -213,7 +218,7 @@ impl<D: Device> Drive<D> {
                 Ok(true) => {
                     out.push(FromDrive::Scanned(scan.finish()));
                     let clock = WallClock { at: now, ..self.clock };
-                    match Volume::new(device, superblock, clock) {
+                    match Volume::new(device, *superblock, clock) {
                         Ok(volume) => (Stage::Serving(Box::new(volume)), true),
                         // The device went with it: there is no memory for a page an operation.
                         Err(error) => {

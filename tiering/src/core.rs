@@ -98,7 +98,7 @@ pub struct CoreOptions {
     pub waits_max: usize,
     /// One client's reserves hold at most one part in so many of the memory, and at least one slot.
     pub reserved_part: u32,
-    /// Most blocks being verified at once.
+    /// Most blocks being verified at once: the next ones begin when all have ended.
     pub verifies_max: usize,
     /// Bytes of the blocks that go next which are on SSD before their room is asked for.
     pub write_back_ahead_bytes: u64,
@@ -112,7 +112,7 @@ impl Default for CoreOptions {
             slab_units_min: 16,
             waits_max: 4096,
             reserved_part: 2,
-            verifies_max: 8,
+            verifies_max: 16,
             write_back_ahead_bytes: 0,
         }
     }
@@ -149,6 +149,9 @@ enum Growth {
 
 /// How long no more memory is asked for after there was none.
 const DENIED: Duration = Duration::from_secs(5);
+
+/// Between two batches of checks while devices read.
+const VERIFY_PAUSE: Duration = Duration::from_millis(5);
 
 /// An operation under way: what is done when it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -221,8 +224,9 @@ pub struct Core<K: Kept, P: Policy> {
     ssd: ssd::Ssd,
     ops: BTreeMap<OpId, Op>,
     op_next: u64,
-    /// Of them, checks of blocks.
+    /// Of them, checks of blocks; and from when on more may begin while devices read.
     verifying: usize,
+    verify_from: Time,
     counts: Counts,
     actions: VecDeque<Action>,
 }
@@ -267,6 +271,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             ops: BTreeMap::new(),
             op_next: 0,
             verifying: 0,
+            verify_from: Time(0),
             counts: Counts::default(),
             actions: VecDeque::new(),
         }
@@ -556,8 +561,15 @@ impl<K: Kept, P: Policy> Core<K, P> {
         op
     }
 
-    /// Starts checks of blocks that a restart found, the hottest first.
+    /// Starts checks of blocks that a restart found or devices read, the hottest first, several at once: an end each would
+    /// wake the engine for each. While devices read there are pauses: whoever asked for a block checks it himself, and
+    /// most of what is read in a stream has gone again before anybody asks for it twice.
     fn verify_more(&mut self) {
+        let paused = self.ssd.read_pages > 0 && self.now < self.verify_from;
+        if self.verifying > 0 || self.unverified.is_empty() || paused {
+            return;
+        }
+        self.verify_from = self.now.after(VERIFY_PAUSE);
         while self.verifying < self.options.verifies_max {
             let Some(line) = self.unverified.pop() else { return };
             let Some(live) = self.kept.live(line) else { continue };
@@ -570,6 +582,26 @@ impl<K: Kept, P: Policy> Core<K, P> {
             let (slot, bytes, sum) = (place.slot, place.bytes, place.sum);
             self.actions.push_back(Action::Verify { op, line, pool, key, slot, bytes, sum });
         }
+    }
+
+    /// The block is to be verified when there is time.
+    fn verify_later(&mut self, line: LineId) {
+        if self.unverified.len() >= 2 * self.kept.lines() as usize {
+            self.forget_verified();
+        }
+        self.unverified.push(line);
+    }
+
+    /// Drops what needs no check any more, and all but the last mention of a line.
+    fn forget_verified(&mut self) {
+        let mut seen = vec![false; self.kept.lines() as usize];
+        let kept = &self.kept;
+        let wanted = |line: &LineId| {
+            let again = std::mem::replace(&mut seen[line.0 as usize], true);
+            !again && kept.live(*line).is_some_and(|live| live.place.tier == Tier::DramUnverified)
+        };
+        self.unverified = std::mem::take(&mut self.unverified).into_iter().rev().filter(wanted).collect();
+        self.unverified.reverse();
     }
 
     /// Makes the entry of a line that was just published or found.

@@ -249,7 +249,7 @@ impl Maker {
     }
 
     fn put(&mut self, segment: SegmentId, cursor: &mut u32, id: u64) -> Record {
-        let (key, pool) = (pattern::key(SEED, id), (id % 3 == 0) as usize);
+        let (key, pool) = (pattern::key(SEED, id), usize::from(id.is_multiple_of(3)));
         let (slot, sum) = slot(pool, &key);
         let pages = (slot.len() / PAGE_BYTES) as u32;
         let (at, bytes, sequence) =

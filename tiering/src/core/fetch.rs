@@ -218,7 +218,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             self.policy.used(&mut self.kept, shelf, line, self.now);
             self.kept.entry_mut(line).last_use = last_use;
         }
-        self.unverified.push(line);
+        self.verify_later(line);
         if self.is_retiring(line) && !self.write(line) {
             self.retired_line(line);
         }
