@@ -16,6 +16,7 @@ use lapis_ssd::{
     drive::{Drive, FromDrive, ToDrive},
     engine::{self, Engine, EngineChoice},
     format::{CHUNK_PAGES, CONTENTS_START, LogId, SEGMENT_BYTES_MIN, Superblock},
+    recover::DeviceScan,
     volume::{
         Command, Report, WallClock,
         open::{Found, Identity, Wanted, plan_open},
@@ -69,6 +70,7 @@ pub struct Device {
     turner: Turner,
     superblock: Superblock,
     /// What was on it.
+    scan: DeviceScan,
     slots: Mapping,
     depth: usize,
     op: u64,
@@ -89,13 +91,18 @@ impl Device {
         let plan = plan_open(std::slice::from_ref(&found), &wanted(&found)).context("open the bench's device")?;
         let superblock = plan.superblocks[0].clone();
         turner.tell(ToDrive::Open(Box::new(superblock.clone())));
-        let FromDrive::Scanned(_) = turner.next()? else { bail!("a device is scanned before it serves") };
+        let FromDrive::Scanned(scan) = turner.next()? else { bail!("a device is scanned before it serves") };
         turner.tell(ToDrive::Register(slots.clone()));
-        Ok(Self { turner, superblock, slots, depth, op: 0 })
+        Ok(Self { turner, superblock, scan, slots, depth, op: 0 })
     }
 
     pub fn superblock(&self) -> &Superblock {
         &self.superblock
+    }
+
+    /// What was on it when it was opened.
+    pub fn scan(&self) -> &DeviceScan {
+        &self.scan
     }
 
     /// Gives the drive commands, `depth` at a time, until `next` has no more and all have ended.
