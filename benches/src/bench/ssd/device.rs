@@ -16,7 +16,6 @@ use lapis_ssd::{
     drive::{Drive, FromDrive, ToDrive},
     engine::{self, Engine, EngineChoice},
     format::{CHUNK_PAGES, CONTENTS_START, LogId, SEGMENT_BYTES_MIN, Superblock},
-    recover::DeviceScan,
     volume::{
         Command, Report, WallClock,
         open::{Found, Identity, Wanted, plan_open},
@@ -70,7 +69,8 @@ pub struct Device {
     turner: Turner,
     superblock: Superblock,
     /// What was on it.
-    scan: DeviceScan,
+    #[cfg(test)]
+    scan: lapis_ssd::recover::DeviceScan,
     slots: Mapping,
     depth: usize,
     op: u64,
@@ -91,9 +91,18 @@ impl Device {
         let plan = plan_open(std::slice::from_ref(&found), &wanted(&found)).context("open the bench's device")?;
         let superblock = plan.superblocks[0].clone();
         turner.tell(ToDrive::Open(Box::new(superblock.clone())));
+        #[cfg_attr(not(test), expect(unused_variables))]
         let FromDrive::Scanned(scan) = turner.next()? else { bail!("a device is scanned before it serves") };
         turner.tell(ToDrive::Register(slots.clone()));
-        Ok(Self { turner, superblock, scan, slots, depth, op: 0 })
+        Ok(Self {
+            turner,
+            superblock,
+            #[cfg(test)]
+            scan,
+            slots,
+            depth,
+            op: 0,
+        })
     }
 
     pub fn superblock(&self) -> &Superblock {
@@ -101,7 +110,8 @@ impl Device {
     }
 
     /// What was on it when it was opened.
-    pub fn scan(&self) -> &DeviceScan {
+    #[cfg(test)]
+    pub fn scan(&self) -> &lapis_ssd::recover::DeviceScan {
         &self.scan
     }
 
