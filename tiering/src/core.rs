@@ -370,6 +370,12 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.verify_more();
         self.pump_flush();
         self.pump_log();
+        // A segment on its way out may have asked for reads that cannot begin: what becomes of them is decided here, for
+        // nothing else may happen that would be a reason to.
+        while self.stirred && self.adopting.is_none() {
+            self.run();
+            self.pump_log();
+        }
         let action = self.actions.pop_front();
         if let Some(action) = &action {
             self.need_segment_taken(action);
