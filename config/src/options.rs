@@ -189,9 +189,10 @@ options! {
          client.get_rate_min.";
     "client.get_rate_min" client_get_rate_min: u64 = "500MB",
         Size { least: MIB, most: TIB, auto: false },
-        "Bytes a second: a get's deadline grows by the asked bytes over this.";
+        "Bytes a second: the deadline of a get or put grows by its bytes over this.";
     "client.put_deadline" client_put_deadline: Duration = "1s", DEADLINE,
-        "How long a put may wait for a slot, unless the call says otherwise.";
+        "How long a put may take, unless the call says otherwise; its bytes are allowed extra time at \
+         client.get_rate_min.";
     "ssd.paths" ssd_paths: Vec<PathBuf> = "[]", Paths { most: SSD_PATHS_MAX },
         "Files or block devices of the SSD tier, all used at once; none given: DRAM alone. As in \
          paths = [\"/var/lib/lapis/blocks.ssd\"]; in a flag or a variable with commas between, as in \

@@ -11,7 +11,7 @@ use lapis_ssd::{
     device::Memory,
     drive::{FromDrive, ToDrive},
     format::{Nonce, Record, SegmentUse, Superblock},
-    recover::{DeviceScan, Recovered},
+    recover::{Damage, DeviceScan, Recovered, WhyFree},
     volume::{
         Command, Listing, Report,
         open::{Found, SEQUENCES_RESERVED, Wanted, plan_open},
@@ -112,6 +112,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
     fn device_scanned(&mut self, now: Time, device: usize, scan: DeviceScan) {
         let Some(tier) = &mut self.tier else { return };
         let Some(plan) = &tier.plan else { return };
+        tell_damage(&tier.options.names[device], &scan);
         let groups = plan.superblocks[device].groups.clone();
         if tier.drives[device].reopening {
             self.movers.submit(Job::Merge { scans: vec![scan], groups, device: Some(device) });
@@ -565,6 +566,17 @@ impl<W: Wire, M: Movers> Engine<W, M> {
 
     pub(super) fn tier_timeout(&self) -> Option<Time> {
         self.tier.as_ref().and_then(Tier::poll_timeout)
+    }
+}
+
+/// What a start could not read of a device: blocks that were there and are not found.
+fn tell_damage(device: &str, scan: &DeviceScan) {
+    let sum = |of: fn(&Damage) -> u32| scan.segments.iter().map(|segment| of(&segment.damage)).sum::<u32>();
+    let (bad, unreadable) = (sum(|damage| damage.bad.len() as u32), sum(|damage| damage.unreadable));
+    let records = sum(|damage| damage.records_without_pool + damage.records_misfit + damage.pools_contradicted);
+    let headers = scan.free.iter().filter(|(_, why)| matches!(why, WhyFree::Broken(_) | WhyFree::Unreadable)).count();
+    if bad + unreadable + records > 0 || headers > 0 {
+        tracing::warn!(device, headers, bad, unreadable, records, "damage: what was listed there is forgotten");
     }
 }
 

@@ -220,7 +220,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             self.leave_dram(line, &live);
         }
         let mut entry = *self.kept.entry(line);
-        self.leave_ssd(&live, &mut entry, true);
+        self.leave_ssd(line, &live, &mut entry, true);
         if entry.flags & HELD != 0 {
             self.holds.forget(line);
         }

@@ -168,11 +168,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
             if self.is_coming() && !planted::is(Bug::EarlyRemovalForgotten) {
                 self.removed_early(pool, key);
             }
-            match self.kept.find(pool, key) {
-                Some(line) => removed += self.drop_subtree(line),
-                // Gone, but not for good yet.
-                None => self.wait_until_forgotten(pool, *key),
+            if let Some(line) = self.kept.find(pool, key) {
+                removed += self.drop_subtree(line);
             }
+            // What was under the key before may be gone, and not for good yet.
+            self.wait_until_forgotten(pool, *key);
         }
         self.settle();
         self.ticket_closed(removed);

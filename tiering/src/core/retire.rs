@@ -113,6 +113,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
                     // What is being read stays, in DRAM alone.
                     self.kept.entry_mut(line).ssd = 0;
                     self.kept.entry_mut(line).flags |= AGAIN;
+                    self.ssd.former.insert(line, SsdPlace(entry.ssd));
                     self.went_from_ssd(line);
                 }
                 _ if chosen.contains(&line) => {}
@@ -143,8 +144,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
     pub(super) fn lost_on_ssd(&mut self, line: LineId) {
         let entry = self.kept.entry_mut(line);
         step_dram(entry, Step::Lost);
-        entry.ssd = 0;
+        let at = SsdPlace(std::mem::take(&mut entry.ssd));
         entry.flags |= AGAIN;
+        self.ssd.former.insert(line, at);
         self.went_from_ssd(line);
     }
 

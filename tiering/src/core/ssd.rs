@@ -79,6 +79,9 @@ pub(super) struct Ssd {
     pub retiring: BTreeMap<SegmentId, Retiring>,
     /// Devices that were asked a segment for, and whether the question was taken.
     pub asked: BTreeMap<u8, bool>,
+    /// Blocks whose records lie in segments that were given up, and may not be wiped yet: a kill brings them back unless a
+    /// removal says otherwise.
+    pub former: BTreeMap<LineId, SsdPlace>,
     /// Segments that others are to have, by device.
     pub owed: BTreeMap<u8, u32>,
     /// Blocks found on SSD whose parents have not been found yet.
@@ -266,7 +269,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         if !self.ssd.log.as_mut().is_some_and(|log| log.written(now, at, line, record)) {
             self.write_failed(line);
         } else if planted::is(Bug::CleanBeforeListed) {
-            self.stored(line, &record);
+            self.stored(line, at, pages);
         }
     }
 
@@ -290,6 +293,10 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     pub(super) fn opened(&mut self, segment: SegmentId, outcome: Outcome) {
+        // A new use begins when the former one was wiped.
+        if outcome == Outcome::Ok {
+            self.ssd.former.retain(|_, at| at.segment() != segment);
+        }
         if let Some(log) = &mut self.ssd.log {
             log.opened(segment, outcome == Outcome::Ok);
         }
@@ -299,22 +306,24 @@ impl<K: Kept, P: Policy> Core<K, P> {
     pub(super) fn listed(&mut self, segment: SegmentId, place: PageIndex, outcome: Outcome) {
         let Some(log) = &mut self.ssd.log else { return };
         let ended = log.listed(segment, place, outcome == Outcome::Ok);
-        self.page_ended(ended);
+        self.page_ended(segment, ended);
     }
 
     pub(super) fn flushed(&mut self, segment: SegmentId, outcome: Outcome) {
         let Some(log) = &mut self.ssd.log else { return };
         let ended = log.flushed(segment, outcome == Outcome::Ok);
-        self.page_ended(ended);
+        self.page_ended(segment, ended);
     }
 
-    fn page_ended(&mut self, ended: Ended) {
+    fn page_ended(&mut self, segment: SegmentId, ended: Ended) {
         if let Some(todo) = ended.todo {
             self.carry_out(todo);
         }
         for pending in ended.stored {
             match pending {
-                Pending::Record { line, record } => self.stored(line, &record),
+                Pending::Record { line, record } => {
+                    self.stored(line, SsdPlace::new(segment, record.start), record.pages)
+                }
                 Pending::Removal { pool, key, .. } => self.forgotten(pool, key),
                 Pending::Purge { ticket, .. } => self.ticket_step(ticket),
             }
@@ -341,17 +350,17 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     /// The block counts as on SSD.
-    fn stored(&mut self, line: LineId, record: &Record) {
+    fn stored(&mut self, line: LineId, at: SsdPlace, pages: u32) {
         let own = self.ssd.moving.get(&line).copied();
-        let Some(moving) = own.filter(|own| own.op.is_none() && own.at.page() == record.start) else { return };
+        let Some(moving) = own.filter(|own| own.op.is_none() && own.at == at) else { return };
         self.ssd.moving.remove(&line);
         let entry = self.kept.entry_mut(line);
         step_dram(entry, Step::Written);
         entry.ssd = moving.at.0;
         let again = entry.flags & AGAIN != 0;
         entry.flags &= !(HIT | AGAIN);
-        self.came_on_ssd(record.pages);
-        let bytes = u64::from(record.pages) * UNIT_BYTES;
+        self.came_on_ssd(pages);
+        let bytes = u64::from(pages) * UNIT_BYTES;
         self.retired_line(line);
         if again {
             self.counts.readmitted_bytes += bytes;
@@ -375,13 +384,13 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     /// The copy on SSD is not the block's any more. With `durably`, nobody finds it again, after a restart either.
-    pub(super) fn leave_ssd(&mut self, live: &Live, entry: &mut Entry, durably: bool) {
-        let at = SsdPlace(std::mem::take(&mut entry.ssd));
-        if !at.is_some() {
-            return;
+    pub(super) fn leave_ssd(&mut self, line: LineId, live: &Live, entry: &mut Entry, durably: bool) {
+        let (at, former) = (SsdPlace(std::mem::take(&mut entry.ssd)), self.ssd.former.remove(&line));
+        if at.is_some() {
+            self.counts.ssd_blocks -= 1;
+            self.counts.ssd_bytes -= u64::from(self.pages_of(live)) * UNIT_BYTES;
         }
-        self.counts.ssd_blocks -= 1;
-        self.counts.ssd_bytes -= u64::from(self.pages_of(live)) * UNIT_BYTES;
+        let Some(at) = Some(at).filter(|at| at.is_some()).or(former) else { return };
         if durably && self.ssd.purging != Some(live.pool) {
             self.remove_durably(live.pool, live.key, at);
         }
