@@ -3,7 +3,7 @@
 use std::{env, time::Duration};
 
 use anyhow::{Context, ensure};
-use lapis_client::{Client, GetOptions, Pool};
+use lapis_client::{Client, GetOptions, Pool, session::Session};
 use lapis_config::{Bytes, Key, SSD_BYTES_MIN};
 use serde_json::Value;
 
@@ -125,9 +125,11 @@ pub struct Sample {
 
 /// Reads some of the blocks that are on SSD and not in DRAM, from anywhere among `keys`.
 pub fn sample(client: &Client, pool: &Pool, keys: &[Key], seed: u64, stop: &Stop) -> anyhow::Result<Sample> {
+    // Of the session that there is now: a client that was away for a moment has another one.
+    let only_on_ssd =
+        |session: &Session, key: &Key| session.find(pool, key).is_some_and(|found| !found.state.is_readable());
     let session = client.session()?;
-    let is_only_there = |key: &Key| session.find(pool, key).is_some_and(|found| !found.state.is_readable());
-    let mut only_there: Vec<Key> = keys.iter().copied().filter(|key| is_only_there(key)).collect();
+    let mut only_there: Vec<Key> = keys.iter().copied().filter(|key| only_on_ssd(&session, key)).collect();
     fastrand::Rng::with_seed(seed).shuffle(&mut only_there);
     let block_bytes = pool.block_bytes() as usize;
     let mut buffer = PrivateBlocks::new(SAMPLE_BATCH * block_bytes, block_bytes)?;
@@ -139,7 +141,8 @@ pub fn sample(client: &Client, pool: &Pool, keys: &[Key], seed: u64, stop: &Stop
         }
         stop.check()?;
         // What came into DRAM meanwhile, read ahead, is none of them any more.
-        let keys: Vec<Key> = keys.iter().copied().filter(|key| is_only_there(key)).collect();
+        let session = client.session()?;
+        let keys: Vec<Key> = keys.iter().copied().filter(|key| only_on_ssd(&session, key)).collect();
         if keys.is_empty() {
             continue;
         }
