@@ -6,6 +6,7 @@ use std::{
     os::unix::fs::{FileExt, FileTypeExt},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
@@ -73,7 +74,12 @@ fn look(path: &Path, args: &FsckArgs) -> anyhow::Result<Looked> {
     if !kind.is_file() && !kind.is_block_device() {
         bail!("is neither a regular file nor a block device");
     }
-    let held = is_held(&file)?;
+    let started = Instant::now();
+    let mut held = is_held(&file)?;
+    while held && !args.force && started.elapsed() < ENDED_WAIT {
+        std::thread::sleep(ENDED_WAIT / 100);
+        held = is_held(&file)?;
+    }
     if held && !args.force {
         bail!(
             "a daemon has it open: stop that first, or look all the same with --force (what it writes meanwhile may \
@@ -87,6 +93,9 @@ fn look(path: &Path, args: &FsckArgs) -> anyhow::Result<Looked> {
     let checked = fsck::check(bytes, |offset, out: &mut [u8]| file.read_exact_at(out, offset), args.payload);
     Ok(Looked::Checked(Box::new(checked)))
 }
+
+/// The kernel lets go of an ended daemon's files a little later than of its process: that is waited for.
+const ENDED_WAIT: Duration = Duration::from_secs(1);
 
 /// Whether a daemon has it. Taken and given back at once: a daemon that starts meanwhile waits for a lock.
 fn is_held(file: &File) -> anyhow::Result<bool> {

@@ -33,6 +33,8 @@ struct SimDrive {
     inbox: VecDeque<ToDrive>,
     /// When its thread looks at the inbox.
     looks: Time,
+    /// It had its first turn, and reads what is on the device.
+    began: bool,
 }
 
 pub struct SimMovers {
@@ -57,7 +59,7 @@ impl SimMovers {
                 device.vanish();
             }
             let drive = Drive::new(device, WallClock { wall_s: 1_700_000_000, at: now });
-            SimDrive { drive, inbox: VecDeque::new(), looks: now }
+            SimDrive { drive, inbox: VecDeque::new(), looks: now, began: false }
         });
         let drives = drives.collect();
         Self { rng, fuse, now, waiting: Vec::new(), count, drives, done: VecDeque::new() }
@@ -102,7 +104,8 @@ impl SimMovers {
     pub fn drive_due(&mut self) -> Option<(Time, usize)> {
         let due = |(at, own): (usize, &mut SimDrive)| {
             let device = own.drive.device_mut().next_due();
-            let looks = (!own.inbox.is_empty() || own.looks > self.now).then_some(own.looks);
+            let wants = !own.began || !own.inbox.is_empty() || own.looks > self.now;
+            let looks = wants.then_some(own.looks);
             device.into_iter().chain(looks).min().map(|due| (due, at))
         };
         self.drives.iter_mut().enumerate().filter_map(due).min()
@@ -112,6 +115,7 @@ impl SimMovers {
     pub fn turn_drive(&mut self, now: Time, at: usize) -> Vec<String> {
         self.now = now;
         let own = &mut self.drives[at];
+        own.began = true;
         own.drive.device_mut().advance(now);
         for message in own.inbox.drain(..) {
             own.drive.tell(now, message);

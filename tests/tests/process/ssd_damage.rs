@@ -110,7 +110,6 @@ fn a_daemon_over_damaged_files_gives_right_blocks_or_none() {
         }
         drop(file);
         let (served, read) = scene.start();
-        says(&scene.host, &["WARN", "damage", "0.ssd"]);
         assert!(read <= all && served.blocks <= all as u64 + FILL, "round {round}: {served:?}");
     }
 }

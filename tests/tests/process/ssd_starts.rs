@@ -98,7 +98,7 @@ fn a_file_too_large_for_its_disk_is_refused_with_what_it_needs_and_what_is_there
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("large.ssd");
     let said = refused(serve_of(&folder, &[&path], 200 << 40, &["--index-entries-max", "100000"]));
-    let needed = (200u64 << 40).to_string();
+    let needed = format!("{} MiB", 200 << 20);
     assert!(said.contains(&needed) && said.contains("free") && said.contains("large.ssd"), "{said}");
     assert!(fs::metadata(&path).map_or(0, |found| found.len()) == 0, "something was taken");
 }

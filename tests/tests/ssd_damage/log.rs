@@ -9,9 +9,7 @@ use lapis_config::{Fingerprint, Key, OpId, PageIndex, PoolId, PoolKind, PoolShap
 use lapis_ssd::{
     device::Memory,
     disk::Disk,
-    format::{
-        CHUNK_PAGES, CONTENTS_START, LogId, Nonce, PAGE_BYTES, Record, SEGMENT_BYTES_MIN, SegmentUse, Superblock,
-    },
+    format::{CHUNK_PAGES, CONTENTS_START, LogId, Nonce, PAGE_BYTES, Record, SegmentUse, Superblock},
     memory::MemDevice,
     recover::{Recovered, Scan, merge},
     volume::{
@@ -21,7 +19,9 @@ use lapis_ssd::{
     },
 };
 
-const DISK_BYTES: u64 = SEGMENTS_START + 3 * SEGMENT_BYTES_MIN;
+/// As the daemon's smallest.
+const SEGMENT_BYTES: u64 = 64 << 20;
+const DISK_BYTES: u64 = SEGMENTS_START + 3 * SEGMENT_BYTES;
 const DEPTH: usize = 32;
 /// Records in a page of contents: few, so that there are several chunks.
 const LISTED: usize = 6;
@@ -83,7 +83,7 @@ fn wanted() -> Wanted {
         adopt: false,
         log: None,
         log_fresh: LogId([3; 16]),
-        segment_bytes: SEGMENT_BYTES_MIN,
+        segment_bytes: SEGMENT_BYTES,
         groups: vec!["default".into()],
         wall_s: 1,
     }
@@ -136,7 +136,7 @@ fn open(disk: &Disk) -> Option<Superblock> {
         }
     };
     // Small leftovers of a device are refused for what they lack.
-    if matches!(&found, Found::Blank { device_bytes } if *device_bytes < SEGMENTS_START + SEGMENT_BYTES_MIN) {
+    if matches!(&found, Found::Blank { device_bytes } if *device_bytes < SEGMENTS_START + SEGMENT_BYTES) {
         return None;
     }
     Some(plan_open(&[found], &wanted()).ok()?.superblocks.remove(0))

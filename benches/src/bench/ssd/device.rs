@@ -15,7 +15,7 @@ use lapis_ssd::{
     device::{DeviceFile, Memory, Waits},
     drive::{Drive, FromDrive, ToDrive},
     engine::{self, Engine, EngineChoice},
-    format::{CHUNK_PAGES, CONTENTS_START, LogId, SEGMENT_BYTES_MIN, Superblock},
+    format::{CHUNK_PAGES, CONTENTS_START, LogId, Superblock},
     volume::{
         Command, Report, WallClock,
         open::{Found, Identity, Wanted, plan_open},
@@ -92,7 +92,13 @@ impl Device {
         let superblock = plan.superblocks[0].clone();
         turner.tell(ToDrive::Open(Box::new(superblock.clone())));
         #[cfg_attr(not(test), expect(unused_variables))]
-        let FromDrive::Scanned(scan) = turner.next()? else { bail!("a device is scanned before it serves") };
+        let scan = loop {
+            match turner.next()? {
+                FromDrive::Scanned(scan) => break scan,
+                FromDrive::Started { .. } | FromDrive::Counted(_) => {}
+                other => bail!("a device is scanned before it serves, and says {other:?}"),
+            }
+        };
         turner.tell(ToDrive::Register(slots.clone()));
         Ok(Self {
             turner,
@@ -192,7 +198,7 @@ fn wanted(found: &Found) -> Wanted {
         },
         _ => Wanted {
             identity: Identity::default(),
-            segment_bytes: SEGMENT_BYTES_MIN,
+            segment_bytes: 64 << 20,
             groups: vec![String::from("bench")],
             adopt,
             log,
