@@ -140,7 +140,11 @@ impl Device {
             }
             self.turner.turn()?;
             for said in self.turner.said.drain(..) {
-                let FromDrive::Report(Report { op, result, bytes: moved }) = said else { bail!("a device failed") };
+                let Report { op, result, bytes: moved } = match said {
+                    FromDrive::Report(report) => report,
+                    FromDrive::Counted(_) => continue,
+                    other => bail!("a device failed: {other:?}"),
+                };
                 result.context("an operation of the bench's device")?;
                 let slot = owner.iter().position(|owner| *owner == op.0).expect("an operation that was begun");
                 (owner[slot], bytes) = (0, bytes + moved);
