@@ -120,7 +120,9 @@ fn round_trip(flags: &[&str], words: &[&[&str]]) {
         }
         let client = connect(&mut host);
         let pool = blocks::pool(&client, SMALL);
-        assert!(!only_on_ssd(&client, &pool, &ids).is_empty(), "nothing to read from SSD");
+        // After the first round memory may hold them all, and the holder keeps it.
+        let kept = restart == 1;
+        assert!(kept || !only_on_ssd(&client, &pool, &ids).is_empty(), "nothing to read from SSD");
         for ids in ids.chunks(32) {
             let keys: Vec<_> = ids.iter().flat_map(|id| keys(*id..*id + 1)).collect();
             let (got, wrong) = get(&client, &pool, &keys, &patient);
