@@ -5,7 +5,7 @@
 
 mod client;
 mod holder;
-pub mod message;
+mod message;
 
 use std::{io, os::fd::BorrowedFd};
 

@@ -16,7 +16,6 @@ mod pins;
 mod put;
 mod reserve;
 mod view;
-mod windows;
 
 use std::{
     collections::HashMap,
@@ -36,7 +35,6 @@ use lapis_transport::{
 };
 
 pub(crate) use self::maps::Maps;
-pub(crate) use self::put::daemons_share_us;
 use self::{calls::Calls, pins::Pins};
 pub use self::{
     calls::{Answer, Busy, Token},

@@ -3,10 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use lapis_config::{
-    ClientId, LineId, Time,
-    planted::{self, Bug},
-};
+use lapis_config::{ClientId, LineId, Time};
 
 use super::{Core, HELD};
 use crate::{face::Caller, hash::Map, kept::Kept, policy::Policy};
@@ -18,18 +15,11 @@ const GOTS_MAX: usize = 64;
 /// nothing.
 const HELD_MAX: usize = 8 * lapis_config::BATCH_KEYS_MAX;
 
-/// One of a line's holders. `life` is that of all its holders together: it ends when the block goes in spite of them, and
-/// goes on while the block moves between tiers.
+/// A line as it was when it was held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Held {
     pub line: LineId,
-    pub life: u64,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Holders {
-    count: u32,
-    life: u64,
+    pub generation: u64,
 }
 
 /// One answered get.
@@ -41,8 +31,7 @@ pub(super) struct Got {
 
 #[derive(Default)]
 pub(super) struct Holds {
-    counts: Map<LineId, Holders>,
-    lives: u64,
+    counts: Map<LineId, u32>,
     ends: BTreeSet<(Time, ClientId, u64)>,
 }
 
@@ -57,12 +46,7 @@ impl Holds {
     }
 
     pub fn count(&self, line: LineId) -> u32 {
-        self.counts.get(&line).map_or(0, |holders| holders.count)
-    }
-
-    /// Whether the holder still counts.
-    pub fn counts(&self, held: Held) -> bool {
-        self.counts.get(&held.line).is_some_and(|holders| holders.life == held.life || planted::is(Bug::HoldOfAnother))
+        self.counts.get(&line).copied().unwrap_or(0)
     }
 
     pub fn lines(&self) -> impl Iterator<Item = LineId> + '_ {
@@ -85,22 +69,20 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     pub(super) fn hold(&mut self, line: LineId) -> Held {
-        self.holds.lives += 1;
-        let fresh = Holders { count: 0, life: self.holds.lives };
-        let holders = self.holds.counts.entry(line).or_insert(fresh);
-        holders.count += 1;
+        let generation = self.kept.live(line).expect("a live line is held").generation;
+        *self.holds.counts.entry(line).or_insert(0) += 1;
         self.kept.entry_mut(line).flags |= HELD;
-        Held { line, life: holders.life }
+        Held { line, generation }
     }
 
     pub(super) fn unhold(&mut self, held: Held) {
-        if !self.holds.counts(held) {
+        let Held { line, generation } = held;
+        if self.kept.live(line).is_none_or(|live| live.generation != generation) {
             return;
         }
-        let line = held.line;
-        let holders = self.holds.counts.get_mut(&line).expect("it counts");
-        holders.count -= 1;
-        if holders.count == 0 {
+        let count = self.holds.counts.get_mut(&line).expect("a held line is counted");
+        *count -= 1;
+        if *count == 0 {
             self.holds.counts.remove(&line);
             self.kept.entry_mut(line).flags &= !HELD;
             self.relink(line);
