@@ -3,7 +3,11 @@
 mod copies;
 mod lookups;
 mod report;
+mod ssd;
 mod starts;
+mod sums;
+
+use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
@@ -19,6 +23,9 @@ pub struct BenchArgs {
     /// Fewer rounds, under a minute
     #[arg(long)]
     pub quick: bool,
+    /// A file on the device that the SSD tier is to be measured on: made, and removed afterwards; by default in TMPDIR
+    #[arg(long, value_name = "PATH")]
+    pub ssd_file: Option<PathBuf>,
     /// What to measure; everything if not given
     #[arg(value_enum, value_name = "NAME")]
     pub names: Vec<Name>,
@@ -37,16 +44,28 @@ pub enum Name {
     View,
     Adopt,
     IndexBytes,
+    SsdRead,
+    SsdWrite,
+    SsdThreads,
+    SsdFlood,
+    Demotion,
+    Recovery,
+    Sums,
 }
 
 /// What a run was asked for.
 pub(crate) struct Plan {
     quick: bool,
     names: Vec<Name>,
+    ssd_file: Option<PathBuf>,
     stop: Stop,
 }
 
 impl Plan {
+    fn wants_any(&self, names: &[Name]) -> bool {
+        names.iter().any(|name| self.wants(*name))
+    }
+
     fn wants(&self, name: Name) -> bool {
         self.names.is_empty() || self.names.contains(&name)
     }
@@ -54,11 +73,13 @@ impl Plan {
 
 /// `lapis bench`.
 pub fn run(args: BenchArgs) -> anyhow::Result<()> {
-    let plan = Plan { quick: args.quick, names: args.names, stop: Stop::on_signals()? };
+    let plan = Plan { quick: args.quick, names: args.names, ssd_file: args.ssd_file, stop: Stop::on_signals()? };
     let mut report = Report::new(args.json);
     starts::run(&plan, &mut report)?;
     lookups::run(&plan, &mut report)?;
     copies::run(&plan, &mut report)?;
+    sums::run(&plan, &mut report)?;
+    ssd::run(&plan, &mut report)?;
     report.end()
 }
 
@@ -76,7 +97,7 @@ mod tests {
     #[test]
     fn benches_are_called_by_their_names_and_unknown_ones_refused() {
         let args = Cli::try_parse_from(["bench", "--quick", "get_into", "match_prefix"]).expect("good names").bench;
-        let plan = Plan { quick: args.quick, names: args.names, stop: Stop::default() };
+        let plan = Plan { quick: args.quick, names: args.names, ssd_file: None, stop: Stop::default() };
         assert!(plan.quick && plan.wants(Name::MatchPrefix) && !plan.wants(Name::Ready));
         let Err(error) = Cli::try_parse_from(["bench", "get-into"]) else { panic!("no such bench") };
         assert!(error.to_string().contains("get_into"), "{error}");

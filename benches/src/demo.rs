@@ -3,6 +3,7 @@
 
 mod kill;
 mod progress;
+mod ssd;
 mod table;
 
 use std::{collections::HashSet, path::PathBuf, time::Instant};
@@ -11,7 +12,7 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use lapis_config::{Bytes, DRAM_BYTES_MIN, DRAM_STEP_BYTES, Key, Machine};
 
-use self::progress::Progress;
+use self::{progress::Progress, ssd::Tiers};
 use crate::{
     host::{Host, HostOptions},
     load::{self, Load},
@@ -37,6 +38,9 @@ pub struct DemoArgs {
     /// Memory of the DRAM tier; by default a third of what is free, at most 4GiB
     #[arg(long, value_name = "SIZE", value_parser = lapis_config::size)]
     pub dram: Option<u64>,
+    /// File of the SSD tier in the temporary folder, 0 for none; by default 4GiB, or less where the disk has less room
+    #[arg(long, value_name = "SIZE", value_parser = ssd::size)]
+    pub ssd: Option<u64>,
     /// Seed of the generated trace and of the bytes
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -61,14 +65,19 @@ pub fn run(args: DemoArgs) -> anyhow::Result<()> {
     let requests = requests(&args)?;
     let dram_bytes = dram_bytes(&args)?;
     let stop = Stop::on_signals()?;
-    let mut host = Host::start(HostOptions::here(dram_bytes)?)?;
+    let (ssd_bytes, ssd_note) = ssd::bytes(args.ssd)?;
+    let mut host = Host::start(HostOptions { ssd_bytes, ..HostOptions::here(dram_bytes)? })?;
     let client = host.connect("demo")?;
     let pool = client.pool(&load::shape("demo", args.block_bytes))?;
 
     let total = requests.iter().map(|request| request.ids.len() as u64).sum();
     let mut progress = Progress::new(total);
+    if let Some(note) = ssd_note {
+        progress.say(&note);
+    }
+    let tier = ssd_bytes.map_or("no SSD".into(), |bytes| format!("{} on SSD", Bytes(bytes)));
     progress.say(&format!(
-        "{} requests for {total} blocks of {} through {} of DRAM, daemon {} in {}",
+        "{} requests for {total} blocks of {} through {} of DRAM and {tier}, daemon {} in {}",
         requests.len(),
         Bytes(args.block_bytes),
         Bytes(dram_bytes),
@@ -92,7 +101,11 @@ pub fn run(args: DemoArgs) -> anyhow::Result<()> {
     drop(progress);
     let killed = killed.expect("a trace has a middle");
     let wrong_bytes = load.counts().wrong_bytes + killed.wrong_bytes;
-    let text = table::render(&mut load, &killed, started.elapsed());
+    let elapsed = started.elapsed();
+    let tiers = ssd_bytes.map(|_| Tiers::now(&host)).transpose()?;
+    let tiers = tiers.map(|end| Tiers { hits_ssd: end.hits_ssd - killed.sample.hits_ssd, ..end });
+    let tiers = tiers.map(|end| killed.tiers.through(&end));
+    let text = table::render(&mut load, &killed, tiers.as_ref(), elapsed);
     drop((client, host));
     crate::trace::print(format!("{text}wrong bytes: {wrong_bytes}\n").as_bytes())?;
     ensure!(wrong_bytes == 0, "{wrong_bytes} bytes were not those that were put under their keys");

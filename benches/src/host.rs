@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context, bail};
 use lapis_client::{Client, ConnectOptions};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
-use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
 use tempfile::TempDir;
 
 /// How long a daemon or a holder may take to answer, whatever else the machine does.
@@ -31,6 +31,8 @@ pub struct HostOptions {
     /// The `lapis` binary.
     pub binary: PathBuf,
     pub dram_bytes: u64,
+    /// A file of so many bytes in the host's folder is the SSD tier.
+    pub ssd_bytes: Option<u64>,
     /// Whether a holder keeps the daemon's memory over its death.
     pub hold: bool,
     /// More flags of `lapis serve`.
@@ -41,7 +43,7 @@ impl HostOptions {
     /// For this very binary, with a holder.
     pub fn here(dram_bytes: u64) -> anyhow::Result<Self> {
         let binary = env::current_exe().context("find this program's own file")?;
-        Ok(Self { binary, dram_bytes, hold: true, flags: Vec::new() })
+        Ok(Self { binary, dram_bytes, ssd_bytes: None, hold: true, flags: Vec::new() })
     }
 }
 
@@ -73,6 +75,11 @@ impl Host {
         self.folder.path().join("lapis.sock")
     }
 
+    /// The file of the SSD tier, if there is one.
+    pub fn ssd_path(&self) -> PathBuf {
+        self.folder.path().join("blocks.ssd")
+    }
+
     /// What the next daemon is told.
     pub fn options_mut(&mut self) -> &mut HostOptions {
         &mut self.options
@@ -86,6 +93,16 @@ impl Host {
     /// The daemon's process, while there is one.
     pub fn daemon_pid(&self) -> Option<u32> {
         self.daemon.as_ref().map(Child::id)
+    }
+
+    /// The holder's process, while there is one.
+    pub fn holder_pid(&self) -> Option<u32> {
+        self.holder.as_ref().map(Child::id)
+    }
+
+    /// All that daemons of this host have written so far.
+    pub fn daemon_log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("daemon.log")).unwrap_or_default()
     }
 
     /// Just before the exec of the daemon.
@@ -113,6 +130,9 @@ impl Host {
         command.arg("serve").arg("--server-socket").arg(self.socket());
         command.arg("--dram-bytes").arg(format!("{}B", self.options.dram_bytes));
         command.args(["--metrics-listen", "off"]);
+        if let Some(bytes) = self.options.ssd_bytes {
+            command.arg("--ssd-paths").arg(self.ssd_path()).arg("--ssd-bytes").arg(format!("{bytes}B"));
+        }
         if self.options.hold {
             command.arg("--hold-socket").arg(self.hold_socket());
         }
@@ -130,6 +150,13 @@ impl Host {
             Err(error) if error.is_transient() => Ok(None),
             Err(error) => Err(error.into()),
         })
+    }
+
+    /// SIGTERM, then waits for the end: it drains first.
+    pub fn stop_daemon(&mut self) -> anyhow::Result<ExitStatus> {
+        let mut daemon = self.daemon.take().context("there is no daemon to stop")?;
+        kill_process(Pid::from_child(&daemon), Signal::TERM).context("tell the daemon to stop")?;
+        daemon.wait().context("wait for the daemon's end")
     }
 
     /// SIGKILL, then waits for the end.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::load::{Loading, group_key};
 use crate::machine::{Machine, RUNTIME_FOLDER};
 use crate::mistake::{Mistake, Source};
-use crate::options::{DRAM_STEP_BYTES, GROUPS_MAX, Group};
+use crate::options::{DRAM_STEP_BYTES, GROUPS_MAX, Group, INDEX_ENTRIES_MAX, Options, SSD_BYTES_MIN};
 use crate::quantity::{Bytes, KIB, MIB};
 use crate::tables::Tables;
 
@@ -15,7 +15,7 @@ const ENTRY_BYTES_DEFAULT: u64 = 64 * KIB;
 
 pub(crate) fn check(loading: &mut Loading, machine: &Machine) {
     dram(loading, machine);
-    client_limits(loading);
+    shares_of_dram(loading);
     index(loading);
     if loading.options.groups.is_empty() {
         default_group(loading, machine);
@@ -23,6 +23,7 @@ pub(crate) fn check(loading: &mut Loading, machine: &Machine) {
         loading.notes.push("server.socket is not used: the file has [[group]]".into());
     }
     groups(loading);
+    ssd(loading);
     names(loading);
     table_memory(loading, machine);
     metrics(loading);
@@ -53,7 +54,8 @@ fn rounded(bytes: u64) -> u64 {
     bytes / DRAM_STEP_BYTES * DRAM_STEP_BYTES
 }
 
-fn client_limits(loading: &mut Loading) {
+/// What may be so many bytes of the DRAM tier at most.
+fn shares_of_dram(loading: &mut Loading) {
     let options = &mut loading.options;
     let dram = options.dram_bytes;
     if options.client_magazine_bytes_max == 0 {
@@ -62,9 +64,13 @@ fn client_limits(loading: &mut Loading) {
     if options.client_pin_bytes_max == 0 {
         options.client_pin_bytes_max = dram / 4;
     }
+    if options.ssd_write_back_ahead == 0 {
+        options.ssd_write_back_ahead = (dram / 16).max(DRAM_STEP_BYTES);
+    }
     let limits = [
         ("client.magazine_bytes_max", options.client_magazine_bytes_max),
         ("client.pin_bytes_max", options.client_pin_bytes_max),
+        ("ssd.write_back_ahead", options.ssd_write_back_ahead),
     ];
     for (name, given) in limits {
         if given > dram && !loading.is_broken("dram.bytes") {
@@ -76,7 +82,8 @@ fn client_limits(loading: &mut Loading) {
 fn index(loading: &mut Loading) {
     let options = &mut loading.options;
     if options.index_entries_max == 0 {
-        options.index_entries_max = (options.dram_bytes / ENTRY_BYTES_DEFAULT).max(1024);
+        let bytes = options.dram_bytes.saturating_add(options.ssd_bytes_of_files());
+        options.index_entries_max = (bytes / ENTRY_BYTES_DEFAULT).clamp(1024, INDEX_ENTRIES_MAX);
     }
 }
 
@@ -138,7 +145,35 @@ fn groups(loading: &mut Loading) {
     }
 }
 
-/// No two groups of one name, no two sockets of one path.
+/// Every group writes segments of its own, on every device.
+fn ssd(loading: &mut Loading) {
+    let options = &loading.options;
+    let (given, groups, dram) = (options.ssd_bytes, options.groups.len() as u64, options.dram_bytes);
+    if options.ssd_paths.is_empty() {
+        if loading.is_broken("ssd.paths") {
+            return;
+        }
+        let unused =
+            |name: &&str| name.starts_with("ssd.") && *name != "ssd.paths" && loading.sources.contains_key(*name);
+        let unused: Vec<&str> = Options::DEFINITIONS.iter().map(|d| d.name).filter(unused).collect();
+        if !unused.is_empty() {
+            loading.notes.push(format!("{}: not used without ssd.paths", unused.join(", ")));
+        }
+        return;
+    }
+    let needed = SSD_BYTES_MIN * groups;
+    if given < needed && !loading.is_broken("ssd.bytes") {
+        let mistake = Mistake::SsdTooSmall { given, groups, needed, each: SSD_BYTES_MIN };
+        return loading.wrong(loading.source("ssd.bytes"), "ssd.bytes", mistake);
+    }
+    let tier = options.ssd_bytes_of_files();
+    if tier < dram && !loading.is_broken("ssd.bytes") && !loading.is_broken("dram.bytes") {
+        let (tier, dram) = (Bytes(tier), Bytes(dram));
+        loading.notes.push(format!("the SSD tier has {tier} if its paths are files, less than dram.bytes = {dram}"));
+    }
+}
+
+/// No two groups of one name, no two sockets or logs of one path.
 fn names(loading: &mut Loading) {
     let mut names: BTreeMap<String, Source> = BTreeMap::new();
     let mut sockets: BTreeMap<PathBuf, Source> = BTreeMap::new();
@@ -146,6 +181,12 @@ fn names(loading: &mut Loading) {
         sockets.insert(hold.clone(), loading.source("hold.socket"));
     }
     let mut wrong = Vec::new();
+    for path in &loading.options.ssd_paths {
+        let place = loading.source("ssd.paths");
+        if let Some(first) = sockets.insert(path.clone(), place.clone()) {
+            wrong.push((place, "ssd.paths", path.display().to_string(), first));
+        }
+    }
     for (i, group) in loading.options.groups.iter().enumerate() {
         let (name_key, socket_key) = (group_key(i, "group.name"), group_key(i, "group.socket"));
         let place = loading.source(&name_key);

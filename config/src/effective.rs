@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use crate::load::{Effective, group_key};
 use crate::mistake::Source;
-use crate::options::{Definition, Group, Options};
+use crate::options::{Definition, Group, Options, SSD_SEGMENT_BYTES_MIN};
 use crate::quantity::Bytes;
 use crate::tables::Tables;
 
@@ -25,6 +25,9 @@ impl Effective {
         out.push('\n');
         for group in &self.options.groups {
             out.push_str(&self.tables(group, control_bytes));
+        }
+        if !self.options.ssd_paths.is_empty() {
+            out.push_str(&self.ssd());
         }
         for note in &self.notes {
             let _ = writeln!(out, "note: {note}");
@@ -61,11 +64,19 @@ impl Effective {
             ("slot states", tables.slots_bytes, "8 B for each 4 KiB at most, touched as slots are made".into()),
             ("client rings", tables.controls_bytes, format!("with all {clients} clients connected")),
         ];
-        let mut out = format!("tables of group {}:\n", group.name);
-        for (name, bytes, what) in rows {
-            let _ = writeln!(out, "  {name:12}  {:>12}  {what}", approximate(bytes));
-        }
-        out
+        sizes(&format!("tables of group {}", group.name), &rows)
+    }
+
+    /// Of block devices nothing is known here; they are used whole.
+    fn ssd(&self) -> String {
+        let options = &self.options;
+        let (paths, each) = (options.ssd_paths.len(), options.ssd_bytes);
+        let segments = each / SSD_SEGMENT_BYTES_MIN * paths as u64;
+        let rows = [
+            ("log", options.ssd_bytes_of_files(), format!("{paths} paths, {} each that is a file", Bytes(each))),
+            ("segment", SSD_SEGMENT_BYTES_MIN, format!("at least; {segments} segments at most")),
+        ];
+        sizes("SSD tier, if its paths are files", &rows)
     }
 }
 
@@ -79,6 +90,15 @@ fn with_auto(source: &Source, definition: &Definition, value: &str) -> String {
 
 fn quoted(definition: &Definition, value: &str) -> String {
     if definition.unit.quoted() || value == "auto" { format!("{value:?}") } else { value.into() }
+}
+
+/// A heading, then names with bytes and what they are.
+fn sizes(heading: &str, rows: &[(&str, u64, String)]) -> String {
+    let mut out = format!("{heading}:\n");
+    for (name, bytes, what) in rows {
+        let _ = writeln!(out, "  {name:12}  {:>12}  {what}", approximate(*bytes));
+    }
+    out
 }
 
 /// To a tenth of a binary unit.

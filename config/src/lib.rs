@@ -1,6 +1,7 @@
 //! Words and numbers that every part of Lapis agrees on, and its options.
 #![forbid(unsafe_code)]
 
+pub mod planted;
 pub mod sizes;
 pub mod words;
 
@@ -23,7 +24,8 @@ pub use load::{ConfigFile, Effective, LoadInput};
 pub use machine::{Machine, RUNTIME_FOLDER};
 pub use mistake::{ConfigError, ConfigErrors, Mistake, Source};
 pub use options::{
-    DRAM_BYTES_MIN, DRAM_STEP_BYTES, Definition, GROUPS_MAX, Group, HugePages, LogLevel, Options, PolicyName, Verify,
+    DRAM_BYTES_MIN, DRAM_STEP_BYTES, Definition, GROUPS_MAX, Group, HugePages, LogLevel, Options, PolicyName,
+    SSD_BYTES_MIN, SSD_PATHS_MAX, SSD_SEGMENT_BYTES_MIN, SsdEngine, Verify,
 };
 pub use quantity::{Bytes, Seconds, duration, size};
 pub use tables::{Tables, lines};

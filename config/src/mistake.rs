@@ -43,7 +43,8 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.source)?;
         if !self.key.is_empty() {
-            write!(f, "{}: ", self.key)?;
+            // A key in quotes may hold anything, ends of lines too.
+            write!(f, "{}: ", self.key.escape_debug())?;
         }
         write!(f, "{}", self.mistake)
     }
@@ -101,6 +102,12 @@ pub enum Mistake {
     Missing,
     #[error("{name:?} is already used by {by}")]
     Duplicate { name: String, by: String },
+    #[error("{given:?} is given twice")]
+    Twice { given: String },
+    #[error(
+        "{} is less than {groups} groups need, {}: {} for each", Bytes(*.given), Bytes(*.needed), Bytes(*.each)
+    )]
+    SsdTooSmall { given: u64, groups: u64, needed: u64, each: u64 },
     #[error("the floor {} is above the group's ceiling {}", Bytes(*.floor), Bytes(*.ceiling))]
     FloorOverCeiling { floor: u64, ceiling: u64 },
     #[error("the floors of all groups add up to {}, more than dram.bytes = {}", Bytes(*.floors), Bytes(*.dram))]

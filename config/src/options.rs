@@ -101,6 +101,15 @@ impl PolicyName {
     pub const CHOICES: Choice<Self> = Choice(&[("lru", Self::Lru)]);
 }
 
+/// How the SSD tier's reads and writes reach the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SsdEngine {
+    /// io_uring where the kernel allows it, else threads.
+    Auto,
+    Uring,
+    Threads,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LogLevel {
     Error,
@@ -114,8 +123,17 @@ pub enum LogLevel {
 pub const DRAM_STEP_BYTES: u64 = 2 * MIB;
 /// Least memory of the DRAM tier and of a group's ceiling.
 pub const DRAM_BYTES_MIN: u64 = 16 * MIB;
+/// Most blocks of all tables: lines are numbered in 32 bits, and a table has a quarter more of them than entries.
+pub(crate) const INDEX_ENTRIES_MAX: u64 = 3_000_000_000;
 /// Most trust groups of one daemon.
 pub const GROUPS_MAX: usize = 64;
+/// Least bytes of a segment of the SSD log; larger where the largest block asks for it.
+pub const SSD_SEGMENT_BYTES_MIN: u64 = 64 * MIB;
+/// Least bytes that a trust group needs on each path of the SSD tier: eight segments, of which one is being filled
+/// and one emptied.
+pub const SSD_BYTES_MIN: u64 = 8 * SSD_SEGMENT_BYTES_MIN;
+/// Most paths of the SSD tier: devices are numbered in 8 bits.
+pub const SSD_PATHS_MAX: usize = 256;
 
 const DRAM: Size = Size { least: DRAM_BYTES_MIN, most: 16 * TIB, auto: false };
 const DEADLINE: Span = Span { least: Duration::from_millis(1), most: Duration::from_secs(3600) };
@@ -140,9 +158,10 @@ options! {
     "dram.populate_threads" dram_populate_threads: u64 = "2", Count { least: 1, most: 64, auto: false },
         "Threads that touch fresh memory in the background; a slot is handed out only once its memory is there.";
     "index.entries_max" index_entries_max: u64 = "auto",
-        Count { least: 1024, most: 3_000_000_000, auto: true },
+        Count { least: 1024, most: INDEX_ENTRIES_MAX, auto: true },
         "Most blocks that can be known at once; a group with a lower DRAM ceiling gets its share. A full table \
-         evicts. auto: dram.bytes / 64KiB.";
+         evicts. auto: (dram.bytes + ssd.bytes of each path) / 64KiB; give a number for block devices of another \
+         size and for larger blocks.";
     "server.socket" server_socket: PathBuf = "/run/lapis/lapis.sock", SocketPath,
         "Unix socket of the group \"default\", which is there when the file has no [[group]]. Who may open it may \
          use the cache. Without /run/lapis and not as root: $XDG_RUNTIME_DIR/lapis/lapis.sock.";
@@ -170,9 +189,39 @@ options! {
          client.get_rate_min.";
     "client.get_rate_min" client_get_rate_min: u64 = "500MB",
         Size { least: MIB, most: TIB, auto: false },
-        "Bytes a second: a get's deadline grows by the asked bytes over this.";
+        "Bytes a second: the deadline of a get or put grows by its bytes over this.";
     "client.put_deadline" client_put_deadline: Duration = "1s", DEADLINE,
-        "How long a put may wait for a slot, unless the call says otherwise.";
+        "How long a put may take, unless the call says otherwise; its bytes are allowed extra time at \
+         client.get_rate_min.";
+    "ssd.paths" ssd_paths: Vec<PathBuf> = "[]", Paths { most: SSD_PATHS_MAX },
+        "Files or block devices of the SSD tier, all used at once; none given: DRAM alone. As in \
+         paths = [\"/var/lib/lapis/blocks.ssd\"]; in a flag or a variable with commas between, as in \
+         /dev/nvme0n1,/data/lapis.ssd.";
+    "ssd.bytes" ssd_bytes: u64 = "64GiB", Size { least: SSD_BYTES_MIN, most: 256 * TIB, auto: false },
+        "Bytes of each path that is a file, preallocated at start; of a block device the whole is used.";
+    "ssd.engine" ssd_engine: SsdEngine = "auto",
+        Choice(&[("auto", SsdEngine::Auto), ("uring", SsdEngine::Uring), ("threads", SsdEngine::Threads)]),
+        "How the devices are read and written: by io_uring where the kernel allows it, else by threads (auto), or by \
+         one of them alone.";
+    "ssd.required" ssd_required: bool = "true", Switch,
+        "If false, a tier that cannot be opened is said in the log and the daemon serves DRAM alone.";
+    "ssd.queue_depth" ssd_queue_depth: u64 = "128", Count { least: 1, most: 4096, auto: false },
+        "Operations that one device is given at once.";
+    "ssd.threads" ssd_threads: u64 = "32", Count { least: 1, most: 256, auto: false },
+        "Threads of each device where the engine is threads.";
+    "ssd.durable" ssd_durable: bool = "false", Switch,
+        "Flush the device before and after each page of contents, so that blocks counted as on SSD survive a power \
+         cut, and not only a kill of the daemon. Without it the device may hold what it was given in a volatile cache.";
+    "ssd.instance" ssd_instance: String = "default", Name,
+        "Tells the logs of two daemons on one host apart: a device of another instance or of another host is refused.";
+    "ssd.list_after" ssd_list_after: Duration = "20ms",
+        Span { least: Duration::from_millis(1), most: Duration::from_millis(100) },
+        "Longest time between the end of a block's write and its line in the contents on the device; a kill of the \
+         daemon loses what has no line yet. Shorter costs more pages of contents.";
+    "ssd.write_back_ahead" ssd_write_back_ahead: u64 = "auto",
+        Size { least: DRAM_STEP_BYTES, most: 16 * TIB, auto: true },
+        "Memory that is kept clean ahead of need: of the blocks that are evicted next, so many bytes are on SSD before \
+         their room is asked for; a group with a lower DRAM ceiling gets its share. auto: dram.bytes / 16.";
     "policy.name" policy_name: PolicyName = "lru", PolicyName::CHOICES,
         "What is evicted first: the least recently used block without a resident child (lru).";
     "metrics.listen" metrics_listen: Option<SocketAddr> = "127.0.0.1:7850", OrOff(Address),
@@ -193,7 +242,8 @@ options! {
          store is used, whatever this says.";
     "drain.timeout" drain_timeout: Duration = "10s",
         Span { least: Duration::ZERO, most: Duration::from_secs(3600) },
-        "How long a stopping daemon goes on committing what its clients had begun to put; new puts are refused.";
+        "How long a stopping daemon goes on committing what its clients had begun to put, and writing to SSD what is only \
+         in memory, the hottest first; new puts are refused.";
     also
         /// The trust groups, at least one; the group "default" if the file has none.
         groups: Vec<Group>;
@@ -216,11 +266,24 @@ options! {
         "Whether its clients may store blocks; else they map the memory read-only.";
 }
 
+impl Options {
+    /// Bytes of the SSD tier if all of its paths are files: the size of a block device is not known here.
+    pub fn ssd_bytes_of_files(&self) -> u64 {
+        self.ssd_bytes.saturating_mul(self.ssd_paths.len() as u64)
+    }
+}
+
 impl Group {
     /// Entries of this group's table: its share of `index.entries_max` by its ceiling.
     pub fn entries_max(&self, options: &Options) -> u64 {
         let share = u128::from(options.index_entries_max) * u128::from(self.dram_ceiling);
         (share.div_ceil(u128::from(options.dram_bytes.max(1))) as u64).max(1024)
+    }
+
+    /// Memory that this group keeps clean: its share of `ssd.write_back_ahead` by its ceiling.
+    pub fn write_back_ahead(&self, options: &Options) -> u64 {
+        let share = u128::from(options.ssd_write_back_ahead) * u128::from(self.dram_ceiling);
+        (share / u128::from(options.dram_bytes.max(1))) as u64
     }
 
     /// Whether a user may connect to the group's socket, once the file system let it.

@@ -15,8 +15,12 @@ pub const fn tail_offset(bytes: u64) -> u64 {
 
 /// Bytes of the tail of every block of a pool; 0 if it has none.
 pub fn tail_bytes(shape: &PoolShape) -> u64 {
-    let sums = if shape.pieces > 1 { 8 * u64::from(shape.pieces) } else { 0 };
-    match shape.kind {
+    tail_bytes_of(shape.kind, shape.pieces)
+}
+
+fn tail_bytes_of(kind: PoolKind, pieces: u16) -> u64 {
+    let sums = if pieces > 1 { 8 * u64::from(pieces) } else { 0 };
+    match kind {
         PoolKind::Chain => sums,
         PoolKind::Object => sums + OBJECT_TAIL_BYTES + OBJECT_NAME_BYTES_MAX as u64,
     }
@@ -25,9 +29,14 @@ pub fn tail_bytes(shape: &PoolShape) -> u64 {
 /// Bytes of the slot that holds a block of `bytes` payload bytes. Chains waste less than 4 KiB; objects have size
 /// classes a quarter of a power of two apart, so that few sizes share the memory.
 pub fn slot_bytes(shape: &PoolShape, bytes: u64) -> u64 {
-    let tail = tail_bytes(shape);
+    slot_bytes_of(shape.kind, shape.pieces, bytes)
+}
+
+/// The same of a pool of which only kind and pieces are known: nothing else counts.
+pub fn slot_bytes_of(kind: PoolKind, pieces: u16, bytes: u64) -> u64 {
+    let tail = tail_bytes_of(kind, pieces);
     let needed = if tail == 0 { bytes } else { tail_offset(bytes) + tail };
-    let step = match shape.kind {
+    let step = match kind {
         PoolKind::Chain => UNIT_BYTES,
         PoolKind::Object => (1 << needed.max(1).ilog2() >> 2).max(UNIT_BYTES),
     };

@@ -41,6 +41,18 @@ impl Raw {
         }
     }
 
+    /// The items of a list; of a word, what is between its commas.
+    fn items(&self, expected: &'static str) -> Result<Vec<Raw>, Mistake> {
+        match self {
+            Self::List(items) => Ok(items.clone()),
+            Self::Word(text) => {
+                let text = text.trim().trim_start_matches('[').trim_end_matches(']');
+                Ok(text.split(',').filter(|w| !w.trim().is_empty()).map(|w| Self::Word(w.into())).collect())
+            }
+            other => Err(Mistake::WrongType { expected, found: other.kind() }),
+        }
+    }
+
     fn integer(&self, expected: &'static str) -> Result<i64, Mistake> {
         match self {
             Self::Integer(n) => Ok(*n),
@@ -394,17 +406,7 @@ impl Described for Uids {
 impl Unit for Uids {
     type Value = Vec<u32>;
     fn read(&self, raw: &Raw) -> Result<Vec<u32>, Mistake> {
-        let expected = "a list of numbers of users, like [1000, 1001]";
-        let words;
-        let items = match raw {
-            Raw::List(items) => items,
-            Raw::Word(text) => {
-                let text = text.trim().trim_start_matches('[').trim_end_matches(']');
-                words = text.split(',').filter(|w| !w.trim().is_empty()).map(|w| Raw::Word(w.into())).collect();
-                &words
-            }
-            other => return Err(Mistake::WrongType { expected, found: other.kind() }),
-        };
+        let items = raw.items("a list of numbers of users, like [1000, 1001]")?;
         let uid = |item: &Raw| {
             let n = item.integer("the number of a user")?;
             // The last number is the kernel's word for "no user".
@@ -417,6 +419,51 @@ impl Unit for Uids {
     }
     fn show(&self, value: &Vec<u32>) -> String {
         let words: Vec<String> = value.iter().map(u32::to_string).collect();
+        format!("[{}]", words.join(", "))
+    }
+}
+
+/// Absolute paths of files or devices, none twice.
+pub struct Paths {
+    pub most: usize,
+}
+
+impl Described for Paths {
+    fn hint(&self) -> &'static str {
+        "LIST"
+    }
+    fn bounds(&self) -> String {
+        format!("a list of at most {} absolute paths, none twice", self.most)
+    }
+    fn quoted(&self) -> bool {
+        false
+    }
+}
+
+impl Unit for Paths {
+    type Value = Vec<PathBuf>;
+    fn read(&self, raw: &Raw) -> Result<Vec<PathBuf>, Mistake> {
+        let items = raw.items("a list of paths, like [\"/dev/nvme1n1\", \"/data/lapis.ssd\"]")?;
+        if items.len() > self.most {
+            return Err(Mistake::TooLarge { given: items.len().to_string(), most: format!("{} paths", self.most) });
+        }
+        let mut paths: Vec<PathBuf> = Vec::with_capacity(items.len());
+        for item in &items {
+            let text = item.text("a path in quotes")?;
+            if !text.starts_with('/') || text.ends_with('/') || text.contains('\0') {
+                return Err(Mistake::NotA { given: text.into(), expected: "an absolute path of a file or a device" });
+            }
+            // As paths, not as texts: "/a//b" is "/a/b".
+            let path = PathBuf::from(text);
+            if paths.contains(&path) {
+                return Err(Mistake::Twice { given: text.into() });
+            }
+            paths.push(path);
+        }
+        Ok(paths)
+    }
+    fn show(&self, value: &Vec<PathBuf>) -> String {
+        let words: Vec<String> = value.iter().map(|path| format!("{:?}", path.display().to_string())).collect();
         format!("[{}]", words.join(", "))
     }
 }

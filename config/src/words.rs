@@ -82,6 +82,52 @@ impl SlotId {
     }
 }
 
+/// A segment of the SSD log: device in the upper 8 bits, number on the device in the lower 24. A segment lies on one
+/// device whole, so that a lost device costs its own segments and no others; one is open on each device, so that all of
+/// them write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SegmentId(pub u32);
+
+impl SegmentId {
+    pub const ON_DEVICE_MAX: u32 = 1 << 24;
+
+    pub fn new(device: u8, index: u32) -> Self {
+        assert!(index < Self::ON_DEVICE_MAX, "segments of a device are counted in 24 bits");
+        Self(u32::from(device) << 24 | index)
+    }
+    pub fn device(self) -> u8 {
+        (self.0 >> 24) as u8
+    }
+    pub fn index(self) -> u32 {
+        self.0 & (Self::ON_DEVICE_MAX - 1)
+    }
+}
+
+/// A page's place in its segment, in pages of 4 KiB from the segment's start. 0 is the header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PageIndex(pub u32);
+
+/// Where a record starts on SSD: segment in the upper half, page in the lower. 0 is nowhere: page 0 is a header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SsdPlace(pub u64);
+
+impl SsdPlace {
+    pub const NONE: Self = Self(0);
+
+    pub fn new(segment: SegmentId, page: PageIndex) -> Self {
+        Self(u64::from(segment.0) << 32 | u64::from(page.0))
+    }
+    pub fn segment(self) -> SegmentId {
+        SegmentId((self.0 >> 32) as u32)
+    }
+    pub fn page(self) -> PageIndex {
+        PageIndex(self.0 as u32)
+    }
+    pub fn is_some(self) -> bool {
+        self != Self::NONE
+    }
+}
+
 /// A connected client of a group. 0 is nobody; numbers are never used twice within a table's life.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClientId(pub u32);

@@ -168,6 +168,36 @@ const FILES: &[Case] = &[
     ("uid of nobody", "GROUP uids = [4294967295]", &[("f:4: group.uids:", "not the number of a user")]),
     ("uid as a name", "GROUP uids = [\"root\"]", &[("f:4: group.uids:", "expected the number of a user")]),
     ("one uid, no list", "GROUP uids = 1000", &[("f:4: group.uids:", "expected a list")]),
+    ("relative path of a device", "[ssd]\npaths = [\"nvme0n1\"]", &[("f:2: ssd.paths:", "is not an absolute path")]),
+    ("folder for a device", "[ssd]\npaths = [\"/data/\"]", &[("f:2: ssd.paths:", "is not an absolute path")]),
+    ("one device, no list", "[ssd]\npaths = \"/dev/x\"", &[("f:2: ssd.paths:", "expected a list of paths")]),
+    ("a number for a device", "[ssd]\npaths = [1]", &[("f:2: ssd.paths:", "expected a path in quotes")]),
+    ("device twice", "[ssd]\npaths = [\"/a/b\", \"/a//b\"]", &[("f:2: ssd.paths:", "\"/a//b\" is given twice")]),
+    ("small devices", "[ssd]\npaths = [\"/a\"]\nbytes = \"100MiB\"", &[("f:3: ssd.bytes:", "the least, 512MiB")]),
+    (
+        "devices too small for the groups",
+        "[ssd]\npaths = [\"/a\"]\nbytes = \"768MiB\"\nGROUP [[group]]\nname = \"b\"\nsocket = \"/s/b\"",
+        &[("f:3: ssd.bytes:", "768MiB is less than 2 groups need, 1GiB: 512MiB for each")],
+    ),
+    ("contents too late", "[ssd]\nlist_after = \"1s\"", &[("f:2: ssd.list_after:", "1s is more than the most, 100ms")]),
+    ("queue of none", "[ssd]\nqueue_depth = 0", &[("f:2: ssd.queue_depth:", "less than the least, 1")]),
+    ("unknown engine", "[ssd]\nengine = \"spdk\"", &[("f:2: ssd.engine:", "is not one of \"auto\", \"uring\"")]),
+    (
+        "more clean memory than memory",
+        "[ssd]\nwrite_back_ahead = \"8GiB\"",
+        &[("f:2: ssd.write_back_ahead:", "8GiB is more than dram.bytes = 4GiB")],
+    ),
+    (
+        "device on a group's socket",
+        "[ssd]\npaths = [\"/s/a\"]\nGROUP ",
+        &[("f:5: group.socket:", "already used by f:2")],
+    ),
+    (
+        "device on the holder's socket",
+        "[hold]\nsocket = \"/s/a\"\n[ssd]\npaths = [\"/s/a\"]",
+        &[("f:4: ssd.paths:", "already used by f:2")],
+    ),
+    ("end of a line in a key", "\"a\\nb\" = 1", &[("f:1: a\\nb:", "unknown option")]),
     (
         "three mistakes",
         "[dram]\nbytes = 64\n\n[server]\nsockt = \"/s\"\n[log]\nlevel = \"loud\"",
@@ -198,6 +228,7 @@ fn variables_and_flags_are_refused_by_their_names() {
     check("variable", of(&[("LAPIS_DRAM_BYTES", "64")], &[]), &[("LAPIS_DRAM_BYTES: dram.bytes:", "no unit")]);
     check("slip", of(&[("LAPIS_DRAM_BYTS", "1GiB")], &[]), &[("LAPIS_DRAM_BYTS: ", "did you mean LAPIS_DRAM_BYTES?")]);
     check("flag", of(&[], &[("server.clients_max", "x")]), &[("--server-clients-max: server.clients_max:", "\"x\"")]);
+    check("list", of(&[], &[("ssd.paths", "/a,b")]), &[("--ssd-paths: ssd.paths:", "\"b\" is not an absolute path")]);
     check("switch", of(&[], &[("metrics.public", "1")]), &[("--metrics-public: metrics.public:", "true or false")]);
     let all = load("[dram]\nbytes = 1", &[("LAPIS_VERIFY", "no")], &[("log.level", "loud")]);
     check(

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Command, FromArgMatches};
-use lapis_config::{ConfigFile, Effective, Flags, LoadInput, Machine, Options, Source, Tables, example, lines};
+use lapis_config::{
+    ConfigFile, Effective, Flags, LoadInput, Machine, Options, Source, SsdEngine, Tables, example, lines,
+};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -77,6 +79,46 @@ fn groups_share_memory_and_table() {
     assert_eq!((lines(4), lines(5), lines(1)), (5, 7, 2));
     let shown = effective.render(1000);
     assert!(shown.contains("tables of group chat:") && shown.contains("group[1].may_put"), "{shown}");
+}
+
+#[test]
+fn an_ssd_tier_makes_a_larger_table_and_its_words_are_read_from_everywhere() {
+    let text = "[dram]\nbytes = \"4GiB\"\n[ssd]\npaths = [\"/dev/nvme0n1\", \"/data/a,b\"]\nbytes = \"30GiB\"\n\
+                engine = \"threads\"\nrequired = false\nlist_after = \"50ms\"\ninstance = \"left\"";
+    let effective = load(Some(text), &[], Flags::default());
+    let options = &effective.options;
+    assert_eq!(options.ssd_paths, [Path::new("/dev/nvme0n1"), Path::new("/data/a,b")]);
+    assert_eq!((options.ssd_engine, options.ssd_required), (SsdEngine::Threads, false));
+    assert_eq!((options.ssd_list_after, options.ssd_instance.as_str()), (Duration::from_millis(50), "left"));
+    assert_eq!((options.ssd_queue_depth, options.ssd_threads, options.ssd_durable), (128, 32, false));
+    assert_eq!(options.ssd_write_back_ahead, 256 * MIB);
+    assert_eq!((options.ssd_bytes_of_files(), options.index_entries_max), (60 * GIB, 64 * GIB / (64 << 10)));
+    assert!(effective.notes.is_empty(), "{:?}", effective.notes);
+    let shown = effective.render(1000);
+    assert!(shown.contains("[\"/dev/nvme0n1\", \"/data/a,b\"]") && shown.contains("960 segments"), "{shown}");
+    let env = [("LAPIS_SSD_PATHS", "/a, /b")];
+    assert_eq!(load(None, &env, Flags::default()).options.ssd_paths, [Path::new("/a"), Path::new("/b")]);
+    let given = flags(&["--ssd-paths", "/c", "--ssd-required=false", "--ssd-durable"]);
+    let options = load(Some(text), &env, given).options;
+    assert_eq!((options.ssd_paths, options.ssd_durable), (vec![PathBuf::from("/c")], true));
+    let given = flags(&["--ssd-paths", "[]"]);
+    assert!(load(Some(text), &env, given).options.ssd_paths.is_empty(), "a flag turns the tier off");
+}
+
+#[test]
+fn a_group_keeps_its_share_clean() {
+    let text = "[dram]\nbytes = \"8GiB\"\n[ssd]\npaths = [\"/x\"]\nwrite_back_ahead = \"1GiB\"\n\
+                [[group]]\nname = \"a\"\nsocket = \"/s/a\"\ndram_ceiling = \"2GiB\"";
+    let options = load(Some(text), &[], Flags::default()).options;
+    assert_eq!(options.groups[0].write_back_ahead(&options), 256 * MIB);
+}
+
+#[test]
+fn options_of_a_tier_that_is_not_there_and_a_small_tier_are_noted() {
+    let effective = load(Some("[ssd]\nbytes = \"1GiB\"\ndurable = true"), &[], Flags::default());
+    assert_eq!(effective.notes, ["ssd.bytes, ssd.durable: not used without ssd.paths"]);
+    let effective = load(Some("[ssd]\nbytes = \"1GiB\"\npaths = [\"/a\", \"/b\"]"), &[], Flags::default());
+    assert_eq!(effective.notes, ["the SSD tier has 2GiB if its paths are files, less than dram.bytes = 4GiB"]);
 }
 
 #[test]

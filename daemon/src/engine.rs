@@ -7,10 +7,12 @@
 
 mod lives;
 mod requests;
+mod ssd;
 
 use std::{collections::BTreeMap, time::Duration};
 
 use lapis_config::{ClientId, Time};
+use lapis_ssd::format::LogId;
 use lapis_tiering::{
     Shares,
     face::{Action, Put},
@@ -27,6 +29,7 @@ use crate::{
     group::{Found, Group, GroupOptions},
     movers::{Done, Job, Movers, Verify},
     server,
+    tier::{Tier, TierOptions},
 };
 
 /// Frames taken from one client before the next one has its turn.
@@ -44,6 +47,8 @@ pub struct EngineOptions {
     pub dram_bytes: u64,
     pub extent_bytes_max: u64,
     pub magazine_bytes_max: u64,
+    /// `None`: DRAM alone.
+    pub tier: Option<TierOptions>,
     pub call_defaults: CallDefaults,
 }
 
@@ -70,6 +75,8 @@ pub struct EngineCounts {
     pub clients_expelled: u64,
     pub client_faults: u64,
     pub frames: u64,
+    /// Of them, those that puts are made of.
+    pub put_frames: u64,
 }
 
 pub struct Engine<W: Wire, M: Movers> {
@@ -86,6 +93,7 @@ pub struct Engine<W: Wire, M: Movers> {
     /// When `work` was called last.
     worked: Time,
     pub(crate) shares: Shares,
+    pub(crate) tier: Option<Tier>,
     events: Vec<Event>,
     puts: Vec<Put>,
 }
@@ -130,7 +138,15 @@ impl<W: Wire, M: Movers> Engine<W, M> {
             }
             groups.push(group);
         }
+        let mut log_fresh = [0; 16];
+        log_fresh[..8].copy_from_slice(&entropy().to_le_bytes());
+        log_fresh[8..].copy_from_slice(&entropy().to_le_bytes());
+        let tier = options.tier.clone().map(|options| Tier::new(options, now, LogId(log_fresh)));
+        if tier.is_some() {
+            groups.iter_mut().for_each(|group: &mut Group| group.core.ssd_coming());
+        }
         let mut engine = Self {
+            tier,
             wire,
             movers,
             keeper,
@@ -192,6 +208,9 @@ impl<W: Wire, M: Movers> Engine<W, M> {
     pub fn work(&mut self, now: Time) -> bool {
         self.worked = now;
         let mut busy = self.collect_done(now);
+        busy |= self.tell(now);
+        self.care(now);
+        self.reserve_sequences(now);
         for index in 0..self.groups.len() {
             if self.groups[index].adoption.is_some() {
                 self.adopt_some(now, index);
@@ -204,10 +223,16 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                 self.groups[index].core.tick(now);
                 busy = true;
             }
-            busy |= self.perform(now, index);
+            // Before `perform`: what an expelled client waited for, or stood in the way of, makes actions.
             self.watch_pins(now, index);
+            busy |= self.perform(now, index);
         }
         busy
+    }
+
+    /// Whether every core's wishes are carried out: before a sleep they must be, nothing wakes for them.
+    pub fn is_at_rest(&self) -> bool {
+        self.groups.iter().all(|group| group.adoption.is_some() || !group.core.has_actions())
     }
 
     /// Whether any ring has something: the last look before sleeping, after `set_sleeping(true)`.
@@ -239,13 +264,15 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         let owing =
             self.groups.iter().flat_map(|g| g.clients.values()).any(|client| client.connected && client.is_owed());
         let owed = owing.then(|| self.worked.after(OWED_PAUSE));
-        [core, graves, pins, owed].into_iter().flatten().min()
+        let tier = self.tier_timeout();
+        [core, graves, pins, owed, tier].into_iter().flatten().min()
     }
 
     /// From now on every new put is refused; what was granted may still be committed.
     pub fn drain(&mut self) {
         self.draining = true;
         self.groups.iter_mut().for_each(|group| group.core.set_draining(true));
+        self.flush();
     }
 
     pub fn groups(&self) -> &[Group] {
@@ -293,14 +320,15 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         while let Some(done) = self.movers.poll() {
             any = true;
             match done {
-                Done::Populated { group, extent, bytes } => {
-                    let group = &mut self.groups[group];
+                Done::Populated { group: group_index, extent, bytes } => {
+                    let group = &mut self.groups[group_index];
                     let state = &mut group.core.kept_mut().state;
                     state.set_populated(extent, bytes);
                     // Not more than a restart will know of: it gives the rest its memory anew, and clears it.
                     let bytes = state.populated_bytes(extent);
                     group.extents[extent].populated_bytes = bytes;
                     group.core.populated(extent, bytes);
+                    self.register(group_index, extent);
                 }
                 Done::PopulateFailed { group: group_index, extent, reason } => {
                     let group = &self.groups[group_index];
@@ -314,6 +342,8 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                     self.groups[group_index].core.populate_failed(extent);
                 }
                 Done::Verified { group, op, outcome } => self.groups[group].core.completed(now, op, outcome),
+                Done::Drive { device, from } => self.drive_said(now, device, from),
+                Done::Merged { recovered, device } => self.merged(now, recovered, device),
             }
         }
         any
@@ -396,11 +426,10 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                         }
                     }
                 }
-                Action::Copy { .. }
-                | Action::WriteSsd { .. }
-                | Action::ReadSsd { .. }
-                | Action::Fetch { .. }
-                | Action::Discard { .. } => unreachable!("a core with DRAM alone names no other tier"),
+                Action::Copy { .. } | Action::Fetch { .. } => {
+                    unreachable!("a core without peers and HBM wants neither")
+                }
+                action => self.perform_ssd(now, index, action),
             }
         }
         busy

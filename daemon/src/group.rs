@@ -356,6 +356,16 @@ impl Group {
         self.shapes.insert(id, (shape, seed));
     }
 
+    /// The number of a pool that a log has; a new one if the group has none of that shape. `None`: there are too many.
+    pub fn pool_of(&mut self, shape: &PoolShape) -> Option<PoolId> {
+        let known = self.shapes.iter().find(|(_, (known, _))| known == shape).map(|(&id, _)| id);
+        known.or_else(|| {
+            let id = self.core.kept_mut().state.add_pool(shape)?;
+            self.add_pool(id, shape.clone());
+            Some(id)
+        })
+    }
+
     fn add_mapped(&mut self, extent: Extent) {
         self.space.push(extent.mapping.clone()).expect("at most EXTENTS_MAX extents: `Shares` gives no more");
         self.core.extent_added(extent.mapping.len() as u64);
@@ -420,5 +430,6 @@ fn pool_def(shape: &lapis_config::PoolShape) -> lapis_tiering::PoolDef {
         kind: shape.kind,
         block_bytes: shape.block_bytes,
         slot_units: (lapis_config::sizes::slot_bytes(shape, shape.block_bytes) / UNIT_BYTES) as u32,
+        pieces: shape.pieces,
     }
 }

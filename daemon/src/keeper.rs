@@ -32,6 +32,12 @@ fn kept_max(options: &Options) -> u64 {
     groups * (4 + lapis_config::EXTENTS_MAX as u64) + groups * options.server_clients_max * 2
 }
 
+/// Whether systemd keeps descriptors for this process.
+pub fn is_store() -> bool {
+    // systemd sets FDSTORE from 254 on; the unit sets it for older ones.
+    std::env::var_os("FDSTORE").is_some_and(|max| max != "0") && std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
 /// systemd drops what is more than its store takes, and says nothing: a later start would be a cold one.
 pub fn store_suffices(options: &Options) -> anyhow::Result<()> {
     let store: Option<u64> = std::env::var("FDSTORE").ok().and_then(|max| max.parse().ok());
@@ -71,8 +77,7 @@ pub type Opened = (Box<dyn Keeper>, Vec<(String, OwnedFd)>);
 
 /// Chooses the keeper: systemd's store if this is a service with one, else the holder at `hold`, else nothing.
 pub fn open(hold: Option<&Path>, kept: Vec<(String, OwnedFd)>) -> anyhow::Result<Opened> {
-    // systemd sets FDSTORE from 254 on; the unit sets it for older ones.
-    if std::env::var_os("FDSTORE").is_some_and(|max| max != "0") && std::env::var_os("NOTIFY_SOCKET").is_some() {
+    if is_store() {
         return Ok((Box::new(FdStore), kept));
     }
     let Some(path) = hold else {

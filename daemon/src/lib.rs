@@ -2,15 +2,20 @@
 
 pub mod admin;
 pub mod client;
+pub mod doctor;
+pub mod drives;
 pub mod engine;
 pub mod error;
 pub mod group;
 pub mod keeper;
 pub mod kept;
+pub mod limits;
 pub mod metrics;
 pub mod movers;
+mod pace;
 pub mod pins;
 pub mod serve;
 pub mod server;
 pub mod state;
 pub mod status;
+pub mod tier;

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 use lapis_config::{Effective, Flags, LoadInput, LogLevel, Options};
 use lapis_transport::control;
 
+mod fsck;
 mod holder;
 mod show;
 
@@ -49,6 +50,21 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Check files or devices of the SSD tier: what is whole, what is torn and why. Reads only; exit status 0 whole, 1
+    /// damaged, 2 not to be read
+    Fsck(fsck::FsckArgs),
+    /// Check this host against a configuration: limits, huge pages, io_uring, devices, sockets. Run it as the daemon's
+    /// user; nothing is changed
+    Doctor {
+        /// Configuration file (TOML); without it defaults, variables and flags count
+        #[arg(value_name = "FILE", env = "LAPIS_CONFIG")]
+        file: Option<PathBuf>,
+        /// One JSON document instead of lines
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        flags: Flags,
+    },
     /// Check a configuration; print what is in force, where each value came from, and the bytes of the tables
     CheckConfig {
         /// Configuration file (TOML); without it defaults, variables and flags are checked
@@ -65,7 +81,7 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("lapis: {error:#}");
             ExitCode::FAILURE
@@ -73,8 +89,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    if let Command::Fsck(args) = &command {
+        return Ok(fsck::run(args));
+    }
+    run_plain(command).map(|()| ExitCode::SUCCESS)
+}
+
+fn run_plain(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Fsck(_) => unreachable!("it has exit statuses of its own"),
         Command::Serve { config, flags } => {
             let effective = load(config, flags)?;
             log_to_stderr(effective.options.log_level);
@@ -89,6 +113,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Trace(args) => lapis_benches::trace::run(&args),
         Command::Bench(args) => lapis_benches::bench::run(args),
         Command::Status { socket, json } => show::run(socket, json),
+        Command::Doctor { file, json, flags } => lapis::doctor::run(&load(file, flags)?, json),
         Command::CheckConfig { example: true, .. } => {
             print!("{}", lapis_config::example());
             Ok(())

@@ -3,7 +3,11 @@
 
 use metrics::{counter, describe_counter, describe_gauge, gauge};
 
-use crate::{engine::Engine, movers::Movers, status::Totals};
+use crate::{
+    engine::Engine,
+    movers::Movers,
+    status::{DeviceTotals, Totals},
+};
 use lapis_config::Time;
 use lapis_transport::wire::Wire;
 
@@ -44,6 +48,32 @@ metrics_table! {
     gauge DRAM_BYTES_USED "lapis_dram_used_bytes" "How many bytes do the slots of stored blocks take?";
     gauge SLOTS_GRANTED "lapis_slots_granted" "How many slots are with clients to be filled now?";
     gauge SLOTS_ASIDE "lapis_slots_aside" "How many slots wait for a reader or a former client before they can be used again?";
+    counter KEYS_HIT_SSD "lapis_keys_hit_ssd_total" "How many blocks did somebody wait for that came from SSD? The other hits were in DRAM.";
+    gauge SSD_SERVING "lapis_ssd_serving" "Does the SSD tier serve (1), or is it not configured, being recovered or off (0)?";
+    gauge SSD_BLOCKS "lapis_ssd_blocks" "How many blocks are on SSD now, in DRAM too or not?";
+    gauge SSD_BLOCKS_ONLY "lapis_ssd_only_blocks" "How many blocks are on SSD and not in DRAM?";
+    gauge DIRTY_BLOCKS "lapis_dram_only_blocks" "How many blocks would a start without the kept memory not find, because they are in DRAM alone?";
+    gauge SSD_BYTES_USED "lapis_ssd_used_bytes" "How many bytes do records of blocks take that are on SSD now?";
+    counter SSD_ADMITTED_BYTES "lapis_ssd_admitted_bytes_total" "How many bytes of blocks came to SSD? The denominator of the write amplification.";
+    counter SSD_READMITTED_BYTES "lapis_ssd_readmitted_bytes_total" "How many bytes were written anew because their segment went and they were wanted?";
+    counter DEMOTIONS "lapis_demotions_total" "How many blocks left DRAM and stayed on SSD?";
+    counter PROMOTIONS "lapis_promotions_total" "How many blocks came from SSD into DRAM, asked for or read ahead?";
+    counter SSD_EVICTIONS "lapis_ssd_evictions_total" "How many blocks left SSD with their segment, and are nowhere any more?";
+    counter SSD_SEGMENTS_RETIRED "lapis_ssd_segments_retired_total" "How many segments were given up to be written again?";
+    counter SSD_READS_FAILED "lapis_ssd_read_failures_total" "How many blocks could not be read from SSD? Each was a miss.";
+    counter SSD_WRITES_FAILED "lapis_ssd_write_failures_total" "How many blocks could not be written to SSD? They stayed in DRAM.";
+    counter SSD_CHECKSUM_FAILURES "lapis_ssd_checksum_failures_total" "Of the blocks that did not fit their sum, how many lay on SSD? Look at the devices if this rises.";
+    counter SSD_RECOVERED "lapis_ssd_recovered_blocks_total" "How many blocks of former starts were found on SSD?";
+    gauge SSD_RECOVERY_SECONDS "lapis_ssd_recovery_seconds" "How long did it take from the start until the SSD tier served?";
+    gauge DEVICE_BYTES "lapis_ssd_device_bytes" "How large is the device?";
+    gauge DEVICE_HEALTH "lapis_ssd_device_health" "Is the device well (2), degraded: not written (1), or out: neither read nor written (0)?";
+    gauge DEVICE_IN_FLIGHT "lapis_ssd_device_operations_in_flight" "How many operations has the device now?";
+    gauge DEVICE_SEGMENTS_FREE "lapis_ssd_device_segments_free" "How many segments of the device does nothing use?";
+    gauge DEVICE_SEGMENTS_USED "lapis_ssd_device_segments_used" "How many segments of the device hold blocks or are being written?";
+    counter DEVICE_ERRORS "lapis_ssd_device_errors_total" "How many operations of the device failed?";
+    counter DEVICE_READ_BYTES "lapis_ssd_device_read_bytes_total" "How many bytes came from the device?";
+    counter DEVICE_WRITTEN_BYTES "lapis_ssd_device_written_bytes_total" "How many bytes went to the device, all kinds? Over the admitted bytes it is the write amplification.";
+    counter DEVICE_OVERHEAD_BYTES "lapis_ssd_device_overhead_bytes_total" "Of the bytes that went to the device, how many were tables of contents, headers and superblocks?";
     gauge ADOPTING "lapis_adopting" "Are blocks of the former daemon still being taken over (1) or not (0)?";
     gauge UPTIME_SECONDS "lapis_uptime_seconds" "Since when does this daemon run?";
     gauge BUILD_INFO "lapis_build_info" "Which version runs? Always 1, the version is the label.";
@@ -70,6 +100,17 @@ pub fn publish<W: Wire, M: Movers>(engine: &Engine<W, M>, now: Time) {
         (CLIENTS_EXPELLED, counts.clients_expelled),
         (CLIENT_FAULTS, counts.client_faults),
         (FRAMES_SERVED, counts.frames),
+        (KEYS_HIT_SSD, totals.core.ssd_hits),
+        (SSD_ADMITTED_BYTES, totals.core.admitted_bytes),
+        (SSD_READMITTED_BYTES, totals.core.readmitted_bytes),
+        (DEMOTIONS, totals.core.demotions),
+        (PROMOTIONS, totals.core.promotions),
+        (SSD_EVICTIONS, totals.core.ssd_evictions),
+        (SSD_SEGMENTS_RETIRED, totals.core.segments_retired),
+        (SSD_READS_FAILED, totals.core.ssd_reads_failed),
+        (SSD_WRITES_FAILED, totals.core.ssd_writes_failed),
+        (SSD_CHECKSUM_FAILURES, totals.core.ssd_corrupt),
+        (SSD_RECOVERED, totals.core.ssd_found),
     ];
     for (name, value) in counters {
         counter!(name).absolute(value);
@@ -82,11 +123,42 @@ pub fn publish<W: Wire, M: Movers>(engine: &Engine<W, M>, now: Time) {
         (DRAM_BYTES_USED, totals.core.bytes_used as f64),
         (SLOTS_GRANTED, totals.core.slots_granted as f64),
         (SLOTS_ASIDE, totals.core.slots_aside as f64),
+        (SSD_SERVING, f64::from(u8::from(totals.ssd.serves))),
+        (SSD_BLOCKS, totals.core.ssd_blocks as f64),
+        (SSD_BLOCKS_ONLY, totals.core.lines_used.saturating_sub(totals.core.blocks) as f64),
+        (DIRTY_BLOCKS, totals.core.lines_used.saturating_sub(totals.core.ssd_blocks) as f64),
+        (SSD_BYTES_USED, totals.core.ssd_bytes as f64),
+        (SSD_RECOVERY_SECONDS, totals.ssd.recovery_us as f64 / 1e6),
         (ADOPTING, if engine.adopted() { 0.0 } else { 1.0 }),
         (UPTIME_SECONDS, now.since_us(engine.started) as f64 / 1e6),
     ];
     for (name, value) in gauges {
         gauge!(name).set(value);
     }
+    totals.ssd.devices.iter().for_each(publish_device);
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+}
+
+/// Devices are the host's, not a group's: their path is a label.
+fn publish_device(device: &DeviceTotals) {
+    let path = || device.path.clone();
+    let counters = [
+        (DEVICE_ERRORS, device.errors),
+        (DEVICE_READ_BYTES, device.load.read_bytes),
+        (DEVICE_WRITTEN_BYTES, device.load.written_bytes),
+        (DEVICE_OVERHEAD_BYTES, device.overhead_bytes),
+    ];
+    for (name, value) in counters {
+        counter!(name, "device" => path()).absolute(value);
+    }
+    let gauges = [
+        (DEVICE_BYTES, device.bytes),
+        (DEVICE_HEALTH, device.health.into()),
+        (DEVICE_IN_FLIGHT, device.load.operations_in_flight),
+        (DEVICE_SEGMENTS_FREE, device.load.segments_free),
+        (DEVICE_SEGMENTS_USED, device.load.segments_used),
+    ];
+    for (name, value) in gauges {
+        gauge!(name, "device" => path()).set(value as f64);
+    }
 }

@@ -1,8 +1,7 @@
-//! What takes time and moves or reads bytes beside the engine loop: populating extents, checking sums. The loop hands
-//! over work and polls for what ended; the simulator has a twin with delays of its own.
+//! What takes time and moves or reads bytes beside the engine loop: populating extents, checking sums, devices. The loop
+//! hands over work and polls for what ended; the simulator has a twin with delays of its own.
 
 use std::{
-    collections::VecDeque,
     os::fd::{AsFd, OwnedFd},
     sync::{
         Arc,
@@ -14,7 +13,14 @@ use std::{
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use lapis_arena::{Mapping, Sum, memfd, sum};
 use lapis_config::{Key, OpId};
+use lapis_ssd::{
+    drive::{FromDrive, ToDrive},
+    format::GroupRecord,
+    recover::{self, DeviceScan, Recovered},
+};
 use lapis_tiering::face::Outcome;
+
+use crate::drives::{DriveHandle, DriveOptions};
 
 /// Bytes populated between two reports: small enough that slots become usable early, about 30 ms of clearing pages.
 const POPULATE_CHUNK_BYTES: u64 = 16 << 20;
@@ -52,11 +58,30 @@ pub struct Verify {
 
 #[derive(Debug)]
 pub enum Job {
-    Populate { group: usize, extent: usize, memory: Populate },
-    Verify { group: usize, op: OpId, block: Verify },
+    Populate {
+        group: usize,
+        extent: usize,
+        memory: Populate,
+    },
+    Verify {
+        group: usize,
+        op: OpId,
+        block: Verify,
+    },
+    /// For the drive of a device.
+    Drive {
+        device: usize,
+        to: ToDrive,
+    },
+    /// Of what was found on devices, what counts. `device`: of that one alone, which came back.
+    Merge {
+        scans: Vec<DeviceScan>,
+        groups: Vec<GroupRecord>,
+        device: Option<usize>,
+    },
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Done {
     /// The first `bytes` of the extent have memory.
     Populated {
@@ -75,6 +100,14 @@ pub enum Done {
         op: OpId,
         outcome: Outcome,
     },
+    Drive {
+        device: usize,
+        from: FromDrive,
+    },
+    Merged {
+        recovered: Recovered,
+        device: Option<usize>,
+    },
 }
 
 pub trait Movers {
@@ -82,46 +115,76 @@ pub trait Movers {
     fn poll(&mut self) -> Option<Done>;
 }
 
+/// How a thread tells the engine what ended, and wakes it.
+#[derive(Clone)]
+struct Report {
+    done: Sender<Done>,
+    wake: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl Report {
+    fn tell(&self, done: Done) {
+        self.leave(done);
+        (self.wake)();
+    }
+
+    /// For when the engine is awake the next time.
+    fn leave(&self, done: Done) {
+        // The engine ended first if this fails: nobody is left to tell.
+        let _ = self.done.send(done);
+    }
+}
+
 /// Threads that do the work; each end rings the engine's waker.
 pub struct Threads {
     populate: Sender<Job>,
     verify: Sender<Job>,
+    drives: Vec<DriveHandle>,
     done: Receiver<Done>,
+    report: Report,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Threads {
-    /// `populate_threads` for first touches and one for sums. `wake` is called after each report.
-    pub fn start(populate_threads: usize, wake: impl Fn() + Send + Sync + 'static) -> std::io::Result<Self> {
+    /// `populate_threads` for first touches, `verify_threads` for sums, one for each device. `wake` is called after each
+    /// report.
+    pub fn start(
+        populate_threads: usize,
+        verify_threads: usize,
+        devices: Vec<DriveOptions>,
+        wake: impl Fn() + Send + Sync + 'static,
+    ) -> std::io::Result<Self> {
         let (populate, populate_jobs) = unbounded();
         let (verify, verify_jobs) = unbounded();
         let (report, done) = unbounded();
-        let (stop, wake) = (Arc::new(AtomicBool::new(false)), Arc::new(wake));
-        let mut threads = Vec::new();
-        for (count, name, jobs) in [(populate_threads, "populate", populate_jobs), (1, "verify", verify_jobs)] {
+        let (stop, report) = (Arc::new(AtomicBool::new(false)), Report { done: report, wake: Arc::new(wake) });
+        let (mut threads, mut drives) = (Vec::new(), Vec::new());
+        for (device, options) in devices.into_iter().enumerate() {
+            drives.push(DriveHandle::start(device, options, report.done.clone(), report.wake.clone())?);
+        }
+        let kinds = [(populate_threads, "populate", populate_jobs), (verify_threads, "verify", verify_jobs)];
+        for (count, name, jobs) in kinds {
             for _ in 0..count {
-                let (jobs, report, stop, wake) = (jobs.clone(), report.clone(), stop.clone(), wake.clone());
+                let (jobs, report, stop) = (jobs.clone(), report.clone(), stop.clone());
                 threads.push(std::thread::Builder::new().name(name.into()).spawn(move || {
                     let own = rustix::thread::gettid();
                     if let Err(error) = rustix::process::setpriority_process(Some(own), NICE) {
                         tracing::debug!(%error, "movers run at the engine's priority");
                     }
-                    work(&jobs, &stop, &mut |done| {
-                        // The engine ended first if this fails: nobody is left to tell.
-                        let _ = report.send(done);
-                        wake();
-                    });
+                    work(&jobs, &stop, &report);
                 })?);
             }
         }
-        Ok(Self { populate, verify, done, stop, threads })
+        Ok(Self { populate, verify, drives, done, report, stop, threads })
     }
 }
 
 impl Movers for Threads {
     fn submit(&mut self, job: Job) {
         let queue = match job {
+            Job::Drive { device, to } => return self.drives[device].tell(to),
+            Job::Merge { scans, groups, device } => return self.merge(scans, groups, device),
             Job::Populate { .. } => &self.populate,
             Job::Verify { .. } => &self.verify,
         };
@@ -130,6 +193,17 @@ impl Movers for Threads {
 
     fn poll(&mut self) -> Option<Done> {
         self.done.try_recv().ok()
+    }
+}
+
+impl Threads {
+    /// On a thread of its own, which gives way to nobody: what is on SSD is not served before.
+    fn merge(&self, scans: Vec<DeviceScan>, groups: Vec<GroupRecord>, device: Option<usize>) {
+        let report = self.report.clone();
+        let merge = move || report.tell(Done::Merged { recovered: recover::merge(&scans, &groups), device });
+        if let Err(error) = std::thread::Builder::new().name("merge".into()).spawn(merge) {
+            tracing::error!(%error, "no thread to merge what is on SSD: it stays unknown");
+        }
     }
 }
 
@@ -146,19 +220,24 @@ impl Drop for Threads {
     }
 }
 
-fn work(jobs: &Receiver<Job>, stop: &AtomicBool, report: &mut dyn FnMut(Done)) {
+fn work(jobs: &Receiver<Job>, stop: &AtomicBool, report: &Report) {
     for job in jobs {
         if stop.load(Ordering::Relaxed) {
             return;
         }
         match job {
             Job::Populate { group, extent, memory } => populate(group, extent, &memory, stop, report),
-            Job::Verify { group, op, block } => report(Done::Verified { group, op, outcome: check(&block) }),
+            // The engine is woken for the last of those that wait: alone, a check takes less time than that.
+            Job::Verify { group, op, block } => {
+                let done = Done::Verified { group, op, outcome: check(&block) };
+                if jobs.is_empty() { report.tell(done) } else { report.leave(done) }
+            }
+            Job::Merge { .. } | Job::Drive { .. } => unreachable!("they have threads of their own"),
         }
     }
 }
 
-fn populate(group: usize, extent: usize, memory: &Populate, stop: &AtomicBool, report: &mut dyn FnMut(Done)) {
+fn populate(group: usize, extent: usize, memory: &Populate, stop: &AtomicBool, report: &Report) {
     let bytes = memory.mapping.len() as u64;
     // A lock ends with its process: what a former daemon populated is locked anew.
     let mut at = if memory.lock { 0 } else { memory.populated_bytes };
@@ -176,13 +255,13 @@ fn populate(group: usize, extent: usize, memory: &Populate, stop: &AtomicBool, r
             false => Ok(()),
         });
         if let Err(error) = done {
-            return report(Done::PopulateFailed { group, extent, reason: error.to_string() });
+            return report.tell(Done::PopulateFailed { group, extent, reason: error.to_string() });
         }
         at = end;
         if had {
             continue;
         }
-        report(Done::Populated { group, extent, bytes: at });
+        report.tell(Done::Populated { group, extent, bytes: at });
     }
 }
 
@@ -206,36 +285,4 @@ fn sum_of_pieces(block: &Verify) -> u64 {
         sums.push(piece.finish());
     }
     sum::combine(block.pool_seed, &block.key, bytes, &sums)
-}
-
-/// Movers of the simulator and of tests: they work when told to, in the order that the caller draws.
-#[derive(Default)]
-pub struct Manual {
-    pub waiting: VecDeque<Job>,
-    pub done: VecDeque<Done>,
-}
-
-impl Manual {
-    /// Does the waiting job at `index`.
-    pub fn work(&mut self, index: usize) {
-        let Some(job) = self.waiting.remove(index) else { return };
-        let done = &mut self.done;
-        match job {
-            Job::Populate { group, extent, memory } => {
-                done.push_back(Done::Populated { group, extent, bytes: memory.mapping.len() as u64 });
-            }
-            Job::Verify { group, op, block } => {
-                done.push_back(Done::Verified { group, op, outcome: check(&block) });
-            }
-        }
-    }
-}
-
-impl Movers for Manual {
-    fn submit(&mut self, job: Job) {
-        self.waiting.push_back(job);
-    }
-    fn poll(&mut self) -> Option<Done> {
-        self.done.pop_front()
-    }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -11,25 +12,23 @@ use std::{
 
 use anyhow::Context;
 use lapis_arena::memfd::Huge;
-use lapis_config::{Effective, HugePages, Options, REGISTER_BYTES, Tables, Time, Verify};
+use lapis_config::{Effective, HugePages, Options, REGISTER_BYTES, SsdEngine, Tables, Time, Verify};
+use lapis_ssd::{engine::EngineChoice, volume::open::Identity};
 use lapis_tiering::CoreOptions;
 use lapis_transport::{control, hello::CallDefaults, listen::Listener, unix::UnixWire};
 
 use crate::{
     admin,
+    drives::{self, DriveOptions},
     engine::{Engine, EngineOptions},
     group::GroupOptions,
-    keeper, metrics,
+    keeper, limits, metrics,
     movers::Threads,
+    pace::Pace,
     state::Geometry,
+    tier::{Tier, TierOptions},
 };
 
-/// After the last frame or event, the loop looks at the rings so long before it sleeps: longer than a client takes to
-/// copy and sum a block of 2 MiB (about 200 us here), so that a batch of puts pays one wake-up, not one a block. A woken
-/// daemon may also be put on its client's CPU: one switch a doorbell was seen. An idle daemon takes no CPU.
-const SPIN: Duration = Duration::from_micros(300);
-/// Turns between two looks at sockets while rings keep the loop busy.
-const TURNS_PER_LISTEN: u32 = 64;
 /// Between two updates of the exported metrics.
 const METRICS_EVERY_US: u64 = 250_000;
 /// A draining daemon that saw nothing to do for so long has drained.
@@ -37,6 +36,9 @@ const DRAINED_US: u64 = 50_000;
 
 /// Connections beside those of clients: people who ask for the status.
 const CONNECTIONS_SPARE: usize = 16;
+
+/// Threads that check sums: of what a restart found, and of what came from SSD, behind the clients that check first.
+const VERIFY_THREADS: usize = 2;
 
 /// CLOCK_BOOTTIME in microseconds: goes on over restarts of the daemon.
 pub fn now() -> Time {
@@ -72,6 +74,7 @@ pub fn engine_options(options: &Options) -> EngineOptions {
                 core: CoreOptions {
                     magazine_bytes_max: options.client_magazine_bytes_max,
                     idle_recall: options.client_idle_recall,
+                    write_back_ahead_bytes: group.write_back_ahead(options),
                     ..CoreOptions::default()
                 },
             }
@@ -83,6 +86,7 @@ pub fn engine_options(options: &Options) -> EngineOptions {
         dram_bytes: options.dram_bytes,
         extent_bytes_max,
         magazine_bytes_max: options.client_magazine_bytes_max,
+        tier: tier_options(options),
         call_defaults: CallDefaults {
             lookup_us: options.client_lookup_deadline.as_micros() as u64,
             get_us: options.client_get_deadline.as_micros() as u64,
@@ -106,11 +110,8 @@ pub fn run(effective: &Effective) -> anyhow::Result<()> {
         may_lock(options.dram_bytes)?;
     }
     let signals = Signals::install().context("install signal handlers")?;
-    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
-    let exporter = recorder.handle();
-    ::metrics::set_global_recorder(recorder).context("install the metrics recorder")?;
-    metrics::describe();
-
+    let drives = drive_options(options);
+    may_open(options, &drives)?;
     let mut passed = keeper::passed().context("take the descriptors that systemd passed")?;
     // The sockets first: their locks keep a second daemon from touching anything of the first.
     let mut wire = UnixWire::new().context("make an epoll")?;
@@ -124,8 +125,8 @@ pub fn run(effective: &Effective) -> anyhow::Result<()> {
     }
     let (keeper, found) = keeper::open(options.hold_socket.as_deref(), passed.kept)?;
     let waker = wire.waker();
-    let movers =
-        Threads::start(options.dram_populate_threads as usize, move || waker.wake()).context("start movers")?;
+    let movers = Threads::start(options.dram_populate_threads as usize, VERIFY_THREADS, drives, move || waker.wake())
+        .context("start movers")?;
     signals.wake_with(wire.waker());
     let entropy = Box::new(|| {
         let mut bytes = [0u8; 8];
@@ -135,42 +136,110 @@ pub fn run(effective: &Effective) -> anyhow::Result<()> {
     });
     let mut engine = Engine::open(now(), engine_options(options), wire, movers, keeper, found, entropy)?;
     let _admin = match options.metrics_listen {
-        Some(address) => Some(start_admin(address, exporter)?),
+        Some(address) => Some(start_admin(address)?),
         None => None,
     };
-    sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("tell systemd that we are ready")?;
-    tracing::info!(
-        sockets = ?options.groups.iter().map(|g| g.socket.display().to_string()).collect::<Vec<_>>(),
-        us = started.elapsed().as_micros() as u64,
-        "ready"
-    );
-    run_loop(&mut engine, &signals, options.drain_timeout)
+    let ready = || {
+        tracing::info!(
+            sockets = ?options.groups.iter().map(|g| g.socket.display().to_string()).collect::<Vec<_>>(),
+            us = started.elapsed().as_micros() as u64,
+            "ready"
+        );
+        sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("tell systemd that we are ready")
+    };
+    run_loop(&mut engine, &signals, options.drain_timeout, ready)
 }
 
-fn start_admin(
-    address: SocketAddr,
-    exporter: metrics_exporter_prometheus::PrometheusHandle,
-) -> anyhow::Result<std::thread::JoinHandle<()>> {
-    admin::start(address, exporter)
+/// The devices of the SSD tier.
+fn drive_options(options: &Options) -> Vec<DriveOptions> {
+    let engine = match options.ssd_engine {
+        SsdEngine::Auto => EngineChoice::Auto,
+        SsdEngine::Uring => EngineChoice::Uring,
+        SsdEngine::Threads => EngineChoice::Threads,
+    };
+    let (depth, threads) = (options.ssd_queue_depth as usize, options.ssd_threads as usize);
+    let of = |path: &PathBuf| DriveOptions { path: path.clone(), bytes: options.ssd_bytes, engine, depth, threads };
+    options.ssd_paths.iter().map(of).collect()
+}
+
+/// A tier that cannot be had stops the start before anybody is told that the daemon is ready. A device that a former
+/// daemon still has is waited for later.
+fn may_open(options: &Options, drives: &[DriveOptions]) -> anyhow::Result<()> {
+    for drive in drives.iter().filter(|_| options.ssd_required) {
+        match drives::open_file(drive) {
+            Err(error) if !error.is_transient() => {
+                return Err(error).context(
+                    "open a device of the SSD tier (lapis doctor tells more; ssd.required = false serves DRAM alone)",
+                );
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// /etc/machine-id, and the daemon's own name among several on the host.
+fn identity(options: &Options) -> Identity {
+    let text = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let host = u128::from_str_radix(text.trim(), 16).unwrap_or(0).to_be_bytes();
+    let mut instance = [0; 16];
+    instance.copy_from_slice(&blake3::derive_key("lapis: instance of a daemon", options.ssd_instance.as_bytes())[..16]);
+    Identity { host, instance }
+}
+
+fn tier_options(options: &Options) -> Option<TierOptions> {
+    let wall_s = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |at| at.as_secs());
+    (!options.ssd_paths.is_empty()).then(|| TierOptions {
+        names: options.ssd_paths.iter().map(|path| path.display().to_string()).collect(),
+        identity: identity(options),
+        segment_bytes_min: lapis_config::SSD_SEGMENT_BYTES_MIN,
+        list_after_us: options.ssd_list_after.as_micros() as u64,
+        durable: options.ssd_durable,
+        required: options.ssd_required,
+        wall_s,
+    })
+}
+
+fn start_admin(address: SocketAddr) -> anyhow::Result<std::thread::JoinHandle<()>> {
+    admin::start(address)
         .with_context(|| format!("serve metrics on {address} (choose another with --metrics-listen, or off)"))
 }
 
-/// Turns the engine until it is told to stop. Sleeps when there is nothing to do; clients ring then.
-fn run_loop(engine: &mut Engine<UnixWire, Threads>, signals: &Signals, drain_timeout: Duration) -> anyhow::Result<()> {
-    let (mut busy_at, mut metrics_at, mut turns) = (now(), Time(0), 0u32);
+/// Turns the engine until it is told to stop. Sleeps when there is nothing to do; clients ring then. `ready` is called
+/// once, when nothing but the failure of a device can come between: clients are served before.
+fn run_loop(
+    engine: &mut Engine<UnixWire, Threads>,
+    signals: &Signals,
+    drain_timeout: Duration,
+    ready: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut ready = Some(ready);
+    let (mut pace, mut metrics_at) = (Pace::new(now()), Time(0));
     let mut drain_until: Option<Time> = None;
     let watchdog_us = watchdog_interval_us();
     let mut watchdog_at = now();
     loop {
         let at = now();
-        turns = turns.wrapping_add(1);
+        let puts = engine.counts().put_frames;
         let mut busy = engine.work(at);
+        if engine.counts().put_frames != puts {
+            pace.fed(at);
+        }
+        if let Some(reason) = engine.tier().and_then(Tier::fatal) {
+            anyhow::bail!("{reason}");
+        }
+        if engine.tier().is_none_or(Tier::lets_start)
+            && let Some(ready) = ready.take()
+        {
+            ready()?;
+        }
         // While a former daemon's lines are taken over, every turn: clients are welcomed meanwhile.
-        if turns.is_multiple_of(TURNS_PER_LISTEN) || !engine.adopted() {
+        if pace.listens(at) || !engine.adopted() {
             busy |= engine.listen(at, Some(Duration::ZERO))?;
+            pace.listened(at);
         }
         if busy {
-            busy_at = at;
+            pace.busy(at);
         }
         match (signals.stops(), drain_until) {
             (0, _) => {}
@@ -181,8 +250,11 @@ fn run_loop(engine: &mut Engine<UnixWire, Threads>, signals: &Signals, drain_tim
                 drain_until = Some(at.after(drain_timeout));
             }
             (1, Some(until)) => {
-                if at >= until || at.since_us(busy_at) >= DRAINED_US {
-                    tracing::info!("drained");
+                if at >= until || pace.idle_us(at) >= DRAINED_US && engine.is_flushed() {
+                    match engine.unflushed_blocks() {
+                        Some(blocks) => tracing::info!(not_on_ssd = blocks, "drained"),
+                        None => tracing::info!("drained"),
+                    }
                     return Ok(());
                 }
             }
@@ -201,16 +273,20 @@ fn run_loop(engine: &mut Engine<UnixWire, Threads>, signals: &Signals, drain_tim
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
             watchdog_at = at;
         }
-        if at.since_us(busy_at) < SPIN.as_micros() as u64 {
+        if pace.spins(at) {
             // Not a bare spin: woken by a client, this thread often sits on that client's processor, and would keep it
             // from filling the next block (500 in place of 110 us for 32 blocks of 64 KiB).
             std::thread::yield_now();
             continue;
         }
+        if busy {
+            // What was done may have made more to do.
+            continue;
+        }
         engine.set_sleeping(true);
         if engine.rings_waiting() {
             engine.set_sleeping(false);
-            busy_at = at;
+            pace.busy(at);
             continue;
         }
         let mut sleep_us = METRICS_EVERY_US.min(watchdog_us.unwrap_or(u64::MAX));
@@ -222,8 +298,10 @@ fn run_loop(engine: &mut Engine<UnixWire, Threads>, signals: &Signals, drain_tim
         }
         let woken = engine.listen(at, Some(Duration::from_micros(sleep_us)))?;
         engine.set_sleeping(false);
+        let at = now();
+        pace.listened(at);
         if woken {
-            busy_at = now();
+            pace.busy(at);
         }
     }
 }
@@ -236,13 +314,8 @@ fn watchdog_interval_us() -> Option<u64> {
 
 /// Whether so much memory may be locked; asked before anything is made.
 fn may_lock(bytes: u64) -> anyhow::Result<()> {
-    use rustix::process::{Resource, getrlimit};
-    const CAP_IPC_LOCK: u64 = 1 << 14;
-    let status = std::fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let capabilities = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
-    match getrlimit(Resource::Memlock).current {
-        Some(limit) if limit < bytes && capabilities & CAP_IPC_LOCK == 0 => anyhow::bail!(
+    match limits::lockable_bytes() {
+        Some(limit) if limit < bytes => anyhow::bail!(
             "dram.lock: the memlock limit is {limit} B, dram.bytes is {bytes} B: set LimitMEMLOCK=infinity in the unit \
              (or ulimit -l unlimited), or --dram-lock=false"
         ),

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context;
-use lapis::status::Status;
+use lapis::status::{Device, Ssd, Status};
 use lapis_config::{LoadInput, Options};
 
 /// A daemon answers within a turn of its loop.
@@ -76,14 +76,19 @@ fn render(status: &Status) -> String {
     line(
         "hits",
         format!(
-            "{} of {} asked keys ({:.1} %), {}",
+            "{} of {} asked keys ({:.1} %), {}; {} in DRAM, {} from SSD",
             hits.keys_hit,
             hits.keys_asked,
             100.0 * hits.rate,
-            size(hits.bytes_hit)
+            size(hits.bytes_hit),
+            hits.keys_hit_dram,
+            hits.keys_hit_ssd
         ),
     );
     line("puts", format!("{} stored, {} existed, {} refused", puts.stored, puts.existed, puts.refused));
+    for (name, text) in ssd_lines(&status.ssd) {
+        line(name, text);
+    }
     for pool in &status.pools {
         line(
             "pool",
@@ -104,4 +109,70 @@ fn render(status: &Status) -> String {
         );
     }
     out
+}
+
+/// Of the SSD tier: a name and a text each.
+fn ssd_lines(ssd: &Ssd) -> Vec<(&'static str, String)> {
+    match ssd.state.as_str() {
+        "none" => return vec![("ssd", "none (ssd.paths)".into())],
+        "off" => return vec![("ssd", format!("off: {}", ssd.why_off.as_deref().unwrap_or("for no known reason")))],
+        _ => {}
+    }
+    let recovery = match ssd.recovery_s {
+        Some(seconds) => format!("; {} found at the start, in {seconds:.2} s", ssd.recovered_blocks),
+        None => "; former starts' blocks are being looked for".into(),
+    };
+    let mut lines = vec![
+        ("ssd", format!("{}, {} blocks, {}{recovery}", ssd.state, ssd.blocks, size(ssd.used_bytes))),
+        (
+            "blocks",
+            format!(
+                "{} on SSD alone, {} on SSD and in DRAM, {} in DRAM alone",
+                ssd.blocks_ssd_only, ssd.blocks_both, ssd.blocks_dram_only
+            ),
+        ),
+        (
+            "ssd writes",
+            format!(
+                "{} admitted, {} written anew, {} to devices: {:.3} for each admitted",
+                size(ssd.admitted_bytes),
+                size(ssd.readmitted_bytes),
+                size(ssd.device_written_bytes),
+                ssd.write_amplification
+            ),
+        ),
+        (
+            "moved",
+            format!(
+                "{} demoted, {} promoted, {} left SSD with {} segments",
+                ssd.demotions, ssd.promotions, ssd.evictions, ssd.segments_retired
+            ),
+        ),
+        (
+            "ssd faults",
+            format!(
+                "{} reads failed, {} writes failed, {} checksum failures, {} records passed over",
+                ssd.read_failures, ssd.write_failures, ssd.checksum_failures, ssd.passed_over
+            ),
+        ),
+    ];
+    lines.extend(ssd.devices.iter().map(|device| ("device", device_line(device))));
+    lines
+}
+
+fn device_line(device: &Device) -> String {
+    let engine = device.engine.as_deref().unwrap_or("not open");
+    let (path, state) = (&device.path, &device.state);
+    let mut text = format!("{path}: {state}, {engine}, {}, {} errors", size(device.bytes), device.errors);
+    if let Some(load) = &device.load {
+        text += &format!(
+            ", {} in flight, {} segments used, {} free; {} read, {} written",
+            load.operations_in_flight,
+            load.segments_used,
+            load.segments_free,
+            size(load.read_bytes),
+            size(load.written_bytes)
+        );
+    }
+    text
 }

@@ -10,7 +10,10 @@ use std::{
 };
 
 use lapis_arena::map::Private;
-use lapis_config::{ClientId, EXTENTS_MAX, Fingerprint, POOLS_MAX, PoolId, PoolKind, PoolShape, SlotId};
+use lapis_config::{
+    BLOCK_BYTES_MAX, ClientId, EXTENTS_MAX, Fingerprint, PIECES_MAX, POOLS_MAX, PoolId, PoolKind, PoolShape, SlotId,
+    UNIT_BYTES,
+};
 use lapis_tiering::kept::Slab;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
@@ -124,7 +127,7 @@ pub enum Unlike {
 impl State {
     /// Bytes of the memfd for a group that may grow to `ceiling_bytes`; sparse, a few pages are touched.
     pub fn bytes_for(ceiling_bytes: u64) -> u64 {
-        let slabs = ceiling_bytes / lapis_config::UNIT_BYTES / SLAB_UNITS_MIN + 1;
+        let slabs = ceiling_bytes / UNIT_BYTES / SLAB_UNITS_MIN + 1;
         (SLABS_AT as u64 + slabs * size_of::<SlabRecord>() as u64).next_multiple_of(4096)
     }
 
@@ -164,7 +167,19 @@ impl State {
         if (0..header.pools as usize).any(|i| state.pool_at(i).is_none()) {
             return Err(Unlike::Damaged { what: "a pool record" });
         }
-        state.header_mut().boots += 1;
+        let damaged = |what| Err(Unlike::Damaged { what });
+        let sums = state.extents_bytes().iter().try_fold(0u64, |sum, &bytes| {
+            sum.checked_add(bytes).filter(|_| bytes > 0 && bytes.is_multiple_of(UNIT_BYTES))
+        });
+        if sums.is_none_or(|sum| sum > expected.ceiling_bytes) {
+            return damaged("the bytes of an extent");
+        }
+        let next = state.header().client_next;
+        if next == 0 || next == u32::MAX || state.clients().any(|client| client.id >= next) {
+            return damaged("a number of a client");
+        }
+        let header = state.header_mut();
+        header.boots = header.boots.saturating_add(1);
         Ok(state)
     }
 
@@ -221,6 +236,14 @@ impl State {
             _ => return None,
         };
         let label = record.label.get(..usize::from(record.label_bytes))?;
+        let (bytes, pieces) = (record.block_bytes, record.pieces);
+        // As a client's pool is checked: the rest of the daemon divides by them.
+        if !(1..=BLOCK_BYTES_MAX).contains(&bytes)
+            || !(1..=PIECES_MAX).contains(&pieces)
+            || !bytes.is_multiple_of(pieces.into())
+        {
+            return None;
+        }
         Some(PoolShape {
             namespace: Fingerprint(record.namespace),
             label: std::str::from_utf8(label).ok()?.to_owned(),
@@ -419,6 +442,39 @@ mod tests {
         let refused = State::adopt(map(&fd), GEOMETRY).err().expect("another version");
         assert_eq!(refused, Unlike::Version { found: 77, expected: STATE_VERSION });
         assert_eq!(State::adopt(map(&memory()), GEOMETRY).err(), Some(Unlike::Foreign));
+    }
+
+    #[test]
+    fn damaged_numbers_are_refused_and_not_computed_with() {
+        let changed = |at: usize, bytes: &[u8]| {
+            let fd = memory();
+            let mut state = State::create(map(&fd), GEOMETRY, 1);
+            state.add_pool(&shape("v"));
+            state.add_extent(32 << 20);
+            let id = state.next_client().0;
+            state.add_client(ClientRecord { id, ..ClientRecord::default() });
+            drop(state);
+            map(&fd)[at..at + bytes.len()].copy_from_slice(bytes);
+            State::adopt(map(&fd), GEOMETRY).err()
+        };
+        let at = std::mem::offset_of!(Header, client_next);
+        for next in [0u32, 1, u32::MAX] {
+            assert!(changed(at, &next.to_le_bytes()).is_some(), "client_next = {next}");
+        }
+        let at = std::mem::offset_of!(Header, extents_bytes);
+        for bytes in [0u64, 4095, 128 << 20, u64::MAX - 4095] {
+            assert!(changed(at, &bytes.to_le_bytes()).is_some(), "an extent of {bytes} bytes");
+        }
+        let at = POOLS_AT + std::mem::offset_of!(PoolRecord, pieces);
+        for pieces in [0u16, 3, 257] {
+            assert!(changed(at, &pieces.to_le_bytes()).is_some(), "{pieces} pieces");
+        }
+        let at = POOLS_AT + std::mem::offset_of!(PoolRecord, block_bytes);
+        for bytes in [0u64, 1 << 40] {
+            assert!(changed(at, &bytes.to_le_bytes()).is_some(), "blocks of {bytes} bytes");
+        }
+        let at = std::mem::offset_of!(Header, boots);
+        assert_eq!(changed(at, &u64::MAX.to_le_bytes()), None, "starts are counted as far as there are numbers");
     }
 
     #[test]

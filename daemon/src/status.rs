@@ -1,11 +1,15 @@
 //! What `lapis status` shows of one group, as JSON; and the sums over all groups for the metrics.
 
+mod ssd;
+
 use lapis_config::{PoolKind, Time};
 use lapis_tiering::face::Counts;
 use lapis_transport::{control::Counters, wire::Wire};
 use serde::{Deserialize, Serialize};
 
 use crate::{engine::Engine, group::Group, movers::Movers};
+
+pub use ssd::{Device, DeviceTotals, Load, Ssd, SsdTotals};
 
 /// Index bytes that every line takes: table 64, entry 32, sibling links 8, a count of keys at their second home 1.
 const LINE_BYTES: u64 = 64 + 32 + 8 + 1;
@@ -24,6 +28,7 @@ pub struct Status {
     /// Starts of a daemon on this table, this one included.
     pub boots: u64,
     pub dram: Dram,
+    pub ssd: Ssd,
     pub hits: Hits,
     pub puts: Puts,
     pub pools: Vec<Pool>,
@@ -54,6 +59,9 @@ pub struct Hits {
     pub keys_asked: u64,
     pub keys_hit: u64,
     pub bytes_hit: u64,
+    /// Of `keys_hit`: those that this daemon read from SSD for who waited, and the others, read ahead of the asking too.
+    pub keys_hit_ssd: u64,
+    pub keys_hit_dram: u64,
     /// `keys_hit / keys_asked`, 0 if nothing was asked.
     pub rate: f64,
 }
@@ -88,7 +96,7 @@ pub struct Client {
 }
 
 /// Sums over all groups.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Totals {
     pub core: Counts,
     pub asked: u64,
@@ -97,11 +105,12 @@ pub struct Totals {
     pub clients: u64,
     pub dram_bytes: u64,
     pub populated_bytes: u64,
+    pub ssd: SsdTotals,
 }
 
 impl Totals {
     pub fn of<W: Wire, M: Movers>(engine: &Engine<W, M>) -> Self {
-        let mut totals = Self::default();
+        let mut totals = Self { ssd: SsdTotals::of(engine), ..Self::default() };
         for group in engine.groups() {
             let (core, hits) = (group.core.counts(), hits(group));
             totals.core.blocks += core.blocks;
@@ -115,6 +124,7 @@ impl Totals {
             totals.core.slabs_moved += core.slabs_moved;
             totals.core.verified += core.verified;
             totals.core.corrupt += core.corrupt;
+            ssd::add(&mut totals.core, &core);
             totals.asked += hits.keys_asked;
             totals.hit += hits.keys_hit;
             totals.bytes_hit += hits.bytes_hit;
@@ -139,7 +149,15 @@ fn hits(group: &Group) -> Hits {
         sum.bytes = sum.bytes.saturating_add(counters.bytes);
     }
     let rate = if sum.asked == 0 { 0.0 } else { sum.hit as f64 / sum.asked as f64 };
-    Hits { keys_asked: sum.asked, keys_hit: sum.hit, bytes_hit: sum.bytes, rate }
+    let keys_hit_ssd = group.core.counts().ssd_hits.min(sum.hit);
+    Hits {
+        keys_asked: sum.asked,
+        keys_hit: sum.hit,
+        bytes_hit: sum.bytes,
+        keys_hit_ssd,
+        keys_hit_dram: sum.hit - keys_hit_ssd,
+        rate,
+    }
 }
 
 /// Adds what a client that ends had reported to its group's sums.
@@ -178,6 +196,7 @@ impl Status {
                 verified: counts.verified,
                 checksum_failures: counts.corrupt,
             },
+            ssd: Ssd::of(engine, index),
             hits: hits(group),
             puts: Puts { stored: counts.puts_stored, existed: counts.puts_exists, refused: counts.puts_refused },
             pools: group

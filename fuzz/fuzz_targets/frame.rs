@@ -1,7 +1,7 @@
 #![cfg_attr(fuzzing, no_main)]
 
 #[cfg(fuzzing)]
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| lapis_fuzz::frame(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| lapis_fuzz::wire::frame(bytes));
 
 #[cfg(not(fuzzing))]
 fn main() {

@@ -1,117 +1,30 @@
-//! What the fuzz targets run. Each function takes any bytes and panics only if the code under test is wrong. The tests of
-//! `lapis-transport` run the same functions over seeded bytes, so that they run where cargo-fuzz is not.
+//! What the fuzz targets run, one for each decoder of bytes that this process did not write. Each function takes any
+//! bytes and panics only if the code under test is wrong. `tests/tests/fuzz.rs` runs the same functions over the kept
+//! corpus and over seeded damage, so that they run where cargo-fuzz is not.
 
-use std::{
-    collections::VecDeque,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-};
+pub mod config;
+pub mod log;
+pub mod rings;
+pub mod state;
+pub mod trace;
+pub mod wire;
 
-use lapis_arena::{Mapping, words};
-use lapis_transport::{
-    control::{BYTES, ControlClient, ControlDaemon},
-    frame::{Completion, Request},
-    hello::{ToClient, ToDaemon},
-    ring::{Consumer, Place, Producer},
-};
-
-/// A kind (4 bytes) and a payload: what decodes is the same after one more round trip.
-pub fn frame(bytes: &[u8]) {
-    let Some((kind, payload)) = bytes.split_first_chunk::<4>() else { return };
-    let (kind, mut again) = (u32::from_le_bytes(*kind), Vec::new());
-    if let Ok(request) = Request::decode(kind, payload) {
-        assert_eq!(request.encode(&mut again), kind);
-        assert_eq!(again.len(), payload.len());
-        assert_eq!(Request::decode(kind, &again), Ok(request));
-    }
-    if let Ok(completion) = Completion::decode(kind, payload) {
-        assert_eq!(completion.encode(&mut again), kind);
-        assert_eq!(again.len(), payload.len());
-        assert_eq!(Completion::decode(kind, &again), Ok(completion));
-    }
+/// A target by its name, with what honest encoders make for it: where fuzzing begins.
+pub struct Target {
+    pub name: &'static str,
+    pub run: fn(&[u8]),
+    pub honest: fn() -> Vec<Vec<u8>>,
 }
 
-/// A datagram of the socket, in both directions.
-pub fn hello(bytes: &[u8]) {
-    let mut again = Vec::new();
-    if let Ok(message) = ToDaemon::decode(bytes) {
-        message.encode(&mut again);
-        assert_eq!(ToDaemon::decode(&again), Ok(message));
-    }
-    if let Ok(message) = ToClient::decode(bytes) {
-        message.encode(&mut again);
-        assert_eq!(ToClient::decode(&again), Ok(message));
-    }
-}
-
-/// A script for a small ring, whose first byte says whether its words are scribbled on too. Without scribbling every
-/// frame comes out as it went in; with it every call still ends.
-pub fn ring(bytes: &[u8]) {
-    let Some((first, script)) = bytes.split_first() else { return };
-    small_ring(script, first % 2 == 1);
-    if first % 8 == 1 {
-        whole_memory(script);
-    }
-}
-
-const PLACE: Place = Place { head: 0, tail: 8, data: 16, count: 16 };
-
-fn small_ring(script: &[u8], scribbled: bool) {
-    let words: Vec<AtomicU64> = words::zeroed(PLACE.data + PLACE.count);
-    let (mut producer, mut consumer) = (Producer::new(&words, PLACE), Consumer::new(&words, PLACE));
-    let (mut expected, mut payload) = (VecDeque::new(), Vec::new());
-    for step in script.chunks(4) {
-        let [what, at, value, more] = [0, 1, 2, 3].map(|i| step.get(i).copied().unwrap_or(0));
-        match what % 4 {
-            0 | 1 => {
-                let frame = vec![value; usize::from(at) % 100];
-                match producer.push(more.into(), &frame) {
-                    Ok(true) => expected.push_back((u32::from(more), frame)),
-                    Ok(false) => {}
-                    Err(fault) => assert!(scribbled, "{fault}"),
-                }
-            }
-            2 => match consumer.pop(&mut payload) {
-                Ok(Some(kind)) if !scribbled => assert_eq!(expected.pop_front(), Some((kind, payload.clone()))),
-                Ok(Some(_)) => assert!(payload.len() <= 8 * PLACE.count),
-                Ok(None) => assert!(scribbled || expected.is_empty()),
-                Err(fault) => assert!(scribbled, "{fault}"),
-            },
-            _ if scribbled => scribble(&words, at, value, more),
-            _ => {}
-        }
-    }
-}
-
-fn scribble(words: &[AtomicU64], at: u8, value: u8, shift: u8) {
-    words[usize::from(at) % words.len()].fetch_add(u64::from(value) << (shift % 64), Relaxed);
-}
-
-/// The same against the daemon's side of a whole client's memory.
-fn whole_memory(script: &[u8]) {
-    let mapping = Mapping::anonymous(BYTES).expect("memory");
-    let mut daemon = ControlDaemon::new(mapping.clone());
-    let client = ControlClient::new(&mapping).expect("fresh memory");
-    let mut requests = client.rings().0;
-    for step in script.chunks(12) {
-        let [what, kind] = [0, 1].map(|i| step.get(i).copied().unwrap_or(0));
-        match what % 4 {
-            0 => {
-                // Half of the writes hit the page of positions.
-                let at = u64::from_le_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(|i| step.get(4 + i).copied().unwrap_or(0)));
-                let end = if kind % 2 == 0 { 4096 } else { BYTES };
-                mapping.store64((at % end) as usize & !7, at >> (kind % 64), Relaxed);
-            }
-            1 => drop(requests.push(&Request::Release { token: kind.into() })),
-            2 => {
-                daemon.push_completion(&Completion::Got { token: kind.into(), hit: 1 });
-            }
-            _ => {}
-        }
-        if daemon.pop_request().is_err() {
-            daemon.reset();
-            requests = client.rings().0;
-        }
-        daemon.drain_touches(16, &mut |_| {});
-        daemon.hazards().fence();
-    }
-}
+pub const TARGETS: &[Target] = &[
+    Target { name: "config", run: config::file, honest: config::files },
+    Target { name: "contents", run: log::contents, honest: log::contents_pages },
+    Target { name: "frame", run: wire::frame, honest: wire::frames },
+    Target { name: "hello", run: wire::hello, honest: wire::messages },
+    Target { name: "hold", run: wire::hold, honest: wire::hold_messages },
+    Target { name: "ring", run: rings::ring, honest: rings::scripts },
+    Target { name: "segment", run: log::segment, honest: log::segments },
+    Target { name: "state", run: state::state, honest: state::changes },
+    Target { name: "superblock", run: log::superblock, honest: log::superblocks },
+    Target { name: "trace", run: trace::trace, honest: trace::traces },
+];

@@ -11,24 +11,26 @@
 
 mod contents;
 mod segment;
-mod superblock;
+pub(crate) mod superblock;
 
 use lapis_config::UNIT_BYTES;
+pub use lapis_config::{PageIndex, SegmentId};
 use twox_hash::XxHash3_64;
 use zerocopy::little_endian::{U16, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 pub use contents::{ContentsPage, ENTRIES_MAX, Entries, Nonce, Record};
 pub use segment::SegmentHeader;
-pub use superblock::{GroupRecord, Superblock};
+pub use superblock::{GROUPS_MAX, GroupRecord, Superblock};
 
 /// Bytes of every page: what a device writes whole or can be asked to.
 pub const PAGE_BYTES: usize = UNIT_BYTES as usize;
 /// Readers refuse another major version and accept any minor.
 pub const MAJOR: u16 = 1;
 pub const MINOR: u16 = 0;
-/// Least bytes of a segment; a segment also has room for at least eight of its largest records.
-pub const SEGMENT_BYTES_MIN: u64 = 64 << 20;
+/// Least bytes of a segment that the format allows: head, one more chunk and some records. What a daemon makes has at
+/// least 64 MiB (`ssd.bytes`); small ones are for tests in which segments fill and retire all the time.
+pub const SEGMENT_BYTES_MIN: u64 = 256 << 10;
 pub const SEGMENT_BYTES_MAX: u64 = 16 << 30;
 /// Pages of contents that lie together; the last of a chunk says where the next chunk starts.
 pub const CHUNK_PAGES: u32 = 16;
@@ -37,33 +39,9 @@ pub const CONTENTS_START: PageIndex = PageIndex(1);
 
 pub type Page = [u8; PAGE_BYTES];
 
-/// A page's place in its segment, in pages from the segment's start. 0 is the header.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PageIndex(pub u32);
-
 /// One log: drawn at random when its devices were formatted; the same on all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct LogId(pub [u8; 16]);
-
-/// A segment: device in the upper 8 bits, number on the device in the lower 24. A segment lies on one device whole, so
-/// that a lost device costs its own segments and no others; one is open on each device, so that all of them write.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SegmentId(pub u32);
-
-impl SegmentId {
-    pub const ON_DEVICE_MAX: u32 = 1 << 24;
-
-    pub fn new(device: u8, index: u32) -> Self {
-        assert!(index < Self::ON_DEVICE_MAX, "segments of a device are counted in 24 bits");
-        Self(u32::from(device) << 24 | index)
-    }
-    pub fn device(self) -> u8 {
-        (self.0 >> 24) as u8
-    }
-    pub fn index(self) -> u32 {
-        self.0 & (Self::ON_DEVICE_MAX - 1)
-    }
-}
 
 /// One use of one segment, from its opening to its retirement; what its pages must name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

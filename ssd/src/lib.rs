@@ -1,4 +1,21 @@
 //! The log of blocks on devices.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+pub mod device;
+pub mod disk;
+pub mod drive;
+pub mod engine;
+mod error;
+pub mod faulty;
 pub mod format;
+pub mod fsck;
+pub mod memory;
+pub mod recover;
+#[cfg(test)]
+mod testing;
+pub mod threads;
+#[allow(unsafe_code, reason = "the kernel is handed descriptors and addresses; their owners outlive its use of them")]
+pub mod uring;
+pub mod volume;
+
+pub use error::SsdError;

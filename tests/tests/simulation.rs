@@ -1,15 +1,18 @@
 //! A few hundred seeds of the simulated host. A failing one is printed with the line that runs it again:
 //! `LAPIS_SEED=123 cargo test -p lapis-tests --test simulation one_seed`. More: `LAPIS_SIM_SEEDS=3000` and, to begin
-//! elsewhere than at 0, `LAPIS_SIM_FIRST=123`; `LAPIS_SIM_PRINT=1` prints everything that happens.
+//! elsewhere than at 0, `LAPIS_SIM_FIRST=123`; `LAPIS_SIM_GO_ON=1` goes on after failures and names each;
+//! `LAPIS_SIM_PRINT=1` prints everything that happens. A failing seed is shrunk: the line to run again then says in
+//! `LAPIS_SIM_SHRUNK` which knobs of its plan are turned, and how.
 
 use std::{
     env,
     sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
 };
 
 use lapis_tests::sim::{self, Outcome, Plan};
 
-const SEEDS: u64 = 400;
+const SEEDS: u64 = 300;
 const THREADS: u64 = 2;
 
 fn number(variable: &str) -> Option<u64> {
@@ -18,32 +21,66 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 fn run(seed: u64) -> Outcome {
-    sim::run(Plan::of(seed)).unwrap_or_else(|wrong| {
-        panic!("{wrong}\nseed {seed}: LAPIS_SEED={seed} cargo test -p lapis-tests --test simulation one_seed");
-    })
+    sim::run(Plan::of(seed)).unwrap_or_else(|wrong| fails(seed, wrong))
 }
 
-/// The seeds of all threads, each taken once.
+/// Prints the smallest plan that fails too, and the line that runs it.
+fn fails(seed: u64, wrong: String) -> ! {
+    eprintln!("seed {seed} fails, shrinking: {}", last_line(&wrong));
+    let (plan, wrong) = sim::shrink(&Plan::of(seed), wrong);
+    panic!(
+        "{wrong}\nseed {seed}: LAPIS_SEED={seed} LAPIS_SIM_SHRUNK='{}' cargo test -p lapis-tests --test simulation one_seed",
+        sim::difference(&plan)
+    );
+}
+
+fn last_line(text: &str) -> &str {
+    text.lines().last().unwrap_or("")
+}
+
+/// The seeds of all threads, each taken once, until one fails; with `LAPIS_SIM_GO_ON` all, and each failure is a line.
 fn run_all(first: u64, seeds: u64) -> Vec<Outcome> {
-    let next = AtomicU64::new(0);
+    let goes_on = env::var_os("LAPIS_SIM_GO_ON").is_some();
+    let (next, failed) = (AtomicU64::new(0), AtomicU64::new(u64::MAX));
     let work = || {
-        let mine = std::iter::from_fn(|| Some(next.fetch_add(1, Ordering::Relaxed)).filter(|n| *n < seeds));
-        mine.map(|n| run(first.wrapping_add(n))).collect::<Vec<_>>()
+        let mut outcomes = Vec::new();
+        while goes_on || failed.load(Ordering::Relaxed) == u64::MAX {
+            let seed = first.wrapping_add(next.fetch_add(1, Ordering::Relaxed));
+            if seed.wrapping_sub(first) >= seeds {
+                break;
+            }
+            match sim::run(Plan::of(seed)) {
+                Ok(outcome) => outcomes.push(outcome),
+                Err(wrong) => {
+                    eprintln!("seed {seed}: {}", last_line(&wrong));
+                    failed.fetch_min(seed, Ordering::Relaxed);
+                }
+            }
+        }
+        outcomes
     };
-    std::thread::scope(|scope| {
+    let outcomes = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().flat_map(|thread| thread.join().expect("the seed above failed")).collect()
-    })
+        threads.into_iter().flat_map(|thread| thread.join().expect("panics of a run are caught")).collect()
+    });
+    let seed = failed.into_inner();
+    if seed != u64::MAX {
+        run(seed);
+    }
+    outcomes
 }
 
 #[test]
 fn no_seed_shows_a_wrong_byte_a_leak_or_a_hang() {
     let (first, seeds) = (number("LAPIS_SIM_FIRST").unwrap_or(0), number("LAPIS_SIM_SEEDS").unwrap_or(SEEDS));
+    let started = Instant::now();
     let outcomes = run_all(first, seeds);
+    println!("{:.0} seeds a second", seeds as f64 / started.elapsed().as_secs_f64());
     let sum = |of: fn(&Outcome) -> u64| outcomes.iter().map(of).sum::<u64>();
     println!(
         "{seeds} seeds from {first}: {} turns, {} s of virtual time, {} hits ({} owed), {} misses, {} views, {} stored, {} evicted, \
-         {} kills, {} colds, {} crashes, {} forks, {} expelled, {} blocks judged where they lie",
+         {} kills, {} colds, {} crashes, {} forks, {} expelled, {} blocks judged where they lie; SSD: {} demoted, {} promoted, \
+         {} segments retired, {} bytes written anew, {} power cuts, {} owed and found after kills, {} found, {} corrupt",
         sum(|o| o.turns),
         sum(|o| o.virtual_us) / 1_000_000,
         sum(|o| o.tally.hits),
@@ -58,6 +95,14 @@ fn no_seed_shows_a_wrong_byte_a_leak_or_a_hang() {
         sum(|o| o.tally.forks),
         sum(|o| o.tally.expelled),
         sum(|o| o.tally.blocks_judged),
+        sum(|o| o.tally.demotions),
+        sum(|o| o.tally.promotions),
+        sum(|o| o.tally.segments_retired),
+        sum(|o| o.tally.readmitted_bytes),
+        sum(|o| o.tally.power_cuts),
+        sum(|o| o.tally.recovered),
+        sum(|o| o.tally.ssd_found),
+        sum(|o| o.tally.corrupt),
     );
     // A world in which nothing happens proves nothing.
     if seeds >= 100 {
@@ -71,6 +116,12 @@ fn no_seed_shows_a_wrong_byte_a_leak_or_a_hang() {
             ("colds", sum(|o| o.tally.colds)),
             ("crashes", sum(|o| o.tally.crashes)),
             ("forks", sum(|o| o.tally.forks)),
+            ("power cuts", sum(|o| o.tally.power_cuts)),
+            ("demotions", sum(|o| o.tally.demotions)),
+            ("promotions", sum(|o| o.tally.promotions)),
+            ("segments retired", sum(|o| o.tally.segments_retired)),
+            ("blocks that a restart owes", sum(|o| o.tally.recovered)),
+            ("blocks that do not fit their sums", sum(|o| o.tally.corrupt)),
         ] {
             assert!(count > 0, "no {what} in {seeds} seeds");
         }
@@ -87,7 +138,12 @@ fn the_same_seed_is_the_same_run() {
 
 #[test]
 fn one_seed() {
-    if let Some(seed) = number("LAPIS_SEED") {
-        println!("{:#?}\n{:#?}", Plan::of(seed), run(seed));
+    let Some(seed) = number("LAPIS_SEED") else { return };
+    let difference = env::var("LAPIS_SIM_SHRUNK").ok();
+    let plan = sim::turned(seed, difference.as_deref().unwrap_or("")).unwrap_or_else(|wrong| panic!("{wrong}"));
+    match sim::run(plan.clone()) {
+        Ok(outcome) => println!("{plan:#?}\n{outcome:#?}"),
+        Err(wrong) if difference.is_some() => panic!("{wrong}"),
+        Err(wrong) => fails(seed, wrong),
     }
 }

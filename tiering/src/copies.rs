@@ -1,6 +1,7 @@
 //! What a tier's copy of a block may become: a table of legal steps, asserted at each.
 //!
-//! A block has at most one copy per tier. In DRAM alone every stored block is `Dirty`: it is nowhere else.
+//! A block has at most one copy per tier. In DRAM alone every stored block is `Dirty`: it is nowhere else. What is only on
+//! SSD has an `Absent` copy in DRAM and a place in `Entry::ssd`.
 
 use lapis_config::Entry;
 
@@ -27,23 +28,47 @@ pub enum Step {
     Commit,
     Adopt,
     Drop,
+    /// A write to SSD begins, and ends.
+    Write,
+    Written,
+    WriteFailed,
+    /// The copy on SSD is gone, or one was found there.
+    Lost,
+    Found,
+    /// A read from SSD begins, and ends.
+    Fetch,
+    Fetched,
+    FetchFailed,
 }
 
 /// Bits of `Entry::flags` that hold the state of the DRAM copy.
 const DRAM: u8 = 0b111;
 
 impl Copy {
-    /// What a copy becomes by a step; `None` if the step is not legal. Dropping a `Dirty` copy is a cache's right;
-    /// dropping one that a device still reads is not.
+    /// What a copy becomes by a step; `None` if the step is not legal. Dropping a `Dirty` copy is a cache's right. One
+    /// that a device still reads is dropped for readers only: its slot is the operation's until that ends.
     pub const fn after(self, step: Step) -> Option<Self> {
         match (self, step) {
             (Self::Absent, Step::Reserve) => Some(Self::Filling),
             (Self::Filling, Step::Abort) => Some(Self::Absent),
             (Self::Filling, Step::Commit) => Some(Self::Dirty),
             (Self::Absent, Step::Adopt) => Some(Self::Dirty),
-            (Self::Dirty | Self::Clean, Step::Drop) => Some(Self::Absent),
+            (Self::Dirty | Self::Clean | Self::Moving, Step::Drop) => Some(Self::Absent),
+            (Self::Dirty, Step::Write) => Some(Self::Moving),
+            (Self::Moving, Step::Written) => Some(Self::Clean),
+            (Self::Moving, Step::WriteFailed) => Some(Self::Dirty),
+            (Self::Clean, Step::Lost) => Some(Self::Dirty),
+            (Self::Dirty, Step::Found) => Some(Self::Clean),
+            (Self::Absent, Step::Fetch) => Some(Self::Filling),
+            (Self::Filling, Step::Fetched) => Some(Self::Clean),
+            (Self::Filling, Step::FetchFailed) => Some(Self::Absent),
             _ => None,
         }
+    }
+
+    /// Whether readers find it.
+    pub const fn is_readable(self) -> bool {
+        matches!(self, Self::Dirty | Self::Clean | Self::Moving)
     }
 
     pub fn of_dram(entry: &Entry) -> Self {
@@ -72,9 +97,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_copy_that_a_device_reads_is_never_dropped() {
-        assert_eq!(Copy::Moving.after(Step::Drop), None);
+    fn a_copy_that_is_being_filled_is_not_dropped() {
         assert_eq!(Copy::Filling.after(Step::Drop), None);
+        assert_eq!(Copy::Filling.after(Step::FetchFailed), Some(Copy::Absent));
+    }
+
+    #[test]
+    fn only_what_is_on_ssd_too_is_clean() {
+        let into_clean = |step: &Step| {
+            let all = [Copy::Absent, Copy::Filling, Copy::Dirty, Copy::Clean, Copy::Moving];
+            all.iter().any(|copy| copy.after(*step) == Some(Copy::Clean))
+        };
+        let steps = [Step::Commit, Step::Adopt, Step::Write, Step::WriteFailed, Step::Lost, Step::Fetch];
+        assert!(!steps.iter().any(into_clean));
+        assert!([Step::Written, Step::Found, Step::Fetched].iter().all(into_clean));
     }
 
     #[test]

@@ -6,27 +6,38 @@
 //! Invariant: an unpublished slot is free only after no reader named it.
 
 mod adopt;
+mod ahead;
 mod audit;
 mod clients;
 mod commit;
 mod evict;
+mod fetch;
+mod flush;
+mod found;
 mod get;
 mod hint;
 mod hits;
 mod hold;
 mod put;
+mod retire;
 mod room;
 mod slabs;
+mod ssd;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
-use lapis_config::{ClientId, Fingerprint, Key, LineId, OpId, PoolId, PoolKind, SlotId, Time, UNIT_BYTES};
+use lapis_config::{
+    ClientId, Fingerprint, Key, LineId, OpId, PageIndex, PoolId, PoolKind, SegmentId, SlotId, SsdPlace, Time,
+    UNIT_BYTES, sizes,
+};
+
+pub use found::FoundRecord;
 
 use crate::{
-    copies::{Step, step_dram},
+    copies::{Copy, Step, step_dram},
     face::{Action, Caller, Counts, Outcome, Reply},
     hash::Map,
     kept::{Kept, Live, Tier},
@@ -44,6 +55,10 @@ const CLIENT_WAITS_MAX: usize = 64;
 /// Bits of `Entry::flags` beside the copy's state and the policy's bit.
 pub(crate) const HELD: u8 = 1 << 4;
 pub(crate) const PINNED: u8 = 1 << 5;
+/// Hit since it was written to SSD.
+pub(crate) const HIT: u8 = 1 << 6;
+/// Was on SSD, and its segment was given up: another write of it is no first one.
+pub(crate) const AGAIN: u8 = 1 << 7;
 
 /// A pool as the core sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +69,20 @@ pub struct PoolDef {
     pub block_bytes: u64,
     /// 4 KiB units of the slot of the largest block; of every block in a chain pool.
     pub slot_units: u32,
+    pub pieces: u16,
+}
+
+impl PoolDef {
+    /// 4 KiB units of the slot of a block of so many payload bytes.
+    pub fn units_of(&self, bytes: u32) -> u32 {
+        match self.kind {
+            PoolKind::Chain => self.slot_units,
+            PoolKind::Object => {
+                let units = sizes::slot_bytes_of(self.kind, self.pieces, u64::from(bytes)) / UNIT_BYTES;
+                self.slot_units.min(u32::try_from(units).unwrap_or(u32::MAX))
+            }
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -69,8 +98,10 @@ pub struct CoreOptions {
     pub waits_max: usize,
     /// One client's reserves hold at most one part in so many of the memory, and at least one slot.
     pub reserved_part: u32,
-    /// Most blocks being verified at once.
+    /// Most blocks being verified at once: the next ones begin when all have ended.
     pub verifies_max: usize,
+    /// Bytes of the blocks that go next which are on SSD before their room is asked for.
+    pub write_back_ahead_bytes: u64,
 }
 
 impl Default for CoreOptions {
@@ -81,7 +112,8 @@ impl Default for CoreOptions {
             slab_units_min: 16,
             waits_max: 4096,
             reserved_part: 2,
-            verifies_max: 8,
+            verifies_max: 16,
+            write_back_ahead_bytes: 0,
         }
     }
 }
@@ -117,6 +149,34 @@ enum Growth {
 
 /// How long no more memory is asked for after there was none.
 const DENIED: Duration = Duration::from_secs(5);
+
+/// Between two batches of checks while devices read.
+const VERIFY_PAUSE: Duration = Duration::from_millis(5);
+
+/// An operation under way: what is done when it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Op {
+    Verify {
+        line: LineId,
+        generation: u64,
+    },
+    /// `None`: the line went meanwhile, the slot is the operation's.
+    Write {
+        line: Option<LineId>,
+        at: SsdPlace,
+        pages: u32,
+        slot: SlotId,
+    },
+    Read {
+        line: Option<LineId>,
+        at: SsdPlace,
+        pages: u32,
+        slot: SlotId,
+    },
+    Open(SegmentId),
+    List(SegmentId, PageIndex),
+    Flush(SegmentId),
+}
 
 /// See the module's head. Methods that take `now` may give any time not before the last one.
 pub struct Core<K: Kept, P: Policy> {
@@ -159,11 +219,14 @@ pub struct Core<K: Kept, P: Policy> {
     woken: Vec<(PoolId, Key)>,
     recall_look: Time,
     adopting: Option<adopt::Adopting>,
-    /// Lines still to verify after a restart, hottest last.
+    /// Lines still to verify: after a restart, hottest last, and those that came from SSD.
     unverified: Vec<LineId>,
-    /// Operations under way: the line and its generation.
-    ops: BTreeMap<OpId, (LineId, u64)>,
+    ssd: ssd::Ssd,
+    ops: BTreeMap<OpId, Op>,
     op_next: u64,
+    /// Of them, checks of blocks; and from when on more may begin while devices read.
+    verifying: usize,
+    verify_from: Time,
     counts: Counts,
     actions: VecDeque<Action>,
 }
@@ -204,8 +267,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
             recall_look: Time(0),
             adopting: None,
             unverified: Vec::new(),
+            ssd: ssd::Ssd::default(),
             ops: BTreeMap::new(),
             op_next: 0,
+            verifying: 0,
+            verify_from: Time(0),
             counts: Counts::default(),
             actions: VecDeque::new(),
         }
@@ -280,7 +346,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     pub fn counts(&self) -> Counts {
-        self.counts
+        Counts { ssd_table_bytes: self.ssd.table_bytes(), ..self.counts }
     }
 
     pub fn pool_counts(&self, id: PoolId) -> PoolCounts {
@@ -302,17 +368,55 @@ impl<K: Kept, P: Policy> Core<K, P> {
             self.run();
         }
         self.verify_more();
+        self.pump_flush();
+        self.pump_log();
+        // A segment on its way out may have asked for reads that cannot begin: what becomes of them is decided here, for
+        // nothing else may happen that would be a reason to.
+        while self.stirred && self.adopting.is_none() {
+            self.run();
+            self.pump_log();
+        }
         let action = self.actions.pop_front();
+        if let Some(action) = &action {
+            self.need_segment_taken(action);
+        }
         if action == Some(Action::NeedMemory) && self.growth == Growth::Asked {
             self.growth = Growth::Taken;
         }
         action
     }
 
+    /// Whether `poll_action` has something that was not taken yet.
+    pub fn has_actions(&self) -> bool {
+        !self.actions.is_empty()
+    }
+
+    /// Slots whose reuse waits for readers. Others aside are those of a dead daemon's devices, which no reader holds up.
+    pub fn slots_named(&self) -> usize {
+        self.aside.len()
+    }
+
+    /// Operations whose end was not told yet, blocks on their way to or from SSD, and calls that wait for any of them;
+    /// empty if there are none.
+    pub fn unfinished(&self) -> String {
+        let (ops, ssd) = (&self.ops, &self.ssd);
+        let counts = [
+            ("operations", ops.len()),
+            ("writes", ssd.moving.len()),
+            ("reads", ssd.fetching.len()),
+            ("reads to come", ssd.queue.len()),
+            ("segments on their way out", ssd.retiring.len()),
+            ("calls that wait for removals", self.tickets()),
+        ];
+        let some = counts.into_iter().filter(|(_, count)| *count > 0);
+        some.map(|(what, count)| format!("{count} {what}")).collect::<Vec<_>>().join(", ")
+    }
+
     /// When to call `tick` if nothing else happens.
     pub fn poll_timeout(&self) -> Option<Time> {
         let aside = (!self.aside.is_empty()).then_some(self.aside_look);
-        [self.puts.wake(), self.gets.deadline(), self.holds.until(), aside].into_iter().flatten().min()
+        let times = [self.puts.wake(), self.gets.deadline(), self.holds.until(), aside, self.log_timeout()];
+        times.into_iter().flatten().min()
     }
 
     /// Time passed: deadlines end waits and holds, slots aside are looked at again.
@@ -334,7 +438,22 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// How an operation ended.
     pub fn completed(&mut self, now: Time, op: OpId, outcome: Outcome) {
         self.clock(now);
-        let Some((line, generation)) = self.ops.remove(&op) else { return };
+        match self.ops.remove(&op) {
+            None => return,
+            Some(Op::Verify { line, generation }) => {
+                self.verifying -= 1;
+                self.verify_ended(line, generation, outcome);
+            }
+            Some(Op::Write { line, at, pages, slot }) => self.write_ended(line, at, pages, slot, outcome),
+            Some(Op::Read { line, at, pages, slot }) => self.read_ended(op, line, at, pages, slot, outcome),
+            Some(Op::Open(segment)) => self.opened(segment, outcome),
+            Some(Op::List(segment, place)) => self.listed(segment, place, outcome),
+            Some(Op::Flush(segment)) => self.flushed(segment, outcome),
+        }
+        self.run();
+    }
+
+    fn verify_ended(&mut self, line: LineId, generation: u64, outcome: Outcome) {
         let Some(live) = self.kept.live(line).filter(|live| live.generation == generation) else { return };
         match outcome {
             Outcome::Ok => {
@@ -345,11 +464,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
             }
             Outcome::Corrupt => {
                 self.counts.corrupt += 1;
+                self.counts.ssd_corrupt += u64::from(self.kept.entry(line).ssd != 0);
                 self.drop_subtree(line);
                 self.settle();
-                self.run();
             }
-            Outcome::Written { .. } | Outcome::Failed => {}
+            Outcome::Failed => {}
         }
     }
 
@@ -369,30 +488,44 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// Takes note that the block and up to `most - 1` above it were used; deepest first, so that the root is the most
     /// recent. What was used in the same tenth of a second was noted then, and all above it.
     fn touch(&mut self, line: LineId, live: &Live, most: u32) {
-        let mut shelf = self.shelf_of(live.place.slot);
         let chain = self.pools[&live.pool].def.kind == PoolKind::Chain;
+        let mut shelf = self.shelf_of(line, live);
         let (mut at, now) = (line, tenths(self.now));
         for _ in 0..most.min(TOUCHES_MAX) {
-            let entry = self.kept.entry(at);
+            let entry = self.kept.entry_mut(at);
             if entry.last_use == now {
                 return;
             }
             let parent = LineId(entry.parent);
-            self.policy.used(&mut self.kept, shelf, at, self.now);
+            if entry.ssd != 0 {
+                entry.flags |= HIT;
+            }
+            if Copy::of_dram(entry).is_readable() {
+                let shelf = *shelf.get_or_insert_with(|| self.shelf_of_line(at));
+                self.policy.used(&mut self.kept, shelf, at, self.now);
+            } else {
+                entry.last_use = now;
+            }
             if !parent.is_some() {
                 return;
             }
             at = parent;
             if !chain {
-                let live = self.kept.live(at).expect("a parent is resident");
-                shelf = self.shelf_of(live.place.slot);
+                shelf = None;
             }
         }
     }
 
-    /// The shelf of a published block.
-    fn shelf_of(&self, slot: SlotId) -> Shelf {
-        self.memory.slab_around(slot.0).expect("a published slot lies in a slab").shelf
+    /// The shelf of a published block; `None` if it is not in DRAM.
+    fn shelf_of(&self, line: LineId, live: &Live) -> Option<Shelf> {
+        let in_dram = Copy::of_dram(self.kept.entry(line)).is_readable();
+        in_dram.then(|| self.memory.slab_around(live.place.slot.0).expect("a published slot lies in a slab").shelf)
+    }
+
+    /// The shelf of a block that is in DRAM.
+    fn shelf_of_line(&self, line: LineId) -> Shelf {
+        let live = self.kept.live(line).expect("a live line");
+        self.memory.slab_around(live.place.slot.0).expect("a published slot lies in a slab").shelf
     }
 
     /// What followed from the last input: waiting puts and gets go on.
@@ -405,16 +538,18 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
         loop {
             if std::mem::take(&mut self.stirred) {
+                self.pump_fetches();
                 self.pump.extend(self.puts.shelves_waiting());
             }
             if let Some(shelf) = self.pump.pop_first() {
                 self.pump(shelf);
             } else if !self.woken.is_empty() {
                 self.wake_gets();
-            } else {
-                return;
+            } else if !self.stirred {
+                break;
             }
         }
+        self.write_ahead();
     }
 
     fn clock(&mut self, now: Time) {
@@ -425,30 +560,59 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.actions.push_back(Action::Reply { to, reply });
     }
 
-    fn op(&mut self, line: LineId, generation: u64) -> OpId {
+    fn begin(&mut self, what: Op) -> OpId {
         let op = OpId(self.op_next);
         self.op_next += 1;
-        self.ops.insert(op, (line, generation));
+        self.ops.insert(op, what);
         op
     }
 
-    /// Starts checks of blocks that a restart found, the hottest first.
+    /// Starts checks of blocks that a restart found or devices read, the hottest first, several at once: an end each would
+    /// wake the engine for each. While devices read there are pauses: whoever asked for a block checks it himself, and
+    /// most of what is read in a stream has gone again before anybody asks for it twice.
     fn verify_more(&mut self) {
-        while self.ops.len() < self.options.verifies_max {
+        let paused = self.ssd.read_pages > 0 && self.now < self.verify_from;
+        if self.verifying > 0 || self.unverified.is_empty() || paused {
+            return;
+        }
+        self.verify_from = self.now.after(VERIFY_PAUSE);
+        while self.verifying < self.options.verifies_max {
             let Some(line) = self.unverified.pop() else { return };
             let Some(live) = self.kept.live(line) else { continue };
             if live.place.tier != Tier::DramUnverified {
                 continue;
             }
-            let op = self.op(line, live.generation);
+            let op = self.begin(Op::Verify { line, generation: live.generation });
+            self.verifying += 1;
             let (pool, key, place) = (live.pool, live.key, live.place);
             let (slot, bytes, sum) = (place.slot, place.bytes, place.sum);
             self.actions.push_back(Action::Verify { op, line, pool, key, slot, bytes, sum });
         }
     }
 
+    /// The block is to be verified when there is time.
+    fn verify_later(&mut self, line: LineId) {
+        if self.unverified.len() >= 2 * self.kept.lines() as usize {
+            self.forget_verified();
+        }
+        self.unverified.push(line);
+    }
+
+    /// Drops what needs no check any more, and all but the last mention of a line.
+    fn forget_verified(&mut self) {
+        let mut seen = vec![false; self.kept.lines() as usize];
+        let kept = &self.kept;
+        let wanted = |line: &LineId| {
+            let again = std::mem::replace(&mut seen[line.0 as usize], true);
+            !again && kept.live(*line).is_some_and(|live| live.place.tier == Tier::DramUnverified)
+        };
+        self.unverified = std::mem::take(&mut self.unverified).into_iter().rev().filter(wanted).collect();
+        self.unverified.reverse();
+    }
+
     /// Makes the entry of a line that was just published or found.
     fn enter(&mut self, line: LineId, step: &[Step]) {
+        self.counts.lines_used += 1;
         let entry = self.kept.entry_mut(line);
         let (class, last_use) = (entry.class, entry.last_use);
         *entry = lapis_config::Entry {

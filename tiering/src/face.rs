@@ -1,6 +1,6 @@
 //! What goes into the core and what comes out of it: plain values. Batches are of one chain at a time.
 
-use lapis_config::{ClientId, Key, LineId, OpId, PoolId, Refusal, SlotId};
+use lapis_config::{ClientId, Key, LineId, OpId, PageIndex, PoolId, Refusal, SegmentId, SlotId, SsdPlace};
 
 /// The parent of a block in a commit or reserve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,24 +107,52 @@ pub enum Action {
         to: SlotId,
         bytes: u32,
     },
+    /// Write a slot as it stands to the log.
     WriteSsd {
         op: OpId,
-        line: LineId,
-        pool: PoolId,
-        key: Key,
-        parent: Option<Key>,
+        at: SsdPlace,
         slot: SlotId,
-        bytes: u32,
-        sum: u64,
+        pages: u32,
     },
+    /// Read a record into a slot. Its bytes are checked later: against `Verify`, and by whoever reads them first.
     ReadSsd {
         op: OpId,
-        at: u64,
-        pool: PoolId,
-        key: Key,
+        at: SsdPlace,
         slot: SlotId,
-        bytes: u32,
-        sum: u64,
+        pages: u32,
+    },
+    /// Write the header of a segment's new use.
+    OpenSegment {
+        op: OpId,
+        segment: SegmentId,
+        opened: u64,
+    },
+    /// Write a page of contents.
+    ListSsd {
+        op: OpId,
+        segment: SegmentId,
+        opened: u64,
+        place: PageIndex,
+        /// Where the page after it will be; `None` in the last one.
+        next: Option<PageIndex>,
+        sequence: u64,
+        listed: Listed,
+    },
+    /// What the device reported as written outlasts a power cut from then on.
+    FlushSsd {
+        op: OpId,
+        device: u8,
+    },
+    /// Nothing in this segment is needed any more: its header is wiped, before whatever comes after. With `leaves` it is
+    /// nobody's then.
+    FreeSegment {
+        segment: SegmentId,
+        leaves: bool,
+    },
+    /// The group could use one more segment on that device: answered by `segment_given` before the next action is asked
+    /// for, or not at all.
+    NeedSegment {
+        device: u8,
     },
     Fetch {
         op: OpId,
@@ -134,22 +162,47 @@ pub enum Action {
         slot: SlotId,
         bytes: u32,
     },
-    /// The copy on SSD is not wanted any more.
-    Discard {
-        at: u64,
-    },
     /// No slab is free: the group could use one more extent if it may have one.
     NeedMemory,
+}
+
+/// A line of a page of contents: a record of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub pool: PoolId,
+    pub key: Key,
+    /// Zeros for a root.
+    pub parent: Key,
+    pub start: PageIndex,
+    pub pages: u32,
+    /// Of payload.
+    pub bytes: u32,
+    pub sum: u64,
+    pub sequence: u64,
+    pub class: u8,
+    /// Nothing was written: records of the key with lower sequences are gone.
+    pub removed: bool,
+}
+
+impl Record {
+    pub fn removal(pool: PoolId, key: Key, sequence: u64) -> Self {
+        let (parent, start) = (Key::default(), PageIndex(0));
+        Self { pool, key, parent, start, pages: 0, bytes: 0, sum: 0, sequence, class: 0, removed: true }
+    }
+}
+
+/// What a page of contents is to list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listed {
+    Records(Vec<Record>),
+    /// Pools, each with the sequence below which its records are gone.
+    Pools(Vec<(PoolId, u64)>),
 }
 
 /// How an operation of a mover ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Ok,
-    /// Written; where.
-    Written {
-        at: u64,
-    },
     /// The bytes do not fit their sum.
     Corrupt,
     Failed,
@@ -173,4 +226,32 @@ pub struct Counts {
     pub slabs_moved: u64,
     pub verified: u64,
     pub corrupt: u64,
+    /// Now: of a dropped block, or of one that is coming, which a device writes or reads.
+    pub slots_busy: u64,
+    /// Now: blocks that have a line, wherever their bytes are.
+    pub lines_used: u64,
+    /// Now: blocks that are on SSD, whether in DRAM too or not, and the bytes of their records.
+    pub ssd_blocks: u64,
+    pub ssd_bytes: u64,
+    /// Blocks that somebody waited for and that came from SSD: once for each who waited.
+    pub ssd_hits: u64,
+    /// Of `corrupt`: blocks that were on SSD too.
+    pub ssd_corrupt: u64,
+    /// Blocks that left DRAM and stayed on SSD, and that came back.
+    pub demotions: u64,
+    pub promotions: u64,
+    /// Blocks that left SSD with their segment.
+    pub ssd_evictions: u64,
+    /// Records of former starts: taken over, and not.
+    pub ssd_found: u64,
+    pub ssd_passed_over: u64,
+    pub ssd_writes_failed: u64,
+    pub ssd_reads_failed: u64,
+    /// Bytes of blocks that were stored on SSD and were not there before; of those that were written anew when their
+    /// segment went; of all records written, whatever became of them; of headers and tables of contents.
+    pub admitted_bytes: u64,
+    pub readmitted_bytes: u64,
+    pub ssd_record_bytes: u64,
+    pub ssd_table_bytes: u64,
+    pub segments_retired: u64,
 }

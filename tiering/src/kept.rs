@@ -77,6 +77,8 @@ pub struct Live {
 pub trait Kept {
     fn lines(&self) -> u32;
     fn find(&self, pool: PoolId, key: &Key) -> Option<LineId>;
+    /// The key is asked for, or published, soon: a hint.
+    fn prefetch(&self, _pool: PoolId, _key: &Key) {}
     /// `None` if the line is free.
     fn live(&self, line: LineId) -> Option<Live>;
     /// Puts a new key into the table, visible to readers when this returns.

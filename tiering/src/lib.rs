@@ -10,17 +10,21 @@ mod core;
 pub mod face;
 mod groups;
 mod hash;
+pub mod health;
 pub mod kept;
+mod log;
 mod memory;
 mod plain;
 mod policy;
 pub mod replay;
+pub mod segments;
 mod tree;
 
 pub use crate::{
-    core::{Core, CoreOptions, PoolCounts, PoolDef},
+    core::{Core, CoreOptions, FoundRecord, PoolCounts, PoolDef},
     groups::Shares,
+    log::LogOptions,
     plain::PlainKept,
     policy::{Lru, Policy, Shelf},
-    replay::Replay,
+    replay::{Replay, SsdTier},
 };

@@ -58,7 +58,7 @@ impl PlainKept {
 
     /// What a daemon's death and a new start leave: all live lines unverified.
     pub fn restart(&mut self) {
-        for live in self.lines.iter_mut().flatten() {
+        for live in self.lines.iter_mut().flatten().filter(|live| live.place.tier == Tier::Dram) {
             live.place.tier = Tier::DramUnverified;
         }
     }

@@ -28,6 +28,8 @@ pub trait Policy {
     fn unlink<K: Kept>(&mut self, kept: &mut K, shelf: Shelf, line: LineId);
     /// Who goes next; stays linked.
     fn coldest<K: Kept>(&self, kept: &K, shelf: Shelf, now: Time) -> Option<LineId>;
+    /// Who goes after `line`, which is linked.
+    fn after<K: Kept>(&self, kept: &K, shelf: Shelf, line: LineId) -> Option<LineId>;
     /// Whether a new block of the request that needs room is worth more than `victim`.
     fn admits<K: Kept>(&self, _kept: &K, _shelf: Shelf, _victim: LineId, _now: Time) -> bool {
         true

@@ -2,13 +2,16 @@
 //! siblings here (8 bytes a line), so that a subtree is found and a block unlinked without a scan.
 //!
 //! Invariant: a line's parent is resident and lists it among its children exactly once.
+//! Invariant: children with a copy in DRAM come before those that are on SSD alone, so the first one tells whether there
+//! are any.
 
 use lapis_config::LineId;
 
-use crate::kept::Kept;
+use crate::{copies::Copy, kept::Kept};
 
 pub(crate) struct Tree {
-    /// Per line: next and previous sibling, each line + 1, 0 for none (so fresh memory is an empty tree).
+    /// Per line: next and previous sibling, each line + 1, 0 for none (so fresh memory is an empty tree). The one before
+    /// the first is the last.
     siblings: Vec<[u32; 2]>,
 }
 
@@ -30,15 +33,40 @@ impl Tree {
 
     /// Makes `child`, which has no parent, a child of `parent`, whose generation is given.
     pub fn attach<K: Kept>(&mut self, kept: &mut K, parent: LineId, generation: u64, child: LineId) {
-        let first = LineId(std::mem::replace(&mut kept.entry_mut(parent).first_child, child.0));
-        self.siblings[child.0 as usize] = [link(first), 0];
-        if first.is_some() {
-            self.siblings[first.0 as usize][PREVIOUS] = link(child);
-        }
         let entry = kept.entry_mut(child);
         assert!(entry.parent == LineId::NONE.0, "a block has one parent");
         entry.parent = parent.0;
         entry.parent_generation = generation as u16;
+        let in_dram = Copy::of_dram(entry).is_readable();
+        self.insert(kept, parent, child, in_dram);
+    }
+
+    fn insert<K: Kept>(&mut self, kept: &mut K, parent: LineId, child: LineId, in_front: bool) {
+        let first = LineId(kept.entry(parent).first_child);
+        if !first.is_some() {
+            self.siblings[child.0 as usize] = [0, link(child)];
+            kept.entry_mut(parent).first_child = child.0;
+            return;
+        }
+        let last = line(self.siblings[first.0 as usize][PREVIOUS]);
+        if in_front {
+            self.siblings[child.0 as usize] = [link(first), link(last)];
+            kept.entry_mut(parent).first_child = child.0;
+        } else {
+            self.siblings[child.0 as usize] = [0, link(last)];
+            self.siblings[last.0 as usize][NEXT] = link(child);
+        }
+        self.siblings[first.0 as usize][PREVIOUS] = link(child);
+    }
+
+    /// The child came into DRAM, or left it: its place among its siblings follows.
+    pub fn moved<K: Kept>(&mut self, kept: &mut K, child: LineId) {
+        let entry = kept.entry(child);
+        let (parent, in_dram) = (LineId(entry.parent), Copy::of_dram(entry).is_readable());
+        if parent.is_some() {
+            self.remove(kept, parent, child);
+            self.insert(kept, parent, child, in_dram);
+        }
     }
 
     /// Takes `child` from its parent, if it has one, and returns that.
@@ -47,18 +75,29 @@ impl Tree {
         if !parent.is_some() {
             return None;
         }
-        let [next, previous] = std::mem::take(&mut self.siblings[child.0 as usize]);
-        if previous == 0 {
-            let first = &mut kept.entry_mut(parent).first_child;
-            assert!(*first == child.0, "a first child is known to its parent");
-            *first = line(next).0;
-        } else {
-            self.siblings[line(previous).0 as usize][NEXT] = next;
-        }
-        if next != 0 {
-            self.siblings[line(next).0 as usize][PREVIOUS] = previous;
-        }
+        self.remove(kept, parent, child);
         Some(parent)
+    }
+
+    fn remove<K: Kept>(&mut self, kept: &mut K, parent: LineId, child: LineId) {
+        let [next, previous] = std::mem::take(&mut self.siblings[child.0 as usize]);
+        let first = LineId(kept.entry(parent).first_child);
+        if first == child {
+            kept.entry_mut(parent).first_child = line(next).0;
+            if next != 0 {
+                self.siblings[line(next).0 as usize][PREVIOUS] = previous;
+            }
+            return;
+        }
+        self.siblings[line(previous).0 as usize][NEXT] = next;
+        let after = if next == 0 { first } else { line(next) };
+        self.siblings[after.0 as usize][PREVIOUS] = previous;
+    }
+
+    /// True if no child has a copy in DRAM.
+    pub fn is_dram_leaf<K: Kept>(&self, kept: &K, of: LineId) -> bool {
+        let first = LineId(kept.entry(of).first_child);
+        !first.is_some() || !Copy::of_dram(kept.entry(first)).is_readable()
     }
 
     pub fn is_leaf<K: Kept>(&self, kept: &K, of: LineId) -> bool {
@@ -69,6 +108,12 @@ impl Tree {
     pub fn has_one_child<K: Kept>(&self, kept: &K, of: LineId) -> bool {
         let first = LineId(kept.entry(of).first_child);
         first.is_some() && self.siblings[first.0 as usize][NEXT] == 0
+    }
+
+    /// True if this child of `of`, which has a copy in DRAM, is the only one that has.
+    pub fn is_only_in_dram<K: Kept>(&self, kept: &K, of: LineId, child: LineId) -> bool {
+        let next = line(self.siblings[child.0 as usize][NEXT]);
+        kept.entry(of).first_child == child.0 && !(next.is_some() && Copy::of_dram(kept.entry(next)).is_readable())
     }
 
     pub fn children<K: Kept>(&self, kept: &K, of: LineId) -> impl Iterator<Item = LineId> + '_ {
@@ -98,10 +143,14 @@ impl Tree {
 
     /// Checks the links of one resident line.
     pub fn audit<K: Kept>(&self, kept: &K, of: LineId) -> Result<(), String> {
-        let mut previous = 0;
+        let (first, mut before) = (LineId(kept.entry(of).first_child), None);
         for (count, child) in self.children(kept, of).enumerate() {
+            let [next, previous] = self.siblings[child.0 as usize];
+            let linked = before.is_none_or(|before| previous == link(before));
+            let is_last = next == 0;
             if kept.entry(child).parent != of.0
-                || self.siblings[child.0 as usize][PREVIOUS] != previous
+                || !linked
+                || is_last && self.siblings[first.0 as usize][PREVIOUS] != link(child)
                 || count > kept.lines() as usize
             {
                 return Err(format!("line {}: broken link to its child {}", of.0, child.0));
@@ -109,13 +158,16 @@ impl Tree {
             if kept.live(child).is_none() {
                 return Err(format!("line {}: its child {} is not resident", of.0, child.0));
             }
-            previous = link(child);
+            let in_dram = |line: LineId| Copy::of_dram(kept.entry(line)).is_readable();
+            if before.is_some_and(|before| in_dram(child) && !in_dram(before)) {
+                return Err(format!("line {}: its child {} in DRAM comes after one that is not", of.0, child.0));
+            }
+            before = Some(child);
         }
         let parent = LineId(kept.entry(of).parent);
         if parent.is_some() {
             let [_, previous] = self.siblings[of.0 as usize];
-            let known = previous != 0 || kept.entry(parent).first_child == of.0;
-            if !known || kept.live(parent).is_none() {
+            if previous == 0 || kept.live(parent).is_none() {
                 return Err(format!("line {}: its parent {} does not know it, or is gone", of.0, parent.0));
             }
         }

@@ -424,7 +424,7 @@ fn a_parent_link_of_another_life_of_its_line_is_not_believed() {
     let entry = scene.core.kept_mut().entry_mut(block);
     (entry.parent, entry.parent_generation) = (stranger.0, generation.wrapping_sub(1));
     scene.restart();
-    assert_eq!(scene.core.remove(scene.now, pool, &[key(0, 0)]), 1);
+    assert_eq!(scene.remove(pool, &[key(0, 0)]), 1);
     assert!(scene.core.kept().find(pool, &key(1, 0)).is_some());
 }
 
@@ -467,11 +467,78 @@ fn a_verdict_on_bytes_that_were_replaced_meanwhile_counts_for_nothing() {
     scene.restart();
     scene.answers();
     let Some(Action::Verify { op, line, .. }) = scene.others.pop() else { panic!("a block is to be verified") };
-    scene.core.remove(scene.now, pool, &[key(0, 0)]);
+    scene.remove(pool, &[key(0, 0)]);
     scene.core.client_resumed(scene.client, &[]);
     scene.put_chain(pool, 5, 1);
     assert_eq!(scene.core.kept().find(pool, &key(5, 0)), Some(line), "the same line");
     scene.core.completed(scene.now, op, Outcome::Corrupt);
     assert_eq!(scene.core.kept().find(pool, &key(5, 0)), Some(line));
     assert_eq!(scene.core.counts().corrupt, 0);
+}
+
+/// Carries out what the core wants of a device, all of it well, until nothing is wanted; the slots in the order written.
+fn serve_device(scene: &mut Scene, next: &mut u32) -> Vec<lapis_config::SlotId> {
+    let mut written = Vec::new();
+    while let Some(action) = scene.core.poll_action() {
+        let op = match action {
+            Action::WriteSsd { op, slot, .. } => {
+                written.push(slot);
+                op
+            }
+            Action::OpenSegment { op, .. } | Action::ListSsd { op, .. } => op,
+            Action::NeedSegment { device } => {
+                scene.core.segment_given(lapis_config::SegmentId::new(device, *next));
+                *next += 1;
+                continue;
+            }
+            _ => continue,
+        };
+        scene.core.completed(scene.now, op, Outcome::Ok);
+    }
+    written
+}
+
+#[test]
+fn a_flush_writes_every_block_that_is_only_in_memory_and_parents_before_their_children() {
+    let mut scene = Scene::new(&[64 * MIB]);
+    let pool = scene.pool(PoolKind::Chain, 100, 1);
+    scene.core.ssd_coming();
+    scene.core.ssd_opened(lapis_tiering::LogOptions {
+        group: 0,
+        segment_pages: 1 << 14,
+        sequence_first: 1,
+        sequence_end: 1 << 32,
+        list_after_us: 20_000,
+        durable: false,
+    });
+    scene.core.device_added(0);
+    scene.core.ssd_ready(scene.now);
+    let mut segments = 0;
+    serve_device(&mut scene, &mut segments);
+    for chain in 0..100 {
+        scene.now.0 += 200_000;
+        assert_eq!(scene.put_chain(pool, chain, 8), 8);
+        serve_device(&mut scene, &mut segments);
+    }
+    assert_eq!(scene.core.dirty_blocks(), 800, "memory is not short");
+    scene.core.set_draining(true);
+    scene.core.flush(scene.now, 1 << 30);
+    let mut written = Vec::new();
+    for turn in 0.. {
+        if scene.core.is_flushed() {
+            break;
+        }
+        assert!(turn < 1000, "{} of 800 written", written.len());
+        written.extend(serve_device(&mut scene, &mut segments));
+        scene.now.0 += 20_000;
+        scene.core.tick(scene.now);
+    }
+    assert_eq!((written.len(), scene.core.dirty_blocks()), (800, 0));
+    let of = |chain| scene.slots_of(pool, &(0..8).map(|depth| key(chain, depth)).collect::<Vec<_>>());
+    let order = |chain| of(chain).iter().map(|slot| written.iter().position(|w| w == slot)).collect::<Vec<_>>();
+    for chain in 0..100 {
+        assert!(order(chain).is_sorted(), "a parent comes first");
+    }
+    assert!(order(99) < order(0), "the hottest chain comes first");
+    scene.core.audit().unwrap();
 }

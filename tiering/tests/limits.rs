@@ -37,7 +37,7 @@ fn a_get_is_answered_whatever_the_order_in_which_its_blocks_come() {
             scene.put_root(pool, keys[at]);
         }
         assert_eq!(scene.answers(), [Reply::Got { hit: 6 }]);
-        let removed: u64 = pools.iter().map(|&pool| scene.core.remove(scene.now, pool, &keys)).sum();
+        let removed: u64 = pools.iter().map(|&pool| scene.remove(pool, &keys)).sum();
         assert_eq!(removed, 12);
     }
 }

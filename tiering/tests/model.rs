@@ -21,7 +21,7 @@ struct Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let wait = prop_oneof![Just(0), Just(10_000), Just(900_000)];
-    (0u8..40, any::<u8>(), 0..POOLS.len() as u16, 0u32..6, 0u32..14, 1u32..24, wait).prop_map(
+    (0u8..48, any::<u8>(), 0..POOLS.len() as u16, 0u32..6, 0u32..14, 1u32..24, wait).prop_map(
         |(what, who, pool, chain, depth, count, wait_us)| Step { what, who, pool, chain, depth, count, wait_us },
     )
 }
@@ -68,14 +68,24 @@ fn apply(world: &mut World, step: Step) {
             world.hint(pool, chain, depth, hints[count as usize % 4]);
         }
         34 => match count % 8 {
-            0 => world.purge(pool),
-            _ => world.remove(pool, chain, depth),
+            0 => world.purge(id, pool),
+            _ => world.remove(id, pool, chain, depth),
         },
         35 => world.tick(u64::from(count) * 7_000),
         36 => world.wait(u64::from(count) * 50_000),
         37 => world.populate(usize::from(who % 2), u64::from(count) * 16),
         38 if who % 4 == 0 => world.restart(),
-        _ => world.complete(if count == 1 { Outcome::Corrupt } else { Outcome::Ok }),
+        39 if who % 4 == 0 => world.recover(),
+        _ => {
+            let outcome = match count {
+                1 => Outcome::Corrupt,
+                2 => Outcome::Failed,
+                _ => Outcome::Ok,
+            };
+            for _ in 0..1 + depth {
+                world.complete(who.into(), outcome);
+            }
+        }
     }
 }
 
@@ -92,6 +102,23 @@ proptest! {
         if whole {
             world.populate(0, 512);
         }
+        world.check();
+        for step in steps {
+            apply(&mut world, step);
+            world.check();
+        }
+        world.end();
+    }
+
+    #[test]
+    fn nothing_that_counted_as_on_ssd_is_lost_and_nothing_removed_comes_back(
+        lines in prop_oneof![1 => Just(64u32), 3 => Just(768)],
+        devices in 1u8..3,
+        steps in prop::collection::vec(step(), 1..500),
+    ) {
+        let mut world = World::with_ssd(lines, devices);
+        world.populate(0, 512);
+        world.recover();
         world.check();
         for step in steps {
             apply(&mut world, step);

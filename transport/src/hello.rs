@@ -141,8 +141,9 @@ pub struct CallDefaults {
     pub lookup_us: u64,
     /// Of a get without its bytes.
     pub get_us: u64,
-    /// A get may take its bytes over this longer.
+    /// A get or put may take its bytes over this longer.
     pub get_bytes_per_s: u64,
+    /// Of a put without its bytes.
     pub put_us: u64,
     /// Check the sum at every local hit, too.
     pub verify_always: bool,

@@ -5,7 +5,7 @@
 
 mod client;
 mod holder;
-mod message;
+pub mod message;
 
 use std::{io, os::fd::BorrowedFd};
 

@@ -85,7 +85,7 @@ pub fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
 }
 
 /// Waits until the daemon's memory is there: fresh memory comes at about 1 GB/s and would be all that is measured.
-fn populated(plan: &Plan, host: &mut Host) -> anyhow::Result<()> {
+pub(super) fn populated(plan: &Plan, host: &mut Host) -> anyhow::Result<()> {
     host.until("the daemon's memory to be populated", |host| {
         plan.stop.check()?;
         let status =

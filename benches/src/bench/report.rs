@@ -23,6 +23,9 @@ pub struct Figure {
     pub block_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch: Option<u64>,
+    /// Operations that a device has at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub depth: Option<u64>,
     /// Where the bytes go: `reused` is the same memory in every round, `cold` is memory not in any cache.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub destination: Option<&'static str>,
@@ -47,6 +50,18 @@ pub struct Figure {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ratio_max: Option<f64>,
     pub rounds: usize,
+    /// Processor time a gigabyte: ours without what sums take, that of sums, and the limit's; medians.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_us_per_gb: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sums_cpu_us_per_gb: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit_cpu_us_per_gb: Option<f64>,
+    /// Blocks that were not taken, and blocks that were and are not there afterwards.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refused: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lost: Option<u64>,
     #[serde(skip)]
     pub goal: Option<Goal>,
 }
@@ -125,6 +140,9 @@ impl Figure {
         for word in [self.case, self.destination].into_iter().flatten() {
             add(format_args!(" {word}"));
         }
+        if let Some(depth) = self.depth {
+            add(format_args!(" depth {depth}"));
+        }
         if let Some(bytes) = self.arena_bytes {
             add(format_args!(" {}", lapis_config::Bytes(bytes)));
         }
@@ -149,12 +167,21 @@ impl Figure {
             .goal
             .as_ref()
             .map_or(String::new(), |goal| format!("{}  {}", if goal.met { "met   " } else { "MISSED" }, goal.text));
-        format!("{:<36} {value:<30} {limit:<34} {ratio:<26} {goal}", self.subject()).trim_end().to_string()
+        let row = format!("{:<36} {value:<30} {limit:<34} {ratio:<26} {goal}", self.subject()).trim_end().to_string();
+        row + &self.processor()
+    }
+
+    /// A line of its own, where processor time was measured.
+    fn processor(&self) -> String {
+        let Some(cpu) = self.cpu_us_per_gb else { return String::new() };
+        let sums = self.sums_cpu_us_per_gb.map_or(String::new(), |sums| format!(", sums {sums}"));
+        let limit = self.limit_cpu_us_per_gb.map_or(String::new(), |limit| format!(", limit {limit}"));
+        format!("\n{:<36} processor us/GB: {cpu}{sums}{limit}", "")
     }
 }
 
 /// Three significant digits: more would be noise.
-fn rounded(value: f64) -> f64 {
+pub fn rounded(value: f64) -> f64 {
     if value == 0.0 || !value.is_finite() {
         return value;
     }

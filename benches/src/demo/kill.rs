@@ -5,10 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use lapis_client::{Client, GetOptions, Pool, PutOptions, PutResult};
 use lapis_config::{BATCH_KEYS_MAX, Key};
 
+use super::ssd::{self, Sample, Tiers};
 use crate::{
     host::Host,
     limits::PrivateBlocks,
@@ -39,6 +40,13 @@ pub struct Killed {
     /// Its longest call.
     pub read_longest: Duration,
     pub wrong_bytes: u64,
+    /// What the first daemon counted.
+    pub tiers: Tiers,
+    /// Blocks on SSD before, and of those found by the new daemon; how long that took it from its start.
+    pub ssd_before: u64,
+    pub ssd_found: u64,
+    pub ssd_recovery_s: f64,
+    pub sample: Sample,
 }
 
 /// Kills the daemon of `host` and starts it again. `keys` is whatever may be there.
@@ -64,6 +72,9 @@ pub fn kill(
         reader.more_calls(host, stop)?;
         let mut there = present(client, pool, keys)?;
         killed.blocks_before = there.len() as u64;
+        let before = ssd::status(host)?;
+        killed.tiers = Tiers::of(&before);
+        killed.ssd_before = before["ssd"]["blocks"].as_u64().unwrap_or(0);
         let killed_at = Instant::now();
         host.kill_daemon()?;
         reader.more_calls(host, stop)?;
@@ -71,21 +82,24 @@ pub fn kill(
 
         let (first_hit, wrong) = first_hit(host, pool, &own[0], started)?;
         (killed.first_hit, killed.wrong_bytes) = (first_hit, wrong);
-        let socket = host.socket();
         host.until("the client to be served again", |_| {
             stop.check()?;
             Ok(client.is_connected().then_some(()))
         })?;
         killed.reconnected = killed_at.elapsed();
-        host.until("the new daemon to take over all blocks", |_| {
+        let after = host.until("the new daemon to take over all blocks", |host| {
             stop.check()?;
-            let status =
-                lapis_client::status(&socket, Duration::from_secs(1)).context("ask for the daemon's status")?;
-            let status: serde_json::Value = serde_json::from_str(&status).context("read the daemon's status")?;
-            Ok((status["adopting"] == false).then_some(()))
+            // Asked again: a busy machine may not let it answer in time.
+            let Ok(status) = ssd::status(host) else { return Ok(None) };
+            Ok((status["adopting"] == false && status["ssd"]["state"] != "coming").then_some(status))
         })?;
+        killed.ssd_found = after["ssd"]["recovered_blocks"].as_u64().unwrap_or(0);
+        killed.ssd_recovery_s = after["ssd"]["recovery_s"].as_f64().unwrap_or(0.0);
         there = present(client, pool, &there)?;
         killed.blocks_after = there.len() as u64;
+        killed.sample = ssd::sample(client, pool, &there, seed, stop)?;
+        killed.wrong_bytes += killed.sample.wrong_bytes;
+        killed.sample.hits_ssd = Tiers::now(host)?.hits_ssd;
         reader.more_calls(host, stop)?;
 
         reader.stop.store(true, Ordering::Relaxed);

@@ -203,7 +203,7 @@ impl Client {
     ) -> Result<Put, ClientError> {
         let live = self.shared().here()?;
         let mut job = PutJob::new(live.session.clone(), pool, keys, parent, src.into())?;
-        let deadline = options.deadline.unwrap_or_else(|| live.put_deadline());
+        let deadline = options.deadline.unwrap_or_else(|| live.put_deadline(job.bytes()));
         self.shared().drive(&live, deadline, |left| job.step(left));
         Ok(job.finish())
     }
@@ -234,7 +234,7 @@ impl Client {
     ) -> Result<Reservation, ClientError> {
         let live = self.shared().here()?;
         let mut job = ReserveJob::new(live.session.clone(), pool, keys, parent)?;
-        let deadline = options.deadline.unwrap_or_else(|| live.put_deadline());
+        let deadline = options.deadline.unwrap_or_else(|| live.put_deadline(job.bytes()));
         self.shared().drive(&live, deadline, |left| job.step(left));
         Ok(job.finish())
     }
@@ -251,7 +251,7 @@ impl Client {
             Some(sums) => reservation.commit_summed(sums)?,
             None => reservation.commit(),
         };
-        let deadline = options.deadline.unwrap_or_else(|| live.put_deadline());
+        let deadline = options.deadline.unwrap_or_else(|| live.put_deadline(job.bytes()));
         self.shared().drive(&live, deadline, |_| job.step());
         Ok(job.finish())
     }
@@ -299,7 +299,7 @@ impl Client {
     ) -> Result<u64, ClientError> {
         let live = self.shared().here()?;
         let id = live.session.pool_id(pool).ok_or(ClientError::Gone)?;
-        let deadline = deadline.unwrap_or_else(|| live.put_deadline());
+        let deadline = deadline.unwrap_or_else(|| live.put_deadline(0));
         match self.shared().ask(&live, deadline, |token| request(token, id))?.1 {
             Answer::Removed { blocks } => Ok(blocks),
             Answer::Refused(reason) => Err(ClientError::Refused { reason: reason.to_string() }),

@@ -16,6 +16,7 @@ mod pins;
 mod put;
 mod reserve;
 mod view;
+mod windows;
 
 use std::{
     collections::HashMap,
@@ -35,6 +36,7 @@ use lapis_transport::{
 };
 
 pub(crate) use self::maps::Maps;
+pub(crate) use self::put::daemons_share_us;
 use self::{calls::Calls, pins::Pins};
 pub use self::{
     calls::{Answer, Busy, Token},

@@ -17,6 +17,7 @@ use lapis_client::{
     Client, ClientError, GetOptions, HitPolicy, Key, Namespace, Pool, PoolKind, PoolShape, PutOptions, PutResult,
     Refusal, Wait,
 };
+use lapis_config::PoolId;
 use lapis_transport::frame::Request;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -247,6 +248,36 @@ fn objects_have_names_and_any_length() {
     assert_eq!(refused, PutResult::Refused(Refusal::TooLarge));
     assert!(matches!(client.get_object(&pool, &[0; 1025], None), Err(ClientError::Name { bytes: 1025 })));
     assert!(matches!(client.view(&pool, &[]), Err(ClientError::KeyCount { keys: 0 })));
+}
+
+#[test]
+fn what_is_on_ssd_is_fetched_within_the_call() {
+    let Scene { server, client, pool, .. } = Scene::with_blocks(60);
+    let objects = PoolShape { kind: PoolKind::Object, block_bytes: 1 << 20, ..shape("objects", BLOCK_BYTES, 1) };
+    let objects = client.pool(&objects).expect("a pool");
+    let object = payload(1, 7, 300_000);
+    client.put_object(&objects, b"name", &object, &PutOptions::default()).expect("a sound call");
+    server.with(|fake| {
+        (0..60).for_each(|n| fake.demote(PoolId(0), &key(n)));
+        fake.demote(PoolId(1), &Key::new(b"name"));
+    });
+    assert_eq!(hits(&client, &pool, 0..60), 60);
+    assert!(client.get_object(&objects, b"name", None).expect("a sound call") == Some(object));
+}
+
+#[test]
+fn a_put_may_take_longer_the_more_bytes_it_has() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut fake = Fake::new();
+    fake.is_silent = true;
+    (fake.defaults.put_us, fake.defaults.get_bytes_per_s) = (1_000, 10 * BLOCK_BYTES as u64);
+    let server = Server::start(&folder.path().join("lapis.sock"), fake);
+    let client = server.connect();
+    let pool = client.pool(&shape("kv", BLOCK_BYTES, 1)).expect("a pool");
+    let (batch, bytes, start) = (keys(0..2), vec![0; 2 * BLOCK_BYTES], Instant::now());
+    let put = client.put_from(&pool, &batch, None, &bytes, &PutOptions::default()).expect("a sound call");
+    assert_eq!(put.refused(), 2);
+    assert!(start.elapsed() >= Duration::from_millis(201), "{:?}", start.elapsed());
 }
 
 #[test]

@@ -105,6 +105,8 @@ fn the_misses_of_a_prefix_count_as_asked_and_its_hits_when_they_are_read() {
 #[test]
 fn a_block_that_changes_its_slot_under_a_copy_is_never_given_torn() {
     let Scene { mut fake, session, pool } = scene(1, LineState::Dram);
+    // Its bytes are no round's: it goes before the reader comes.
+    fake.drop_block(PoolId(0), &key(0));
     let done = Arc::new(AtomicBool::new(false));
     let reader = std::thread::spawn({
         let (session, pool, done) = (session.clone(), pool.clone(), done.clone());
@@ -124,7 +126,6 @@ fn a_block_that_changes_its_slot_under_a_copy_is_never_given_torn() {
         }
     });
     let shape = pool.shape().clone();
-    fake.drop_block(PoolId(0), &key(0));
     for round in 0..3000u64 {
         let bytes: Vec<u8> = round.to_le_bytes().into_iter().cycle().take(BLOCK_BYTES).collect();
         fake.publish(&shape, &key(0), &bytes, LineState::Dram);
@@ -355,6 +356,83 @@ fn a_waiting_get_reads_what_came_and_releases_it() {
     assert!(buffer[BLOCK_BYTES..] == payload(1, 0, BLOCK_BYTES));
     fake.turn();
     assert!(fake.frames.contains(&Request::Release { token }));
+}
+
+/// Key counts of the gets that the daemon was asked, in order.
+fn asked(fake: &Fake) -> Vec<usize> {
+    let gets = fake.frames.iter().filter_map(|frame| match frame {
+        Request::Get { keys, .. } => Some(keys.len()),
+        _ => None,
+    });
+    gets.collect()
+}
+
+/// Blocks 0 to `count` on SSD, those of every tenth key in memory.
+fn cold_scene(count: u64) -> Scene {
+    let mut scene = scene(0, LineState::Dram);
+    for n in 0..count {
+        scene.fake.publish(scene.pool.shape(), &key(n), &payload(n, 0, BLOCK_BYTES), LineState::Dram);
+        if n % 10 != 0 {
+            scene.fake.demote(PoolId(0), &key(n));
+        }
+    }
+    scene
+}
+
+#[test]
+fn more_blocks_than_memory_holds_come_from_ssd_in_windows_two_at_a_time() {
+    // A sixteenth of the memory is 16 blocks.
+    let Scene { mut fake, session, pool } = cold_scene(700);
+    let (batch, mut buffer) = (keys(0..700), vec![0; 700 * BLOCK_BYTES]);
+    let dst = Dst::from(&mut buffer);
+    let mut job = GetJob::new(session.clone(), &pool, &batch, dst, &GetOptions::default()).expect("a sound call");
+    assert_eq!(job.step(SOON), Step::Posted);
+    assert_eq!(job.step(SOON), Step::Waiting);
+    fake.turn();
+    assert_eq!(asked(&fake), [16, 16]);
+    fake.drive(&session, |left| job.step(left));
+    let got = job.finish();
+    assert_eq!((got.hits, got.bytes), (700, 700 * BLOCK_BYTES as u64));
+    for n in 0..700 {
+        assert!(buffer[n * BLOCK_BYTES..][..BLOCK_BYTES] == payload(n as u64, 0, BLOCK_BYTES), "block {n}");
+    }
+    assert_eq!(asked(&fake).iter().sum::<usize>(), 630, "each block once, and none that is in memory");
+    assert_eq!((asked(&fake).len(), fake.brought_max), (40, 32));
+    fake.turn();
+    let released = fake.frames.iter().filter(|frame| matches!(frame, Request::Release { .. })).count();
+    assert_eq!(released, 40);
+}
+
+#[test]
+fn a_key_that_nobody_puts_does_not_hold_up_what_is_on_ssd() {
+    let Scene { mut fake, session, pool } = cold_scene(50);
+    let (batch, mut buffer) = (keys(0..51), vec![0; 51 * BLOCK_BYTES]);
+    let options = GetOptions { wait: Wait::Absent, ..GetOptions::default() };
+    let mut job = GetJob::new(session.clone(), &pool, &batch, Dst::from(&mut buffer), &options).expect("a sound call");
+    for _ in 0..20 {
+        job.step(SOON);
+        fake.turn();
+        session.poll();
+    }
+    assert_eq!(job.step(SOON), Step::Waiting, "for the one key");
+    assert_eq!(asked(&fake), [1, 16, 16, 13]);
+    assert_eq!(job.finish().hits, 50);
+    assert!(buffer[49 * BLOCK_BYTES..50 * BLOCK_BYTES] == payload(49, 0, BLOCK_BYTES));
+}
+
+#[test]
+fn a_get_that_is_cut_short_releases_the_windows_that_come_after() {
+    let Scene { mut fake, session, pool } = cold_scene(50);
+    let (batch, mut buffer) = (keys(0..50), vec![0; 50 * BLOCK_BYTES]);
+    let dst = Dst::from(&mut buffer);
+    let mut job = GetJob::new(session.clone(), &pool, &batch, dst, &GetOptions::default()).expect("a sound call");
+    assert_eq!(job.step(SOON), Step::Posted);
+    assert_eq!(job.finish().hits, 5);
+    fake.turn();
+    session.poll();
+    fake.turn();
+    let released = fake.frames.iter().filter(|frame| matches!(frame, Request::Release { .. })).count();
+    assert_eq!((asked(&fake), released), (vec![16, 16], 2));
 }
 
 #[test]

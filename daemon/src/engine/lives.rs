@@ -141,7 +141,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
     /// and `View::still_valid` tells.
     pub(super) fn expel(&mut self, now: Time, index: usize, id: ClientId) {
         let group = &mut self.groups[index];
-        let Some(client) = group.clients.get_mut(&id) else { return };
+        let Some(client) = group.clients.get_mut(&id).filter(|client| !client.expelled) else { return };
         tracing::warn!(client = id.0, name = client.name, "expelled: more bytes pinned than client.pin_bytes_max");
         client.expelled = true;
         client.control.set_expelled();
@@ -158,7 +158,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
     /// Under pressure (slots wait for readers), a client over its bound of pinned bytes is warned, then expelled.
     pub(super) fn watch_pins(&mut self, now: Time, index: usize) {
         let group = &mut self.groups[index];
-        let waited_for = group.core.counts().slots_aside > 0;
+        let waited_for = group.core.slots_named() > 0;
         if !(waited_for || group.pins.is_watching()) || !group.pins.due(now) {
             return;
         }

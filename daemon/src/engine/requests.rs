@@ -38,6 +38,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                 Ok(Some(request)) => {
                     busy = true;
                     self.counts.frames += 1;
+                    self.counts.put_frames += u64::from(is_of_put(&request));
                     self.request(now, index, id, request);
                 }
                 Ok(None) => break,
@@ -130,12 +131,12 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                 None
             }
             Request::Remove { token, pool, keys } => {
-                let blocks = core.remove(now, pool, &keys);
-                Some((id, Completion::Removed { token, blocks }))
+                core.remove(now, caller(token), pool, &keys);
+                None
             }
             Request::Purge { token, pool } => {
-                let blocks = core.purge(now, pool);
-                Some((id, Completion::Removed { token, blocks }))
+                core.purge(now, caller(token), pool);
+                None
             }
         };
         if let Some((id, completion)) = answer {
@@ -166,6 +167,11 @@ impl<W: Wire, M: Movers> Engine<W, M> {
             self.refuse(now, conn, &format!("the socket does not take a recall: {error}"));
         }
     }
+}
+
+/// Whether more frames follow this one at once: a batch of puts comes in parts.
+fn is_of_put(request: &Request) -> bool {
+    matches!(request, Request::Commit { .. } | Request::Refill { .. } | Request::Reserve { .. })
 }
 
 fn parent(parent: ParentRef) -> Parent {

@@ -272,6 +272,7 @@ fn decode_pool(bytes: &[u8; 128]) -> Result<(PoolId, PoolShape, u64), FormatErro
     at_least(KIND, "pieces", pieces.into(), 1)?;
     at_most(KIND, "pieces", pieces.into(), PIECES_MAX.into())?;
     at_least(KIND, "block_bytes", block_bytes, 1)?;
+    expect(KIND, "block_bytes past equal pieces", 0, block_bytes % u64::from(pieces))?;
     let kind = match layout.kind {
         1 => PoolKind::Chain,
         2 => PoolKind::Object,
@@ -320,10 +321,10 @@ mod tests {
     }
 
     fn pool() -> impl Strategy<Value = (PoolId, PoolShape, u64)> {
-        let numbers = (any::<[u64; 2]>(), 1..BLOCK_BYTES_MAX, 1..=PIECES_MAX, 0u16..1024);
-        ("[a-z0-9/:-]{0,48}", any::<bool>(), numbers).prop_map(|(label, object, (words, block_bytes, pieces, id))| {
+        let numbers = (any::<[u64; 2]>(), 1..=BLOCK_BYTES_MAX / u64::from(PIECES_MAX), 1..=PIECES_MAX, 0u16..1024);
+        ("[a-z0-9/:-]{0,48}", any::<bool>(), numbers).prop_map(|(label, object, (words, piece_bytes, pieces, id))| {
             let kind = if object { PoolKind::Object } else { PoolKind::Chain };
-            let namespace = Fingerprint([words[0] as u8; 32]);
+            let (namespace, block_bytes) = (Fingerprint([words[0] as u8; 32]), piece_bytes * u64::from(pieces));
             (PoolId(id), PoolShape { namespace, label, kind, block_bytes, pieces }, words[1])
         })
     }
@@ -400,6 +401,13 @@ mod tests {
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert!(decode(&flipped).is_err(), "bit {bit}");
         }
+    }
+
+    #[test]
+    fn a_pool_of_unequal_pieces_is_refused() {
+        let shape = PoolShape { block_bytes: 65536, pieces: 3, ..pool_shape() };
+        let refused = decode(&page_of(Entries::Pools(vec![(PoolId(0), shape, 0)])).encode());
+        assert!(matches!(refused, Err(FormatError::Misplaced { found: 1, .. })), "{refused:?}");
     }
 
     #[test]

@@ -10,9 +10,15 @@ use super::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, at_least, at_most, expect, pad
 /// "LAPISSB1".
 const MAGIC: u64 = u64::from_le_bytes(*b"LAPISSB1");
 const KIND: PageKind = PageKind::Superblock;
-const GROUPS_MAX: usize = 64;
+/// Trust groups that a log may have held in its life.
+pub const GROUPS_MAX: usize = 64;
 /// Where segments may start at the earliest, bytes from the device's start: both superblocks, and room to align.
 const SEGMENTS_START_MIN: u64 = 2 * PAGE_BYTES as u64;
+
+/// Whether a page says that it is a superblock, whole or not.
+pub(crate) fn is_claimed(page: &[u8]) -> bool {
+    page.starts_with(&MAGIC.to_le_bytes())
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Superblock {
@@ -37,6 +43,9 @@ pub struct Superblock {
     pub sequence_reserved: u64,
     /// Wall-clock seconds of the formatting.
     pub formatted_s: u64,
+    /// The first sequence of the start that formatted the device: what was opened before is of an earlier life of it,
+    /// even if it names this log.
+    pub sequence_formatted: u64,
     /// In the order of their numbers, which stay; a group that left the configuration keeps its place.
     pub groups: Vec<GroupRecord>,
 }
@@ -64,7 +73,9 @@ struct Layout {
     devices: U16,
     groups: U16,
     device: u8,
-    spare: [u8; 127],
+    spare: [u8; 7],
+    sequence_formatted: U64,
+    spare1: [u8; 112],
     group: [GroupLayout; GROUPS_MAX],
     spare2: [u8; 768],
 }
@@ -106,7 +117,9 @@ impl Superblock {
             devices: U16::new(self.devices),
             groups: U16::new(self.groups.len() as u16),
             device: self.device,
-            spare: [0; 127],
+            spare: [0; 7],
+            sequence_formatted: U64::new(self.sequence_formatted),
+            spare1: [0; 112],
             group,
             spare2: [0; 768],
         };
@@ -149,6 +162,7 @@ impl Superblock {
             segments_start: start,
             sequence_reserved: layout.sequence_reserved.get(),
             formatted_s: layout.formatted_s.get(),
+            sequence_formatted: layout.sequence_formatted.get(),
             groups: layout.group[..usize::from(groups)].iter().map(group).collect::<Result<_, _>>()?,
         })
     }
@@ -194,6 +208,7 @@ mod tests {
             segments_start: 1 << 20,
             sequence_reserved: 1 << 32,
             formatted_s: 1_700_000_000,
+            sequence_formatted: 1 << 20,
             groups: vec![group("default"), group("chat")],
         }
     }

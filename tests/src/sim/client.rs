@@ -379,7 +379,7 @@ impl Client {
             _ => 1_000_000,
         });
         let handle = &self.pools[pool];
-        let call = Call { session: &session, handle, pool, deadline, epoch: self.epoch };
+        let call = Call { session: &session, group: self.group, handle, pool, deadline, epoch: self.epoch };
         let keys = cx.plan.chain(cx.rng);
         let from = if cx.percent(30) { cx.rng.usize(..keys.len()) } else { 0 };
         let (keys, parent) = (keys[from..].to_vec(), from.checked_sub(1).map(|at| keys[at]));
@@ -458,7 +458,7 @@ impl Client {
             cx.note(format_args!("stalls"));
             return;
         }
-        let pause = if cx.percent(90) { cx.rng.u64(5..400) } else { cx.rng.u64(400..20_000) };
+        let pause = cx.plan.pace * if cx.percent(90) { cx.rng.u64(5..400) } else { cx.rng.u64(400..20_000) };
         self.turn_at = cx.now.after(Duration::from_micros(pause));
         let due = self.jobs.iter().map(|job| job.due(cx.now)).min();
         if let Some(due) = due {

@@ -9,19 +9,28 @@ use std::{
 use fastrand::Rng;
 use lapis::{
     engine::{Engine, EngineOptions},
-    group::GroupOptions,
+    group::{Group, GroupOptions},
     state::Geometry,
+    tier::TierOptions,
 };
 use lapis_arena::memfd::Huge;
-use lapis_config::{LineId, Time};
-use lapis_tiering::{CoreOptions, kept::Kept};
+use lapis_config::{LineId, PoolId, SsdPlace, Time, UNIT_BYTES};
+use lapis_ssd::{
+    disk::Disk,
+    faulty::Faults,
+    volume::open::{Identity, SEGMENTS_START},
+};
+use lapis_tiering::{
+    CoreOptions,
+    kept::{Kept, Tier},
+};
 use lapis_transport::hello::CallDefaults;
 
 use super::{
     keeper::{SimKeeper, Store},
     kill::{Fuse, survive},
-    model::Model,
-    movers::SimMovers,
+    model::{Model, Place},
+    movers::{Hardware, SimMovers},
     net::{Net, SimWire},
     plan::{self, EXTENT_BYTES, Plan},
 };
@@ -46,6 +55,18 @@ pub struct Daemon {
     pub turn_at: Time,
     pub fuse: Fuse,
     pub store: Store,
+    /// The bytes of its devices, and which of those are pulled.
+    pub disks: Vec<Disk>,
+    pub gone: Vec<bool>,
+    pub faults: Faults,
+    queue: usize,
+    segment_bytes: u64,
+    /// Whether this life has told that it serves what is on SSD.
+    served: bool,
+    /// What a dead daemon counted as on SSD, with the model's time of its death; of one whose tier served.
+    owed: Option<(u64, Vec<(Place, u64)>)>,
+    /// A daemon that died had let blocks go, maybe in its last turn.
+    pub forgot: bool,
     net: Rc<RefCell<Net>>,
     options: EngineOptions,
     /// Jobs that wait for the movers.
@@ -73,7 +94,12 @@ fn options(plan: &Plan, rng: &mut Rng) -> EngineOptions {
         lock: false,
         pin_bytes_max: if heavy { 256 << 10 } else { u64::MAX },
         pin_age_max: Duration::from_millis(300),
-        core: CoreOptions { magazine_bytes_max, idle_recall: Duration::from_millis(50), ..CoreOptions::default() },
+        core: CoreOptions {
+            magazine_bytes_max,
+            idle_recall: Duration::from_millis(50),
+            write_back_ahead_bytes: dram_bytes / 16,
+            ..CoreOptions::default()
+        },
     };
     EngineOptions {
         groups: (0..plan.groups).map(group).collect(),
@@ -81,6 +107,15 @@ fn options(plan: &Plan, rng: &mut Rng) -> EngineOptions {
         dram_bytes,
         extent_bytes_max: EXTENT_BYTES,
         magazine_bytes_max,
+        tier: plan.has_ssd().then(|| TierOptions {
+            names: (0..plan.devices).map(|device| format!("disk {device}")).collect(),
+            identity: Identity::default(),
+            segment_bytes_min: plan.segment_bytes,
+            list_after_us: plan.list_after_us,
+            durable: plan.durable,
+            required: false,
+            wall_s: 1_700_000_000,
+        }),
         call_defaults: CallDefaults::default(),
     }
 }
@@ -93,6 +128,14 @@ impl Daemon {
             turn_at: Time(0),
             fuse: Fuse::default(),
             store: Store::default(),
+            disks: (0..plan.devices).map(|_| Disk::new(SEGMENTS_START + plan.segments * plan.segment_bytes)).collect(),
+            gone: vec![false; plan.devices],
+            faults: plan.faults(),
+            queue: plan.queue,
+            segment_bytes: plan.segment_bytes,
+            served: false,
+            owed: None,
+            forgot: false,
             net,
             options: options(plan, rng),
             jobs: Rc::default(),
@@ -117,12 +160,12 @@ impl Daemon {
     }
 
     /// False if it died in this turn.
-    pub fn turn(&mut self, now: Time, rng: &mut Rng) -> Result<bool, String> {
+    pub fn turn(&mut self, now: Time, rng: &mut Rng, model: &Model) -> Result<bool, String> {
         let soon =
             now.after(Duration::from_micros(if rng.u32(..50) == 0 { rng.u64(100..3_000) } else { rng.u64(1..60) }));
         self.turn_at = soon;
         if self.phase == Phase::Down {
-            return self.open(now, rng);
+            return self.open(now, rng, model);
         }
         let Some(engine) = &mut self.engine else { return Ok(false) };
         let Some(next) = survive(|| match self.phase {
@@ -152,11 +195,14 @@ impl Daemon {
                 Phase::Awake { idle: 0 }
             }
         }) else {
-            self.die();
+            self.die(model);
             return Ok(false);
         };
         self.phase = next;
         if self.phase == Phase::Asleep {
+            if !engine.is_at_rest() {
+                return Err("the engine sleeps on actions that nobody will wake it for".into());
+            }
             self.turn_at = engine.next_timeout().map_or(Time::NEVER, |at| at.max(soon));
         }
         if self.busy > BUSY_MAX {
@@ -165,10 +211,13 @@ impl Daemon {
         Ok(true)
     }
 
-    fn open(&mut self, now: Time, rng: &mut Rng) -> Result<bool, String> {
+    fn open(&mut self, now: Time, rng: &mut Rng, model: &Model) -> Result<bool, String> {
         self.lives += 1;
         let wire = SimWire { net: self.net.clone(), fuse: self.fuse.clone() };
-        let movers = SimMovers::new(rng.fork(), self.fuse.clone(), self.jobs.clone());
+        let Self { disks, gone, queue, faults, .. } = &*self;
+        let hardware = Hardware { disks, gone, queue: *queue, faults: faults.clone() };
+        let movers = SimMovers::new(now, rng.fork(), self.fuse.clone(), self.jobs.clone(), &hardware);
+        self.served = false;
         let keeper = Box::new(SimKeeper { store: self.store.clone(), fuse: self.fuse.clone() });
         let (mut numbers, fuse) = (rng.fork(), self.fuse.clone());
         let entropy = Box::new(move || {
@@ -179,7 +228,7 @@ impl Daemon {
         self.net.borrow_mut().daemon_starts();
         match survive(|| Engine::open(now, options, wire, movers, keeper, found, entropy)) {
             None => {
-                self.die();
+                self.die(model);
                 Ok(false)
             }
             Some(Err(error)) => Err(format!("the daemon does not start: {error}")),
@@ -192,8 +241,9 @@ impl Daemon {
     }
 
     /// SIGKILL. The caller says when the next one starts.
-    pub fn die(&mut self) {
+    pub fn die(&mut self, model: &Model) {
         self.fuse.light(0);
+        self.remember(model);
         self.engine = None;
         self.jobs.set(0);
         self.phase = Phase::Down;
@@ -214,25 +264,103 @@ impl Daemon {
         Ok(())
     }
 
-    /// Every published block is one that was put, in all its bytes.
-    pub fn judge_blocks(&self, model: &Model) -> Result<u64, String> {
+    /// Every published block is one that was put, in all its bytes. `whole`: on SSD too, and as it came from there: else
+    /// whoever reads it first is to notice.
+    pub fn judge_blocks(&self, model: &Model, whole: bool) -> Result<u64, String> {
         let mut blocks = 0;
-        for group in self.engine.iter().flat_map(|engine| engine.groups()) {
+        for (index, group) in self.engine.iter().flat_map(|engine| engine.groups()).enumerate() {
             let kept = group.core.kept();
-            for line in 0..kept.lines() {
-                let Some(live) = kept.live(LineId(line)) else { continue };
-                let (shape, _) = &group.shapes[&live.pool];
-                let pool = Plan::shapes().iter().position(|known| known == shape);
-                let Some(pool) = pool.filter(|_| !plan::is_evil(&live.key)) else { continue };
-                let place = group.space.locate(live.place.slot, live.place.bytes.into());
-                let Some((mapping, offset)) = place else { return Err(format!("{live:?} lies nowhere")) };
-                let bytes = mapping.to_vec(offset, live.place.bytes as usize);
-                model
-                    .read((group.table_id, pool, live.key), &bytes)
-                    .map_err(|wrong| format!("published at line {line} of {}: {wrong}", group.options.name))?;
-                blocks += 1;
+            for line in (0..kept.lines()).map(LineId) {
+                let Some(live) = kept.live(line) else { continue };
+                let Some(pool) = pool_index(group, live.pool).filter(|_| !plan::is_evil(&live.key)) else { continue };
+                let (place, bytes) = ((index, pool, live.key), live.place.bytes as usize);
+                let judge = |bytes: &[u8], what: &str| {
+                    let read = model.read(place, group.table_id, bytes);
+                    read.map_err(|wrong| format!("{what} at line {} of {}: {wrong}", line.0, group.options.name))
+                };
+                if live.place.tier == Tier::Dram || live.place.tier == Tier::DramUnverified && whole {
+                    let at = group.space.locate(live.place.slot, live.place.bytes.into());
+                    let Some((mapping, offset)) = at else { return Err(format!("{live:?} lies nowhere")) };
+                    judge(&mapping.to_vec(offset, bytes), "published")?;
+                    blocks += 1;
+                }
+                let at = SsdPlace(kept.entry(line).ssd);
+                if whole && at.is_some() && self.served {
+                    judge(&self.on_disk(at, bytes), "on SSD")?;
+                    blocks += 1;
+                }
             }
         }
         Ok(blocks)
     }
+
+    fn on_disk(&self, at: SsdPlace, bytes: usize) -> Vec<u8> {
+        let segment = at.segment();
+        let start = SEGMENTS_START + u64::from(segment.index()) * self.segment_bytes;
+        self.disks[usize::from(segment.device())].read(start + u64::from(at.page().0) * UNIT_BYTES, bytes)
+    }
+
+    // ---- What must be there after a restart ----
+
+    fn remember(&mut self, model: &Model) {
+        let forgets = |group: &Group| group.core.counts().evictions + group.core.counts().corrupt > 0;
+        self.forgot |= self.engine.iter().flat_map(|engine| engine.groups()).any(forgets);
+        let Some(engine) = self.engine.as_ref().filter(|engine| engine.tier().is_some_and(|tier| tier.serves())) else {
+            return;
+        };
+        let mut owed = Vec::new();
+        for (index, group) in engine.groups().iter().enumerate() {
+            let kept = group.core.kept();
+            for line in (0..kept.lines()).map(LineId).filter(|line| kept.entry(*line).ssd != 0) {
+                let Some(live) = kept.live(line) else { continue };
+                if let Some(pool) = pool_index(group, live.pool) {
+                    owed.push(((index, pool, live.key), live.place.sum));
+                }
+            }
+        }
+        self.owed = Some((model.now(), owed));
+    }
+
+    pub fn forget_owed(&mut self) {
+        self.owed = None;
+    }
+
+    /// True once, when the tier serves or there is none.
+    pub fn begins_to_serve(&mut self) -> bool {
+        let coming = self.engine.as_ref().and_then(|engine| engine.tier()).is_none_or(|tier| tier.is_coming());
+        let begins = !self.served && !coming;
+        self.served |= begins;
+        begins
+    }
+
+    /// What counted as on SSD is found by whoever starts next, unless it was removed.
+    pub fn judge_recovery(&mut self, model: &Model) -> Result<u64, String> {
+        let Some(engine) = &self.engine else { return Ok(0) };
+        if engine.groups().iter().any(|group| group.core.counts().ssd_passed_over > 0) {
+            // No room in the table.
+            self.owed = None;
+        }
+        let Some((since, owed)) = self.owed.take() else { return Ok(0) };
+        // Some left with their segment in the same turn: a group that has no free one retires its oldest at once.
+        let mut left: u64 = engine.groups().iter().map(|group| group.core.counts().ssd_evictions).sum();
+        for (place, sum) in &owed {
+            let group = &engine.groups()[place.0];
+            let pools = group.shapes.keys().filter(|pool| pool_index(group, **pool) == Some(place.1));
+            let mut lines = pools.filter_map(|pool| group.core.kept().find(*pool, &place.2));
+            if lines.next().is_none() && !model.is_touched(*place, since) {
+                if left > 0 {
+                    left -= 1;
+                    continue;
+                }
+                return Err(format!("{place:x?} of sum {sum:x} counted as on SSD, and is lost"));
+            }
+        }
+        Ok(owed.len() as u64)
+    }
+}
+
+/// Of a group's pool in [`Plan::shapes`].
+fn pool_index(group: &Group, pool: PoolId) -> Option<usize> {
+    let (shape, _) = group.shapes.get(&pool)?;
+    Plan::shapes().iter().position(|known| known == shape)
 }

@@ -9,14 +9,21 @@ use lapis_client::{
 use lapis_config::Time;
 use lapis_transport::frame::Request;
 
-use super::{client::Context, model::Model, plan::EXTENT_BYTES};
+use super::{
+    client::Context,
+    model::Model,
+    plan::{EXTENT_BYTES, Plan},
+};
 
 /// How much later than its deadline an answer may come in a world whose messages take up to 20 ms.
 const SLACK_US: u64 = 200_000;
+/// A removal is answered when it is on the device, or the device is taken out.
+const REMOVAL_US: u64 = 120_000_000;
 
 pub struct Job {
     what: What,
     session: Arc<Session>,
+    group: usize,
     table: u64,
     /// Index of the pool in [`super::plan::Plan::shapes`].
     pool: usize,
@@ -88,6 +95,7 @@ fn lasting_mut<'a>(slice: &mut [u8]) -> &'a mut [u8] {
 /// What every call starts from.
 pub struct Call<'a> {
     pub session: &'a Arc<Session>,
+    pub group: usize,
     pub handle: &'a Pool,
     pub pool: usize,
     pub deadline: Duration,
@@ -96,8 +104,9 @@ pub struct Call<'a> {
 
 impl Call<'_> {
     fn job(&self, now: Time, what: What) -> Job {
-        let (table, until) = (self.session.table_id(), now.after(self.deadline));
-        Job { what, session: self.session.clone(), table, pool: self.pool, began: now, until, epoch: self.epoch }
+        let (session, table) = (self.session.clone(), self.session.table_id());
+        let (group, pool, until) = (self.group, self.pool, now.after(self.deadline));
+        Job { what, session, group, table, pool, began: now, until, epoch: self.epoch }
     }
 
     pub fn get(&self, cx: &mut Context<'_>, keys: Vec<Key>, wait: Wait) -> Job {
@@ -115,7 +124,10 @@ impl Call<'_> {
         let mapped_bytes = self.session.extents() as u64 * EXTENT_BYTES;
         let near =
             |key| self.session.find(self.handle, key).is_none_or(|found| found.slot.offset_bytes() < mapped_bytes);
-        let must = keys.iter().map(|key| open && near(key) && cx.model.must_hit((table, self.pool, *key))).collect();
+        let must = keys
+            .iter()
+            .map(|key| open && near(key) && cx.model.must_hit((self.group, self.pool, *key), table))
+            .collect();
         let options = GetOptions { wait, pieces: Some(range), ..GetOptions::default() };
         let dst = Dst::from(lasting_mut(&mut bytes));
         let job = GetJob::new(self.session.clone(), self.handle, lasting(&keys), dst, &options).expect("a sound get");
@@ -128,7 +140,7 @@ impl Call<'_> {
         let mut bytes = vec![0; keys.len() * block];
         let table = self.session.table_id();
         let numbers = keys.iter().zip(bytes.chunks_exact_mut(block)).map(|(key, payload)| {
-            let number = cx.model.put((table, self.pool, *key));
+            let number = cx.model.put((self.group, self.pool, *key), table);
             Model::fill(key, number, payload);
             number
         });
@@ -150,14 +162,14 @@ impl Call<'_> {
 
     pub fn remove(&self, cx: &mut Context<'_>, keys: Vec<Key>) -> Option<Job> {
         let pool = self.session.pool_id(self.handle)?;
-        let removal = cx.model.remove(self.session.table_id(), self.pool, &keys);
+        let removal = cx.model.remove(self.group, self.session.table_id(), self.pool, &keys);
         let token = self.session.submit(|token| Request::Remove { token, pool, keys }).ok();
         Some(self.job(cx.now, What::Ask(token, Ask::Removal(removal))))
     }
 
     pub fn purge(&self, cx: &mut Context<'_>) -> Option<Job> {
         let pool = self.session.pool_id(self.handle)?;
-        let removal = cx.model.purge(self.session.table_id(), self.pool);
+        let removal = cx.model.purge(self.group, self.session.table_id(), self.pool);
         let token = self.session.submit(|token| Request::Purge { token, pool }).ok();
         Some(self.job(cx.now, What::Ask(token, Ask::Removal(removal))))
     }
@@ -181,16 +193,31 @@ impl Call<'_> {
 impl Job {
     /// When to look again if nothing comes.
     pub fn due(&self, now: Time) -> Time {
-        if now < self.until { self.until } else { self.until.after(Duration::from_micros(SLACK_US)) }
+        let late = self.until.after(Duration::from_micros(SLACK_US));
+        match now {
+            now if now < self.until => self.until,
+            now if now < late => late,
+            _ => self.until.after(Duration::from_micros(REMOVAL_US)),
+        }
+    }
+
+    fn slack(&self, plan: &Plan) -> Duration {
+        let removal = matches!(self.what, What::Ask(_, Ask::Removal(_)));
+        let slow = plan.has_ssd() && (!plan.is_honest() || plan.delay > 0);
+        Duration::from_micros(if removal && slow { REMOVAL_US } else { SLACK_US })
     }
 
     /// Goes on with it. `epoch`: of the client's connection now, if it stands.
     pub fn step(&mut self, cx: &mut Context<'_>, epoch: Option<u64>) -> Result<Option<After>, String> {
         let left = Duration::from_micros(self.until.since_us(cx.now));
-        let (stands, late) = (epoch == Some(self.epoch), cx.now >= self.until.after(Duration::from_micros(SLACK_US)));
+        let (stands, late) = (epoch == Some(self.epoch), cx.now >= self.until.after(self.slack(cx.plan)));
         let over = if stands { late } else { left.is_zero() };
         let done = match &mut self.what {
-            What::Get(get) => get.job.as_mut().expect("not over").step(left) == Step::Done,
+            What::Get(get) => {
+                let job = get.job.as_mut().expect("not over");
+                // The last step may post something too.
+                job.step(left) == Step::Done || job.step(left) == Step::Done
+            }
             // A put is given up at its deadline: it asks the daemon more than once.
             What::Put(put) => put.job.as_mut().expect("not over").step(left) == Step::Done || left.is_zero(),
             What::Reserve(job, _) => job.as_mut().expect("not over").step(left) == Step::Done,
@@ -247,12 +274,12 @@ impl Job {
                 cx.note(format_args!("got {} of {}", got.hits, get.keys.len()));
                 let block = get.bytes.len() / get.keys.len();
                 for (i, status) in got.statuses.iter().enumerate() {
-                    let place = (self.table, self.pool, get.keys[i]);
+                    let place = (self.group, self.pool, get.keys[i]);
                     if status.is_hit() {
                         cx.tally.hits += 1;
                         cx.tally.owed += u64::from(get.must[i]);
-                        let number =
-                            cx.model.read_since(get.since, place, get.offset, &get.bytes[i * block..][..block])?;
+                        let bytes = &get.bytes[i * block..][..block];
+                        let number = cx.model.read_since(get.since, place, self.table, get.offset, bytes)?;
                         cx.note(format_args!("reads put {number}"));
                     } else {
                         cx.tally.misses += 1;

@@ -1,6 +1,9 @@
 //! What may be read: every put has a number, every payload tells key and number, and a hit must be a put that nobody has
 //! replaced or removed for certain.
 //!
+//! Of several puts of a key of which none was removed, a daemon's start may find any on SSD, over cold starts too; from
+//! when it serves them on, the last one counts again.
+//!
 //! A call takes effect at some moment between its begin and its end; one whose end is not known may do so until the
 //! world ends. A read happens at one moment, since nothing here runs at the same time.
 
@@ -10,8 +13,8 @@ use lapis_client::{Key, PutResult, Refusal};
 
 use super::plan::mixed;
 
-/// Where a key lives: the table's life, the pool's index in [`super::plan::Plan::shapes`].
-pub type Place = (u64, usize, Key);
+/// Where a key lives: the group, the pool's index in [`super::plan::Plan::shapes`].
+pub type Place = (usize, usize, Key);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
@@ -25,6 +28,8 @@ enum Fate {
 #[derive(Clone, Copy, Debug)]
 struct Put {
     place: Place,
+    /// The table's life.
+    table: u64,
     began: u64,
     ended: u64,
     fate: Fate,
@@ -32,6 +37,7 @@ struct Put {
 
 #[derive(Clone, Copy, Debug)]
 struct Removal {
+    table: u64,
     began: u64,
     ended: u64,
 }
@@ -46,10 +52,18 @@ pub struct Model {
     removals: Vec<Removal>,
     removed: BTreeMap<Place, Vec<usize>>,
     /// Of chains (a removed block takes its children along) and of whole pools.
-    chains_removed: BTreeMap<(u64, usize, u64), Vec<usize>>,
-    purged: BTreeMap<(u64, usize), Vec<usize>>,
+    chains_removed: BTreeMap<(usize, usize, u64), Vec<usize>>,
+    purged: BTreeMap<(usize, usize), Vec<usize>>,
     /// Blocks of a table may be gone by themselves: evicted, or a client of that table lied.
     pub forgetful: bool,
+    /// Blocks outlive their table.
+    pub has_ssd: bool,
+    /// What was removed may come back over a daemon's start: its devices lie, or the power fails and nothing is flushed.
+    pub removals_fade: bool,
+    /// Tables in the order of their lives.
+    tables: Vec<u64>,
+    /// When the present daemon began to serve what is on SSD: until then a start may find any put.
+    served: u64,
 }
 
 impl Model {
@@ -58,10 +72,31 @@ impl Model {
         self.clock
     }
 
+    /// A daemon starts over this group's table.
+    pub fn table_starts(&mut self, table: u64) {
+        if !self.tables.contains(&table) {
+            self.tables.push(table);
+        }
+        if self.has_ssd {
+            self.served = NEVER;
+        }
+    }
+
+    /// From now on nothing older comes to light.
+    pub fn ssd_serves(&mut self) {
+        self.served = self.tick();
+    }
+
+    /// Whether what happened in one table is known in the other.
+    fn is_before(&self, earlier: u64, later: u64) -> bool {
+        let life = |table: u64| self.tables.iter().position(|known| *known == table);
+        life(earlier) <= life(later)
+    }
+
     /// A put begins; its number.
-    pub fn put(&mut self, place: Place) -> u64 {
+    pub fn put(&mut self, place: Place, table: u64) -> u64 {
         let began = self.tick();
-        self.puts.push(Put { place, began, ended: NEVER, fate: Fate::Unknown });
+        self.puts.push(Put { place, table, began, ended: NEVER, fate: Fate::Unknown });
         self.by_key.entry(place).or_default().push(self.puts.len() - 1);
         self.puts.len() as u64
     }
@@ -77,24 +112,24 @@ impl Model {
         put.ended = now;
     }
 
-    pub fn remove(&mut self, table: u64, pool: usize, keys: &[Key]) -> usize {
-        let number = self.removal();
+    pub fn remove(&mut self, group: usize, table: u64, pool: usize, keys: &[Key]) -> usize {
+        let number = self.removal(table);
         for &key in keys {
-            self.removed.entry((table, pool, key)).or_default().push(number);
-            self.chains_removed.entry((table, pool, key.0[2])).or_default().push(number);
+            self.removed.entry((group, pool, key)).or_default().push(number);
+            self.chains_removed.entry((group, pool, key.0[2])).or_default().push(number);
         }
         number
     }
 
-    pub fn purge(&mut self, table: u64, pool: usize) -> usize {
-        let number = self.removal();
-        self.purged.entry((table, pool)).or_default().push(number);
+    pub fn purge(&mut self, group: usize, table: u64, pool: usize) -> usize {
+        let number = self.removal(table);
+        self.purged.entry((group, pool)).or_default().push(number);
         number
     }
 
-    fn removal(&mut self) -> usize {
+    fn removal(&mut self, table: u64) -> usize {
         let began = self.tick();
-        self.removals.push(Removal { began, ended: NEVER });
+        self.removals.push(Removal { table, began, ended: NEVER });
         self.removals.len() - 1
     }
 
@@ -130,9 +165,9 @@ impl Model {
         Ok(number)
     }
 
-    /// Judges a hit at this moment, and says whose bytes they are.
-    pub fn read(&self, place: Place, payload: &[u8]) -> Result<u64, String> {
-        self.read_since(self.now() + 1, place, 0, payload)
+    /// Judges a hit at this moment in a table, and says whose bytes they are.
+    pub fn read(&self, place: Place, table: u64, payload: &[u8]) -> Result<u64, String> {
+        self.read_since(self.now() + 1, place, table, 0, payload)
     }
 
     /// Of calls that begin now.
@@ -142,7 +177,7 @@ impl Model {
 
     /// Judges a hit of some moment from `since` on: a get that waits copies what is there when it begins.
     /// The bytes are those from `offset` on.
-    pub fn read_since(&self, since: u64, place: Place, offset: u64, bytes: &[u8]) -> Result<u64, String> {
+    pub fn read_since(&self, since: u64, place: Place, table: u64, offset: u64, bytes: &[u8]) -> Result<u64, String> {
         let number = match offset {
             0 => Self::number(&place.2, bytes)?,
             _ => self.number_of_part(place, offset as usize, bytes)?,
@@ -152,13 +187,25 @@ impl Model {
         if read.fate == Fate::Not {
             return Err(format!("put {number} at {place:x?} was answered as not stored, and is read"));
         }
-        let later = |put: &&Put| put.fate == Fate::Stored && put.began > read.ended && put.ended < since;
+        if !self.has_ssd && read.table != table {
+            return Err(format!("put {number} at {place:x?} is of another table than where it is read"));
+        }
+        let later = |put: &&Put| {
+            let follows = put.fate == Fate::Stored && put.began > read.ended && put.ended < since;
+            follows && put.table == table && (!self.has_ssd || put.began > self.served)
+        };
         if let Some(newer) = self.by_key[&place].iter().map(|i| &self.puts[*i]).find(later) {
             return Err(format!("put {number} at {place:x?} is read after {newer:?} took its place"));
         }
-        let gone = self.removals_of(place).any(|removal| removal.began > read.ended && removal.ended < since);
-        if gone {
-            return Err(format!("put {number} at {place:x?} is read after its removal was acknowledged"));
+        let gone = |removal: &Removal| {
+            let follows = removal.began > read.ended && removal.ended < since;
+            let fades = self.removals_fade && removal.began < self.served;
+            follows && !fades && self.is_before(removal.table, table)
+        };
+        if let Some(removal) = self.removals_of(place).find(|removal| gone(removal)) {
+            return Err(format!(
+                "put {number} at {place:x?}, {read:?}, is read after its removal was acknowledged: {removal:?}"
+            ));
         }
         Ok(number)
     }
@@ -182,14 +229,17 @@ impl Model {
     }
 
     /// Whether a miss would be a loss: the block was stored, and nothing has happened since that could have ended it.
-    pub fn must_hit(&self, place: Place) -> bool {
+    pub fn must_hit(&self, place: Place, table: u64) -> bool {
         let Some(puts) = self.by_key.get(&place).filter(|_| !self.forgetful) else { return false };
-        let stored = puts.iter().map(|i| &self.puts[*i]).rfind(|put| put.fate == Fate::Stored);
+        let stored = puts.iter().map(|i| &self.puts[*i]).rfind(|put| put.fate == Fate::Stored && put.table == table);
+        stored.is_some_and(|put| !self.is_touched(place, put.began))
+    }
+
+    /// Whether a removal of it, or of what may be above it, may have taken effect after this moment.
+    pub fn is_touched(&self, place: Place, since: u64) -> bool {
         let chain = self.chains_removed.get(&(place.0, place.1, place.2.0[2]));
-        stored.is_some_and(|put| {
-            let mut removals = self.removals_of(place).chain(chain.into_iter().flatten().map(|i| &self.removals[*i]));
-            removals.all(|removal| removal.ended < put.began)
-        })
+        let mut removals = self.removals_of(place).chain(chain.into_iter().flatten().map(|i| &self.removals[*i]));
+        removals.any(|removal| removal.ended >= since)
     }
 }
 

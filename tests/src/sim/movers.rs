@@ -1,30 +1,68 @@
-//! Movers that work when the world lets them: memory comes in pieces, checks end in any order.
+//! Movers that work when the world lets them: memory comes in pieces, checks end in any order, devices are faulty twins.
 
 use std::{cell::Cell, collections::VecDeque, os::fd::AsFd, rc::Rc};
 
 use fastrand::Rng;
 use lapis::movers::{self, Done, Job, Movers};
 use lapis_arena::memfd;
+use lapis_config::Time;
+use lapis_ssd::{
+    disk::Disk,
+    drive::{Drive, FromDrive, ToDrive},
+    faulty::{Faults, Faulty},
+    recover,
+    volume::WallClock,
+};
 
 use super::kill::Fuse;
 
 /// Pieces in which an extent gets its memory.
 const PIECES: u64 = 4;
 
+/// What a daemon's movers are made of.
+pub struct Hardware<'a> {
+    pub disks: &'a [Disk],
+    /// Devices that do not answer: pulled.
+    pub gone: &'a [bool],
+    pub queue: usize,
+    pub faults: Faults,
+}
+
+struct SimDrive {
+    drive: Drive<Faulty>,
+    inbox: VecDeque<ToDrive>,
+    /// When its thread looks at the inbox.
+    looks: Time,
+    /// It had its first turn, and reads what is on the device.
+    began: bool,
+}
+
 pub struct SimMovers {
     rng: Rng,
     fuse: Fuse,
+    now: Time,
     /// With how much of it is done.
     waiting: Vec<(Job, u64)>,
     /// How many those are, for whoever turns the world.
     count: Rc<Cell<usize>>,
+    drives: Vec<SimDrive>,
     done: VecDeque<Done>,
 }
 
 impl SimMovers {
-    pub fn new(rng: Rng, fuse: Fuse, count: Rc<Cell<usize>>) -> Self {
+    pub fn new(now: Time, mut rng: Rng, fuse: Fuse, count: Rc<Cell<usize>>, hardware: &Hardware<'_>) -> Self {
         count.set(0);
-        Self { rng, fuse, waiting: Vec::new(), count, done: VecDeque::new() }
+        let drives = hardware.disks.iter().zip(hardware.gone).map(|(disk, gone)| {
+            let mut device = Faulty::new(disk, hardware.queue, hardware.faults.clone(), rng.u64(..));
+            device.advance(now);
+            if *gone {
+                device.vanish();
+            }
+            let drive = Drive::new(device, WallClock { wall_s: 1_700_000_000, at: now });
+            SimDrive { drive, inbox: VecDeque::new(), looks: now, began: false }
+        });
+        let drives = drives.collect();
+        Self { rng, fuse, now, waiting: Vec::new(), count, drives, done: VecDeque::new() }
     }
 
     /// Does a piece of any job. What it came to is found by the engine's next turn.
@@ -47,6 +85,10 @@ impl SimMovers {
             Job::Verify { group, op, block } => {
                 (Done::Verified { group: *group, op: *op, outcome: movers::check(block) }, true)
             }
+            Job::Merge { scans, groups, device } => {
+                (Done::Merged { recovered: recover::merge(scans, groups), device: *device }, true)
+            }
+            Job::Drive { .. } => unreachable!("drives have inboxes of their own"),
         };
         if over {
             self.waiting.swap_remove(at);
@@ -55,13 +97,93 @@ impl SimMovers {
         self.done.push_back(done);
         self.done.back()
     }
+
+    // ---- Devices ----
+
+    /// When a drive has something to do, and which; hung ones never do.
+    pub fn drive_due(&mut self) -> Option<(Time, usize)> {
+        let due = |(at, own): (usize, &mut SimDrive)| {
+            let device = own.drive.device_mut().next_due();
+            let wants = !own.began || !own.inbox.is_empty() || own.looks > self.now;
+            let looks = wants.then_some(own.looks);
+            device.into_iter().chain(looks).min().map(|due| (due, at))
+        };
+        self.drives.iter_mut().enumerate().filter_map(due).min()
+    }
+
+    /// A drive's thread has a turn; what it says is found by the engine's next one. How much that is, and a digest.
+    pub fn turn_drive(&mut self, now: Time, at: usize) -> Vec<String> {
+        self.now = now;
+        let own = &mut self.drives[at];
+        own.began = true;
+        own.drive.device_mut().advance(now);
+        for message in own.inbox.drain(..) {
+            own.drive.tell(now, message);
+        }
+        let mut said = Vec::new();
+        own.drive.kick();
+        while own.drive.poll(now, &mut said) {}
+        own.looks = now;
+        let told = said.iter().map(|from| told(at, from)).collect();
+        self.done.extend(said.into_iter().map(|from| Done::Drive { device: at, from }));
+        told
+    }
+
+    pub fn device(&mut self, now: Time, at: usize) -> &mut Faulty {
+        self.now = now;
+        let device = self.drives[at].drive.device_mut();
+        device.advance(now);
+        self.drives[at].looks = now.after(std::time::Duration::from_micros(1));
+        self.drives[at].drive.device_mut()
+    }
+
+    pub fn hung(&mut self) -> usize {
+        self.drives.iter_mut().map(|own| own.drive.device_mut().hung()).sum()
+    }
+
+    /// Nothing is with any device, and nothing waits for it.
+    pub fn is_idle(&mut self) -> bool {
+        self.done.is_empty() && self.drives.iter_mut().all(|own| own.inbox.is_empty()) && self.drive_due().is_none()
+    }
+}
+
+/// A line of the trace.
+fn told(device: usize, from: &FromDrive) -> String {
+    match from {
+        FromDrive::Scanned(scan) => {
+            let records = scan.segments.iter().map(|segment| segment.records.len()).sum::<usize>();
+            let damaged = scan.segments.iter().filter(|segment| segment.damage.any()).count();
+            let (used, free) = (scan.segments.len(), scan.free.len());
+            format!(
+                "device {device}: {used} segments in use, {damaged} damaged, {records} records, {free} segments free"
+            )
+        }
+        FromDrive::Report(report) => {
+            let result = report.result.as_ref().map_err(|error| error.kind());
+            format!("device {device}: {:x} {result:?} {} bytes", report.op.0, report.bytes)
+        }
+        FromDrive::Found(found) => format!("device {device}: {found:?}"),
+        FromDrive::Failed(reason) => format!("device {device}: failed: {reason}"),
+        FromDrive::Started { .. } | FromDrive::Counted(_) => format!("device {device}: {from:?}"),
+    }
 }
 
 impl Movers for SimMovers {
     fn submit(&mut self, job: Job) {
         self.fuse.burn();
-        self.waiting.push((job, 0));
-        self.count.set(self.waiting.len());
+        match job {
+            Job::Drive { device, to } => {
+                let own = &mut self.drives[device];
+                if own.inbox.is_empty() {
+                    own.looks = self.now.after(std::time::Duration::from_micros(self.rng.u64(1..40)));
+                }
+                own.inbox.push_back(to);
+            }
+            job => {
+                self.waiting.push((job, 0));
+                self.count.set(self.waiting.len());
+            }
+        }
     }
 
     fn poll(&mut self) -> Option<Done> {

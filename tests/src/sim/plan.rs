@@ -1,31 +1,122 @@
 //! What a seed makes of a run: how large, with whom, and what goes wrong.
 
+use std::time::Duration;
+
 use fastrand::Rng;
 use lapis_config::{Fingerprint, Key, PoolKind, PoolShape};
+use lapis_ssd::faulty::Faults;
 
 /// Memory comes in extents of this much.
 pub const EXTENT_BYTES: u64 = 2 << 20;
 
-#[derive(Clone, Debug)]
-pub struct Plan {
-    pub seed: u64,
+/// Numbers and switches that a plan is made of, by name: what shrinking turns, and what a shrunk plan is told by.
+macro_rules! knobs {
+    ($($(#[$doc:meta])* $name:ident: $kind:ty,)*) => {
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct Plan {
+            pub seed: u64,
+            $($(#[$doc])* pub $name: $kind,)*
+        }
+
+        impl Plan {
+            pub const KNOBS: &[&str] = &[$(stringify!($name)),*];
+
+            pub fn knob(&self, name: &str) -> Option<u64> {
+                match name {
+                    $(stringify!($name) => Some(Knob::get(&self.$name)),)*
+                    _ => None,
+                }
+            }
+
+            /// False if there is no such knob.
+            pub fn turn(&mut self, name: &str, value: u64) -> bool {
+                match name {
+                    $(stringify!($name) => self.$name = Knob::of(value),)*
+                    _ => return false,
+                }
+                true
+            }
+        }
+    };
+}
+
+trait Knob {
+    fn get(&self) -> u64;
+    fn of(value: u64) -> Self;
+}
+
+macro_rules! knob {
+    ($($kind:ty),*) => {
+        $(impl Knob for $kind {
+            fn get(&self) -> u64 {
+                *self as u64
+            }
+
+            fn of(value: u64) -> Self {
+                value as $kind
+            }
+        })*
+    };
+}
+
+knob!(u32, u64, usize);
+
+impl Knob for bool {
+    fn get(&self) -> u64 {
+        (*self).into()
+    }
+
+    fn of(value: u64) -> Self {
+        value != 0
+    }
+}
+
+knobs! {
     /// Turns of daemon, clients and movers together, before everybody goes home.
-    pub turns: u32,
-    pub groups: usize,
-    pub extents: u64,
-    pub lines: u64,
-    pub clients: usize,
-    pub chains: u64,
-    pub depth: u64,
+    turns: u32,
+    groups: usize,
+    extents: u64,
+    lines: u64,
+    clients: usize,
+    chains: u64,
+    depth: u64,
     /// Views that a well-behaved client holds at once.
-    pub views: usize,
-    pub kills: bool,
-    pub colds: bool,
-    pub crashes: bool,
-    pub forks: bool,
-    pub stalls: bool,
-    pub evil: bool,
-    pub removes: bool,
+    views: usize,
+    /// By how much clients, and what goes wrong, are slower.
+    pace: u64,
+    kills: bool,
+    colds: bool,
+    crashes: bool,
+    forks: bool,
+    stalls: bool,
+    evil: bool,
+    removes: bool,
+    /// Of the SSD tier; 0: there is none.
+    devices: usize,
+    segment_bytes: u64,
+    /// On each device.
+    segments: u64,
+    /// Operations that a device takes at once.
+    queue: usize,
+    list_after_us: u64,
+    durable: bool,
+    /// Kills that take memory along, and what was not flushed.
+    power_cuts: bool,
+    /// Devices go and come back.
+    vanish: bool,
+    // Of 10,000 operations each.
+    eio: u32,
+    short: u32,
+    torn: u32,
+    bit_flip: u32,
+    misdirected: u32,
+    lost: u32,
+    stale: u32,
+    full: u32,
+    delay: u32,
+    hang: u32,
+    reorder: u32,
+    delay_max_us: u64,
 }
 
 impl Plan {
@@ -35,7 +126,7 @@ impl Plan {
         let (kills, crashes, stalls, evil) = (percent(60), percent(60), percent(25), percent(25));
         let (colds, forks, removes) = (kills && percent(30), crashes && percent(50), percent(50));
         let groups = if percent(25) { 2 } else { 1 };
-        Self {
+        let plan = Self {
             seed,
             turns: rng.u32(1_500..4_000),
             groups,
@@ -45,6 +136,7 @@ impl Plan {
             chains: rng.u64(4..40),
             depth: rng.u64(2..12),
             views: if rng.bool() { 4 } else { 40 },
+            pace: 1,
             kills,
             colds,
             crashes,
@@ -52,7 +144,111 @@ impl Plan {
             stalls,
             evil,
             removes,
+            devices: 0,
+            segment_bytes: 256 << 10,
+            segments: 8,
+            queue: 1,
+            list_after_us: 0,
+            durable: false,
+            power_cuts: false,
+            vanish: false,
+            eio: 0,
+            short: 0,
+            torn: 0,
+            bit_flip: 0,
+            misdirected: 0,
+            lost: 0,
+            stale: 0,
+            full: 0,
+            delay: 0,
+            hang: 0,
+            reorder: 0,
+            delay_max_us: 0,
+        };
+        if rng.u32(..100) < 60 { plan.with_ssd(&mut rng) } else { plan }
+    }
+
+    fn with_ssd(self, rng: &mut Rng) -> Self {
+        // Half of the devices do nothing wrong: then more can be demanded.
+        let faulty = rng.bool();
+        let mut rate = |percent: u32, most: u32| {
+            let happens = rng.u32(..100) < percent;
+            let rate = [most / 50, most / 8, most][rng.usize(..3)].max(1);
+            if happens { rate } else { 0 }
+        };
+        let mut wrong = |most: u32| if faulty { rate(30, most) } else { 0 };
+        let (eio, short, torn, bit_flip) = (wrong(200), wrong(300), wrong(400), wrong(400));
+        let (misdirected, lost, stale, full) = (wrong(300), wrong(300), wrong(300), wrong(200));
+        let hang = wrong(60);
+        let (delay, reorder) = (rate(30, 500), rate(40, 3_000));
+        let groups = self.groups as u64;
+        let slow = (faulty || rng.u32(..10) == 0) && rng.bool();
+        Self {
+            // Little memory, many blocks: they go to SSD and come back.
+            turns: rng.u32(1_500..6_000),
+            extents: if rng.u32(..10) < 6 { groups } else { self.extents },
+            chains: rng.u64(8..80),
+            pace: if slow { rng.u64(10..60) } else { 1 },
+            devices: rng.usize(1..4),
+            segment_bytes: (256 << 10) << rng.u32(..3),
+            segments: rng.u64(6..18),
+            queue: [1, 4, 32][rng.usize(..3)],
+            list_after_us: [1_000, 20_000, 100_000][rng.usize(..3)],
+            durable: rng.u32(..10) < 4,
+            power_cuts: self.kills && rng.u32(..10) < 4,
+            vanish: faulty && rng.u32(..4) == 0,
+            eio,
+            short,
+            torn,
+            bit_flip,
+            misdirected,
+            lost,
+            stale,
+            full,
+            delay,
+            hang,
+            reorder,
+            delay_max_us: [2_000, 50_000, 2_000_000][rng.usize(..3)],
+            ..self
         }
+    }
+
+    pub fn has_ssd(&self) -> bool {
+        self.devices > 0
+    }
+
+    pub fn faults(&self) -> Faults {
+        Faults {
+            eio: self.eio,
+            short: self.short,
+            torn: self.torn,
+            bit_flip: self.bit_flip,
+            misdirected: self.misdirected,
+            lost: self.lost,
+            stale: self.stale,
+            full: self.full,
+            delay: self.delay,
+            hang: self.hang,
+            reorder: self.reorder,
+            latency_us: 20..200,
+            delay_max: Duration::from_micros(self.delay_max_us),
+        }
+    }
+
+    /// Whether devices say that they did what they did not.
+    pub fn lies(&self) -> bool {
+        self.torn + self.bit_flip + self.misdirected + self.lost + self.stale > 0
+    }
+
+    /// Whether devices do what they are told to, sooner or later: then what counts as on SSD stays there over kills, and
+    /// what was removed stays away.
+    pub fn is_honest(&self) -> bool {
+        !self.lies() && !self.vanish && self.eio + self.short + self.full + self.hang == 0
+    }
+
+    /// Whether what counts as on SSD outlasts whatever happens.
+    pub fn is_kept(&self) -> bool {
+        self.is_honest() && (self.durable || !self.power_cuts)
     }
 
     /// True if nobody takes more than a fair share: then no put may be refused for want of room.

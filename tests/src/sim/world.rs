@@ -4,6 +4,7 @@ use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
 
 use fastrand::Rng;
 use lapis_config::Time;
+use lapis_ssd::faulty::Faults;
 
 use super::{
     client::{Client, Context, Manners},
@@ -19,6 +20,8 @@ const AUDIT_EVERY: u32 = 64;
 const JUDGE_EVERY: u32 = 512;
 /// How long everything may take to come to rest once nobody wants anything any more.
 const REST_MAX: Duration = Duration::from_secs(20);
+/// With devices that stall: they are taken out first, or come back.
+const REST_MAX_FAULTY: Duration = Duration::from_secs(240);
 /// Process numbers: few, so that they are used again.
 const PIDS: u32 = 12;
 
@@ -41,6 +44,15 @@ pub struct Tally {
     pub evictions: u64,
     pub expelled: u64,
     pub blocks_judged: u64,
+    pub power_cuts: u64,
+    pub demotions: u64,
+    pub promotions: u64,
+    pub segments_retired: u64,
+    pub readmitted_bytes: u64,
+    /// Blocks that a restart owed, of those that counted as on SSD.
+    pub recovered: u64,
+    pub ssd_found: u64,
+    pub corrupt: u64,
 }
 
 /// What a run was.
@@ -71,7 +83,8 @@ struct World {
     chaos_at: Time,
     ending: bool,
     counts_last: String,
-    evictions_last: u64,
+    /// Of this daemon, what was tallied already.
+    counted: [u64; 7],
 }
 
 /// Runs one seed to its end. The error says what was wrong, with the last things that happened.
@@ -100,6 +113,8 @@ impl World {
         let daemon = Daemon::new(&plan, &mut rng, net.clone());
         let mut model = Model::default();
         model.forgetful = plan.evil;
+        model.has_ssd = plan.has_ssd();
+        model.removals_fade = !plan.is_kept();
         Self {
             plan,
             rng,
@@ -118,7 +133,7 @@ impl World {
             chaos_at: Time(0),
             ending: false,
             counts_last: String::new(),
-            evictions_last: 0,
+            counted: [0; 7],
         }
     }
 
@@ -127,7 +142,8 @@ impl World {
             self.turn()?;
         }
         self.ending = true;
-        let until = self.now.after(REST_MAX);
+        self.heal();
+        let until = self.now.after(self.rest_max());
         while !(self.clients.iter().all(Client::is_idle) && self.daemon.serves()) {
             self.turn()?;
             self.before(until, "calls are not over")?;
@@ -137,7 +153,28 @@ impl World {
     }
 
     fn before(&self, until: Time, what: &str) -> Result<(), String> {
-        if self.now <= until { Ok(()) } else { Err(format!("{what} after {REST_MAX:?}")) }
+        if self.now <= until { Ok(()) } else { Err(format!("{what} after {:?}", self.rest_max())) }
+    }
+
+    fn rest_max(&self) -> Duration {
+        if self.plan.is_honest() { REST_MAX } else { REST_MAX_FAULTY }
+    }
+
+    /// Devices do nothing wrong any more; some of those that hang go on doing so.
+    fn heal(&mut self) {
+        self.daemon.faults = Faults { latency_us: 20..200, ..Faults::NONE };
+        let faults = self.daemon.faults.clone();
+        let releases = self.rng.u32(..10) < 7;
+        self.daemon.gone.fill(false);
+        let Some(engine) = &mut self.daemon.engine else { return };
+        for at in 0..self.plan.devices {
+            let device = engine.movers_mut().device(self.now, at);
+            device.set_faults(faults.clone());
+            device.come_back();
+            if releases {
+                device.release_hung();
+            }
+        }
     }
 
     // ---- Turns ----
@@ -153,6 +190,7 @@ impl World {
         match who {
             Who::Daemon => self.turn_daemon()?,
             Who::Movers => self.turn_movers(),
+            Who::Drive(at) => self.turn_drive(at),
             Who::Client(at) => self.turn_client(at)?,
             Who::Ghost(at) => self.turn_ghost(at),
             Who::Chaos => self.chaos(),
@@ -161,12 +199,22 @@ impl World {
             self.daemon.audit()?;
         }
         if self.turns.is_multiple_of(JUDGE_EVERY) {
-            self.tally.blocks_judged += self.daemon.judge_blocks(&self.model)?;
+            self.judge()?;
         }
         Ok(())
     }
 
-    fn next(&self) -> (Time, Who) {
+    fn judge(&mut self) -> Result<(), String> {
+        self.tally.blocks_judged += self.daemon.judge_blocks(&self.model, self.plan.is_kept())?;
+        if !self.plan.power_cuts {
+            // Nobody will ask what was not flushed.
+            self.daemon.disks.iter().for_each(|disk| disk.flushed(disk.landed()));
+        }
+        Ok(())
+    }
+
+    fn next(&mut self) -> (Time, Who) {
+        let drive = self.daemon.engine.as_mut().and_then(|engine| engine.movers_mut().drive_due());
         let net = self.net.borrow();
         let mut next = (self.daemon.due(&net), Who::Daemon);
         let mut consider = |due: Time, who: Who| {
@@ -176,6 +224,9 @@ impl World {
         };
         if self.movers_wait() {
             consider(self.movers_at, Who::Movers);
+        }
+        if let Some((due, at)) = drive {
+            consider(due, Who::Drive(at));
         }
         for (at, client) in self.clients.iter().enumerate() {
             consider(client.due(&net), Who::Client(at));
@@ -193,9 +244,20 @@ impl World {
         self.daemon.jobs.get() > 0
     }
 
+    fn turn_drive(&mut self, at: usize) {
+        let Some(engine) = &mut self.daemon.engine else { return };
+        let told = engine.movers_mut().turn_drive(self.now, at);
+        for line in &told {
+            self.trace.note(self.now, format_args!("{line}"));
+        }
+        if !told.is_empty() {
+            self.net.borrow_mut().wake_daemon();
+        }
+    }
+
     fn turn_daemon(&mut self) -> Result<(), String> {
         let was_down = self.daemon.phase == Phase::Down;
-        let alive = self.daemon.turn(self.now, &mut self.rng)?;
+        let alive = self.daemon.turn(self.now, &mut self.rng, &self.model)?;
         self.net.borrow_mut().look_at_lifelines();
         if self.daemon.phase == Phase::Asleep {
             self.trace.note(self.now, format_args!("daemon sleeps until {}", self.daemon.turn_at.0));
@@ -206,17 +268,37 @@ impl World {
         }
         if was_down {
             self.trace.note(self.now, format_args!("daemon starts, life {}", self.daemon.lives));
-            (self.evictions_last, self.movers_at) = (0, self.now);
-            self.tally.blocks_judged += self.daemon.judge_blocks(&self.model)?;
+            (self.counted, self.movers_at) = ([0; 7], self.now);
+            let tables = self.daemon.engine.iter().flat_map(|engine| engine.groups()).map(|group| group.table_id);
+            tables.for_each(|table| self.model.table_starts(table));
+            self.judge()?;
+        }
+        if self.daemon.begins_to_serve() {
+            self.model.ssd_serves();
+            if self.plan.is_kept() && !self.plan.evil {
+                self.tally.recovered += self.daemon.judge_recovery(&self.model)?;
+            }
+            self.daemon.forget_owed();
+            self.judge()?;
         }
         self.note_counts()
     }
 
     fn killed(&mut self) {
         self.tally.kills += 1;
+        self.model.forgetful |= self.daemon.forgot;
         self.trace.note(self.now, format_args!("daemon is dead"));
         let away = if self.rng.bool() { self.rng.u64(500..5_000) } else { self.rng.u64(5_000..200_000) };
         self.daemon.turn_at = self.now.after(Duration::from_micros(away));
+        if self.plan.power_cuts && self.rng.u32(..3) == 0 {
+            self.tally.power_cuts += 1;
+            self.daemon.store.clear();
+            for disk in &self.daemon.disks {
+                let changed = disk.power_cut(self.rng.u64(..));
+                self.trace.note(self.now, format_args!("the power fails: {changed} pages changed"));
+            }
+            return;
+        }
         if self.plan.colds && self.rng.u32(..4) == 0 {
             self.tally.colds += 1;
             match self.rng.u32(..3) {
@@ -230,22 +312,44 @@ impl World {
     fn note_counts(&mut self) -> Result<(), String> {
         use std::fmt::Write;
         let Some(engine) = &self.daemon.engine else { return Ok(()) };
-        let (mut text, mut evictions, mut corrupt) = (String::new(), 0, 0);
+        let (mut text, mut sums) = (String::new(), [0; 7]);
         for group in engine.groups() {
             let counts = group.core.counts();
-            evictions += counts.evictions;
-            corrupt += counts.corrupt;
+            let own = [
+                counts.evictions,
+                counts.corrupt,
+                counts.demotions,
+                counts.promotions,
+                counts.segments_retired,
+                counts.readmitted_bytes,
+                counts.ssd_found,
+            ];
+            sums.iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
             write!(text, "{counts:?} {} clients; ", group.clients.len()).expect("a string takes all");
         }
-        self.tally.expelled = self.tally.expelled.max(engine.counts().clients_expelled);
-        self.tally.evictions += evictions.saturating_sub(self.evictions_last);
-        self.evictions_last = evictions;
-        self.model.forgetful |= evictions > 0;
+        let tally = &mut self.tally;
+        tally.expelled = tally.expelled.max(engine.counts().clients_expelled);
+        let tallied = [
+            &mut tally.evictions,
+            &mut tally.corrupt,
+            &mut tally.demotions,
+            &mut tally.promotions,
+            &mut tally.segments_retired,
+            &mut tally.readmitted_bytes,
+            &mut tally.ssd_found,
+        ];
+        for ((tally, now), before) in tallied.into_iter().zip(sums).zip(self.counted) {
+            *tally += now.saturating_sub(before);
+        }
+        self.counted = sums;
+        let [evictions, corrupt, ..] = sums;
+        self.model.forgetful |= evictions + corrupt > 0;
         if text != self.counts_last {
             self.trace.note(self.now, format_args!("{text}"));
             self.counts_last = text;
         }
-        if corrupt > 0 && !self.plan.evil {
+        let rots = self.plan.lies() || self.plan.power_cuts && !self.plan.durable;
+        if corrupt > 0 && !self.plan.evil && !rots {
             return Err(format!("{corrupt} blocks do not fit their sums"));
         }
         Ok(())
@@ -281,7 +385,10 @@ impl World {
     // ---- What goes wrong ----
 
     fn chaos(&mut self) {
-        self.chaos_at = self.now.after(Duration::from_micros(self.rng.u64(100..20_000)));
+        self.chaos_at = self.now.after(Duration::from_micros(self.plan.pace * self.rng.u64(100..20_000)));
+        if self.plan.has_ssd() && self.rng.u32(..3) == 0 {
+            self.chaos_of_devices();
+        }
         match self.rng.u32(..10) {
             0..2 if self.plan.kills && self.daemon.engine.is_some() => self.kill_daemon(),
             2..4 if self.plan.crashes && !self.clients.is_empty() => self.crash(),
@@ -294,6 +401,10 @@ impl World {
                 if let Some(engine) = &mut self.daemon.engine {
                     self.trace.note(self.now, format_args!("daemon drains"));
                     engine.drain();
+                    // The loop goes on after it, as after any call of the daemon's own.
+                    engine.set_sleeping(false);
+                    self.daemon.phase = Phase::Awake { idle: 0 };
+                    self.daemon.turn_at = self.now;
                     self.daemon.fuse.light(200);
                 }
             }
@@ -302,13 +413,30 @@ impl World {
         }
     }
 
+    fn chaos_of_devices(&mut self) {
+        let Some(engine) = &mut self.daemon.engine else { return };
+        let at = self.rng.usize(..self.plan.devices);
+        if self.plan.hang > 0 && engine.movers_mut().device(self.now, at).hung() > 0 && self.rng.u32(..4) == 0 {
+            engine.movers_mut().device(self.now, at).release_hung();
+            self.trace.note(self.now, format_args!("device {at}: what hung goes on"));
+        }
+        if !self.plan.vanish || self.rng.u32(..4) > 0 {
+            return;
+        }
+        let gone = &mut self.daemon.gone[at];
+        *gone = !*gone;
+        self.trace.note(self.now, format_args!("device {at} is gone: {gone}"));
+        let device = engine.movers_mut().device(self.now, at);
+        if *gone { device.vanish() } else { device.come_back() }
+    }
+
     fn kill_daemon(&mut self) {
         if self.rng.bool() {
             // In the middle of a later turn.
             let calls = self.rng.u32(1..60);
             self.daemon.fuse.light(calls);
         } else {
-            self.daemon.die();
+            self.daemon.die(&self.model);
             self.killed();
         }
     }
@@ -384,13 +512,13 @@ impl World {
 
     /// With nobody left, nothing is granted, nothing aside, nobody remembered, and every byte is still right.
     fn come_to_rest(&mut self) -> Result<(), String> {
-        let until = self.now.after(REST_MAX);
+        let until = self.now.after(self.rest_max());
         while !self.at_rest() {
             self.turn()?;
             self.before(until, &format!("not at rest: {}{}", self.counts_last, self.left()))?;
         }
         self.daemon.audit()?;
-        self.tally.blocks_judged += self.daemon.judge_blocks(&self.model)?;
+        self.judge()?;
         let watched = self.net.borrow().watched();
         if watched > 0 {
             return Err(format!("{watched} connections of nobody are still watched"));
@@ -409,15 +537,22 @@ impl World {
             let ended = (client.exited, client.lifeline_ended);
             format!("{} of {:?}: connected {}, ended {ended:?}; ", client.name, client.conn, client.connected)
         });
-        clients.collect()
+        let engine = self.daemon.engine.iter();
+        let unfinished = engine.flat_map(|engine| engine.groups()).map(|group| group.core.unfinished());
+        clients.chain(unfinished).collect()
     }
 
-    fn at_rest(&self) -> bool {
-        let Some(engine) = &self.daemon.engine else { return false };
+    fn at_rest(&mut self) -> bool {
+        let Some(engine) = &mut self.daemon.engine else { return false };
+        let hung = engine.movers_mut().hung() > 0;
+        if !hung && !engine.movers_mut().is_idle() || engine.tier().is_some_and(|tier| tier.is_coming() && !hung) {
+            return false;
+        }
         let quiet = self.daemon.phase == Phase::Asleep && self.net.borrow().next_event().is_none();
         let clean = engine.groups().iter().all(|group| {
             let counts = group.core.counts();
-            group.clients.is_empty() && counts.slots_granted == 0 && counts.slots_aside == 0
+            let over = counts.slots_busy == 0 && group.core.unfinished().is_empty() || hung;
+            group.clients.is_empty() && counts.slots_granted == 0 && group.core.slots_named() == 0 && over
         });
         quiet && clean && self.ghosts.is_empty() && !self.movers_wait()
     }
@@ -427,6 +562,7 @@ impl World {
 enum Who {
     Daemon,
     Movers,
+    Drive(usize),
     Client(usize),
     Ghost(usize),
     Chaos,

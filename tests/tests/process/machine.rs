@@ -24,7 +24,8 @@ pub fn host(dram_bytes: u64) -> Host {
 /// With more flags of `lapis serve`.
 pub fn host_with(dram_bytes: u64, flags: &[&str]) -> Host {
     let flags = flags.iter().map(|flag| flag.to_string()).collect();
-    Host::start(HostOptions { binary: binary::lapis(), dram_bytes, hold: true, flags }).expect("a host")
+    Host::start(HostOptions { binary: binary::lapis(), dram_bytes, ssd_bytes: None, hold: true, flags })
+        .expect("a host")
 }
 
 /// A client in this process.

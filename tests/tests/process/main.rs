@@ -1,13 +1,14 @@
 //! The real thing: the `lapis` binary, shared memory, clients in processes of their own, all of which get killed.
 //!
-//! Every block's bytes follow from its key, so each one that is read is judged. Longer forms: `LAPIS_KILLS=200` and
-//! `LAPIS_CLIENT_KILLS=2000`; `LAPIS_STRICT=1` holds latencies to their promise rather than to what a busy machine allows.
+//! Every block's bytes follow from its key, so each one that is read is judged. Longer forms: `LAPIS_KILLS=200`,
+//! `LAPIS_CLIENT_KILLS=2000` and `LAPIS_SSD_KILLS=500`; `LAPIS_STRICT=1` holds latencies to their promise rather than to what a busy machine allows.
 
 mod bad_input;
 mod binary;
 mod blocks;
 mod client_kills;
 mod daemon_kills;
+mod filter;
 mod floods;
 mod groups;
 mod machine;
@@ -15,6 +16,12 @@ mod offline;
 mod quiet;
 mod roles;
 mod signals;
+mod ssd;
+mod ssd_damage;
+mod ssd_devices;
+mod ssd_kills;
+mod ssd_starts;
+mod ssd_stops;
 mod unread_answers;
 mod worker;
 

@@ -194,6 +194,12 @@ impl<W: Words> Table<W> {
         self.words.load(word::of(home) + word::NEAR, Ordering::Acquire)
     }
 
+    /// Has the processor fetch what a later `find` or `publish` of the key reads first.
+    #[inline]
+    pub fn prefetch(&self, pool: PoolId, key: &Key) {
+        self.prefetch_home(pool, key);
+    }
+
     #[inline]
     fn prefetch_home(&self, pool: PoolId, key: &Key) -> Homes {
         let homes = self.homes(pool, key);

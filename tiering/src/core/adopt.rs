@@ -82,7 +82,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         order.sort_unstable();
         for &(last_use, _, line) in &order {
             let live = self.kept.live(line).expect("adopted");
-            let shelf = self.shelf_of(live.place.slot);
+            let shelf = self.shelf_of_line(line);
             let used = Time(u64::from(last_use) * 100_000);
             self.policy.used(&mut self.kept, shelf, line, used);
             if live.place.tier == Tier::DramUnverified {

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lapis_config::{ClientId, LineId, PoolId, SlotId, UNIT_BYTES};
+use lapis_config::{ClientId, LineId, PoolId, SegmentId, SlotId, SsdPlace, UNIT_BYTES};
 
-use super::{Core, HELD, PINNED, PoolCounts, hold::Held};
+use super::{Core, HELD, Op, PINNED, PoolCounts};
 use crate::{
     copies::Copy,
     face::Counts,
-    kept::{Kept, SlotState},
+    kept::{Kept, SlotState, Tier},
     policy::Policy,
 };
 
@@ -23,6 +23,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         for &line in lines.values() {
             self.audit_line(line)?;
         }
+        self.audit_ssd()?;
         self.audit_lists(&lines)?;
         self.audit_holds()?;
         self.audit_clients()
@@ -32,6 +33,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     fn audit_slots(&self) -> Result<BTreeMap<SlotId, LineId>, String> {
         let aside: BTreeSet<SlotId> = self.aside.iter().copied().collect();
         let granted = self.granted_slots();
+        let (reading, dropped) = self.busy_slots();
         let (mut lines, mut counts) = (BTreeMap::new(), Counts::default());
         let mut pools: BTreeMap<PoolId, PoolCounts> = BTreeMap::new();
         for found in self.memory.slabs() {
@@ -57,8 +59,16 @@ impl<K: Kept, P: Policy> Core<K, P> {
                         counts.slots_granted += 1;
                         granted.get(&slot) == Some(&id)
                     }
+                    SlotState::IoIn if reading.contains(&slot) => {
+                        counts.slots_busy += 1;
+                        true
+                    }
                     SlotState::IoIn => {
                         counts.slots_aside += 1;
+                        true
+                    }
+                    SlotState::Aside if dropped.contains(&slot) => {
+                        counts.slots_busy += 1;
                         true
                     }
                     SlotState::Aside => {
@@ -80,7 +90,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             counts.bytes_used += u64::from(used * found.slab.stride) * UNIT_BYTES;
         }
         let has = self.counts;
-        let now = |c: &Counts| (c.slots_free, c.slots_granted, c.slots_aside, c.slots_used, c.bytes_used);
+        let now = |c: &Counts| (c.slots_free, c.slots_granted, c.slots_aside, c.slots_busy, c.slots_used, c.bytes_used);
         if now(&has) != now(&counts) || has.blocks != lines.len() as u64 || !self.limbo.is_empty() {
             return Err(format!("counted {has:?}, found {counts:?} and {} blocks", lines.len()));
         }
@@ -95,6 +105,68 @@ impl<K: Kept, P: Policy> Core<K, P> {
         Ok(lines)
     }
 
+    /// Slots that devices write, and slots of dropped blocks that devices still read.
+    fn busy_slots(&self) -> (BTreeSet<SlotId>, BTreeSet<SlotId>) {
+        let (mut reading, mut dropped) = (BTreeSet::new(), BTreeSet::new());
+        for op in self.ops.values() {
+            match *op {
+                Op::Read { slot, .. } => drop(reading.insert(slot)),
+                Op::Write { line: None, slot, .. } => drop(dropped.insert(slot)),
+                _ => {}
+            }
+        }
+        (reading, dropped)
+    }
+
+    /// What every line says of its copy on SSD, against the log.
+    fn audit_ssd(&self) -> Result<(), String> {
+        let on_ssd: BTreeSet<(SegmentId, LineId)> =
+            self.ssd.log.iter().flat_map(|log| log.lines_by_segment()).collect();
+        let (mut all, mut blocks, mut bytes) = (0, 0, 0);
+        for line in (0..self.kept.lines()).map(LineId) {
+            let Some(live) = self.kept.live(line) else { continue };
+            let entry = self.kept.entry(line);
+            let (copy, place) = (Copy::of_dram(entry), SsdPlace(entry.ssd));
+            all += 1;
+            if place.is_some() {
+                blocks += 1;
+                bytes += u64::from(self.pages_of(&live)) * UNIT_BYTES;
+            }
+            let right = match copy {
+                Copy::Absent => place.is_some() && live.place.tier == Tier::Elsewhere,
+                Copy::Filling => live.place.tier == Tier::Elsewhere && self.ssd.fetching.contains_key(&line),
+                Copy::Clean => place.is_some() && live.place.tier != Tier::Elsewhere,
+                Copy::Dirty => !place.is_some() && live.place.tier != Tier::Elsewhere,
+                Copy::Moving => !place.is_some() && self.ssd.moving.contains_key(&line),
+            };
+            if !right {
+                return Err(format!("line {}: its copy is {copy:?}, its place {:x}, {live:?}", line.0, entry.ssd));
+            }
+            let leaving = self.ssd.retiring.contains_key(&place.segment());
+            if place.is_some() && !leaving && !on_ssd.contains(&(place.segment(), line)) {
+                return Err(format!("line {}: its segment {:x} does not know it", line.0, place.segment().0));
+            }
+            if !copy.is_readable() {
+                self.tree.audit(&self.kept, line)?;
+                let held = (entry.flags & HELD != 0) == (self.holds.count(line) > 0);
+                if self.policy.is_linked(&self.kept, line) || entry.flags & PINNED != 0 || !held {
+                    return Err(format!("line {}: it is on SSD alone, and in a list", line.0));
+                }
+            }
+        }
+        let counted = (self.counts.lines_used, self.counts.ssd_blocks, self.counts.ssd_bytes);
+        if (all, blocks, bytes) != counted {
+            return Err(format!("{all} lines, {blocks} blocks on SSD, {bytes} bytes: {counted:?} counted"));
+        }
+        let writing = self.ops.values().filter(|op| matches!(op, Op::Write { line: Some(_), .. })).count();
+        let moving = self.ssd.moving.values().filter(|moving| moving.op.is_some()).count();
+        let reading = self.ops.values().filter(|op| matches!(op, Op::Read { line: Some(_), .. })).count();
+        if writing != moving || reading != self.ssd.fetching.len() {
+            return Err("blocks under way to or from SSD are counted wrongly".into());
+        }
+        Ok(())
+    }
+
     fn granted_slots(&self) -> BTreeMap<SlotId, ClientId> {
         let of_clients =
             self.clients.iter().flat_map(|(&id, client)| client.grants.keys().map(move |&slot| (slot, id)));
@@ -105,7 +177,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.tree.audit(&self.kept, line)?;
         let entry = self.kept.entry(line);
         let copy = Copy::of_dram(entry);
-        if copy != Copy::Dirty {
+        if !copy.is_readable() {
             return Err(format!("line {}: its copy is {copy:?}", line.0));
         }
         if (entry.flags & HELD != 0) != (self.holds.count(line) > 0) {
@@ -114,8 +186,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
         if (entry.flags & PINNED != 0) != self.pins.end(line).is_some() {
             return Err(format!("line {}: its pin ends at {:?}", line.0, self.pins.end(line)));
         }
-        let may_go = entry.flags & (HELD | PINNED) == 0 && self.tree.is_leaf(&self.kept, line);
-        if may_go && !self.policy.is_linked(&self.kept, line) {
+        let may_go = entry.flags & (HELD | PINNED) == 0 && self.tree.is_dram_leaf(&self.kept, line);
+        if may_go && copy != Copy::Moving && !self.policy.is_linked(&self.kept, line) {
             return Err(format!("line {}: it may go and nothing will ever choose it", line.0));
         }
         Ok(())
@@ -126,7 +198,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         for shelf in self.memory.shelves() {
             for line in self.policy.audit(&self.kept, shelf)? {
                 let live = self.kept.live(line).ok_or(format!("line {} is in a list and free", line.0))?;
-                if self.shelf_of(live.place.slot) != shelf || !linked.insert(line) {
+                if self.shelf_of(line, &live) != Some(shelf) || !linked.insert(line) {
                     return Err(format!("line {} is in a list that is not its own", line.0));
                 }
             }
@@ -144,9 +216,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let of_gots =
             self.clients.values().flat_map(|client| client.gots.iter().flat_map(|got| got.held.iter().copied()));
         let of_reservations = self.reservations.values().filter_map(|reservation| reservation.held());
-        for Held { line, generation } in of_gots.chain(of_reservations).chain(self.puts.held()) {
-            if self.kept.live(line).is_some_and(|live| live.generation == generation) {
-                *counts.entry(line).or_insert(0) += 1;
+        for held in of_gots.chain(of_reservations).chain(self.puts.held()).chain(self.gets.held()) {
+            if self.holds.counts(held) {
+                *counts.entry(held.line).or_insert(0) += 1;
             }
         }
         match counts.iter().find(|&(&line, &count)| self.holds.count(line) != count) {

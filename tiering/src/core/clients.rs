@@ -74,6 +74,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             self.end_hold(id, got);
         }
         self.cancel_gets(id);
+        self.cancel_tickets(id);
         self.cancel_puts(id);
         self.run();
     }

@@ -2,7 +2,7 @@
 
 use lapis_config::{ClientId, LineId, PoolId, PoolKind, Refusal, SlotId, Time, UNIT_BYTES};
 
-use super::{Core, HELD};
+use super::{Core, HELD, room::Patience};
 use crate::{
     copies::Step,
     face::{Caller, CommitItem, Parent, Put},
@@ -63,6 +63,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let known = self.kept.find(pool, &item.key).and_then(|line| Some((line, self.kept.live(line)?)));
         if let Some((line, live)) = known {
             self.free(item.slot);
+            self.adopt_parent(line, pool, item.parent, before);
             self.touch(line, &live, 1);
             *previous = Some((line, live.generation));
             return Put::Exists;
@@ -77,6 +78,21 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 self.free(item.slot);
                 Put::Refused(reason)
             }
+        }
+    }
+
+    /// A block that lost its parent, or was found without it, has one again.
+    fn adopt_parent(&mut self, line: LineId, pool: PoolId, parent: Parent, before: Option<(LineId, u64)>) {
+        if self.kept.entry(line).parent != LineId::NONE.0 {
+            return;
+        }
+        let key = match parent {
+            Parent::None => return,
+            Parent::Previous => before.and_then(|(line, _)| self.kept.live(line)).map(|live| live.key),
+            Parent::Key(key) => Some(key),
+        };
+        if let Some(key) = key {
+            self.link(line, pool, &key);
         }
     }
 
@@ -207,7 +223,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             return;
         }
         let mut slots = Vec::with_capacity(count as usize);
-        self.obtain(shelf, count, id, true, &mut slots);
+        self.obtain(shelf, count, id, Patience::Long, &mut slots);
         if slots.is_empty() {
             return;
         }

@@ -1,54 +1,101 @@
 //! How a block leaves: unlinked, unpublished, and its slot free once no reader names it. Victims go in batches, so that
 //! the readers' pages are scanned once for all.
 
-use lapis_config::{LineId, PoolId, SlotId};
+use lapis_config::{
+    LineId, PoolId, SlotId,
+    planted::{self, Bug},
+};
 
-use super::{Core, HELD, PINNED};
+use super::{Core, HELD, Op, PINNED};
 use crate::{
-    copies::{Step, step_dram},
-    kept::{Kept, SlotState},
+    copies::{Copy, Step, step_dram},
+    kept::{Kept, Live, Place, SlotState, Tier},
+    log::LISTED_MAX,
     policy::{Policy, Shelf},
 };
 
 /// Slots aside that are looked at again with each batch of victims.
 const ASIDE_PER_BATCH: usize = 1024;
+/// What an eviction came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Evicted {
+    /// Slots that came free.
+    pub freed: u32,
+    /// More will, once blocks are on SSD.
+    pub writing: bool,
+}
 
 impl<K: Kept, P: Policy> Core<K, P> {
-    /// Drops the coldest leaves of a shelf until `count` slots are free, or nothing is left that may go. Returns how
-    /// many slots came free.
-    pub(super) fn evict(&mut self, shelf: Shelf, count: u32) -> u32 {
-        let mut freed = 0;
-        while freed < count {
-            let mut dropped = 0;
-            while dropped < count - freed {
-                let Some(line) = self.victim(shelf) else { break };
+    /// Makes room on a shelf until `count` slots are free, or nothing is left that may go: the coldest leaves go, those
+    /// that are on SSD stay there. Dirty blocks that belong on SSD are written first, and dropped only with `force`; as
+    /// many as are needed and no more, and no warmer block leaves in their stead.
+    pub(super) fn evict(&mut self, shelf: Shelf, count: u32, force: bool) -> Evicted {
+        let mut evicted = Evicted::default();
+        let mut leaving = if force { 0 } else { self.leaving(shelf) };
+        while evicted.freed < count {
+            let (short, mut left) = (count - evicted.freed, 0);
+            // Blocks that wait to be read need room at once, though they ask for it one by one.
+            let wanted = short.max(self.ssd.queue.len() as u32);
+            while left < short && (force || left + leaving < wanted) {
+                let Some(line) = self.victim(shelf, &mut leaving) else { break };
+                // Those that came up on the way and are being written go first.
+                if !force && left + leaving >= wanted {
+                    break;
+                }
                 if !self.policy.admits(&self.kept, shelf, line, self.now) {
                     break;
                 }
-                self.drop_line(line, true);
-                dropped += 1;
+                if self.must_be_written(line, force) {
+                    evicted.writing = true;
+                    // A page's worth at least, if as many are as cold: one by one each would cost a page of contents.
+                    let begun = self.write_chain(shelf, line, (wanted - left - leaving).max(LISTED_MAX as u32));
+                    if begun == 0 {
+                        break;
+                    }
+                    leaving += begun;
+                    // And those that are next.
+                    self.write_ahead_now();
+                    // Linked again when it is written.
+                    self.policy.unlink(&mut self.kept, shelf, line);
+                    continue;
+                }
+                self.leave(line);
+                left += 1;
             }
-            if dropped == 0 {
+            if left == 0 {
                 break;
             }
             let before = self.memory_free(shelf);
             self.settle();
-            freed += self.memory_free(shelf) - before;
+            evicted.freed += self.memory_free(shelf) - before;
         }
-        freed
+        evicted.writing |= !self.ssd.moving.is_empty();
+        evicted
+    }
+
+    /// Whether a block is to go to SSD before it leaves DRAM.
+    pub(super) fn must_be_written(&self, line: LineId, force: bool) -> bool {
+        let live = self.kept.live(line).expect("a live line");
+        !force && Copy::of_dram(self.kept.entry(line)) == Copy::Dirty && self.wants_ssd(line, &live)
     }
 
     fn memory_free(&self, shelf: Shelf) -> u32 {
         self.memory.of(shelf).free
     }
 
-    /// The next block of the shelf that may go. What comes up and may not is unlinked until it may.
-    fn victim(&mut self, shelf: Shelf) -> Option<LineId> {
+    /// The next block of the shelf that may go. What comes up and may not is unlinked until it may; what is being written
+    /// is counted as leaving.
+    fn victim(&mut self, shelf: Shelf, leaving: &mut u32) -> Option<LineId> {
         self.expire_pins(shelf);
         while let Some(line) = self.policy.coldest(&self.kept, shelf, self.now) {
-            let flags = self.kept.entry(line).flags;
-            if self.tree.is_leaf(&self.kept, line) && flags & (HELD | PINNED) == 0 {
+            let entry = self.kept.entry(line);
+            let moving = Copy::of_dram(entry) == Copy::Moving;
+            if !moving && entry.flags & (HELD | PINNED) == 0 && self.tree.is_dram_leaf(&self.kept, line) {
                 return Some(line);
+            }
+            if let Some(moving) = self.ssd.moving.get_mut(&line).filter(|moving| moving.leaves.is_none()) {
+                moving.leaves = Some(shelf);
+                *leaving += 1;
             }
             self.policy.unlink(&mut self.kept, shelf, line);
             self.relink(line);
@@ -58,23 +105,51 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     /// Makes a block that is no candidate one again, if it may go now: it came up before, so it goes next.
     pub(super) fn relink(&mut self, line: LineId) {
-        let flags = self.kept.entry(line).flags;
-        if flags & HELD != 0 || self.policy.is_linked(&self.kept, line) || !self.tree.is_leaf(&self.kept, line) {
+        let entry = self.kept.entry(line);
+        let copy = Copy::of_dram(entry);
+        let may_go = copy.is_readable() && copy != Copy::Moving && entry.flags & HELD == 0;
+        let pinned = entry.flags & PINNED != 0;
+        if !may_go || self.policy.is_linked(&self.kept, line) || !self.tree.is_dram_leaf(&self.kept, line) {
             return;
         }
-        let live = self.kept.live(line).expect("a live line");
-        let shelf = self.shelf_of(live.place.slot);
-        if flags & PINNED != 0 {
+        let shelf = self.shelf_of_line(line);
+        if pinned {
             self.pins.wait(shelf, line);
         } else {
             self.policy.cool(&mut self.kept, shelf, line);
         }
     }
 
-    /// Unpublishes a leaf. Its slot is in limbo until `settle`.
-    pub(super) fn drop_line(&mut self, line: LineId, evicted: bool) {
-        assert!(self.tree.is_leaf(&self.kept, line), "a parent outlives its children");
-        let live = self.kept.live(line).expect("a live line is dropped");
+    /// A leaf of DRAM leaves it: a clean block stays on SSD, another is dropped, with what is below it on SSD.
+    pub(super) fn leave(&mut self, line: LineId) {
+        if Copy::of_dram(self.kept.entry(line)) == Copy::Clean {
+            return self.demote(line);
+        }
+        if self.tree.is_leaf(&self.kept, line) {
+            return self.drop_line(line, true);
+        }
+        self.counts.evictions += 1;
+        self.drop_subtree(line);
+    }
+
+    /// The block is on SSD alone from now on. Its slot is in limbo until `settle`.
+    fn demote(&mut self, line: LineId) {
+        assert!(self.tree.is_dram_leaf(&self.kept, line), "a parent stays in DRAM as long as its children");
+        let live = self.kept.live(line).expect("a live line is demoted");
+        self.leave_dram(line, &live);
+        self.kept.rebind(line, Place { slot: SlotId(0), tier: Tier::Elsewhere, ..live.place });
+        self.tree.moved(&mut self.kept, line);
+        self.counts.evictions += 1;
+        self.counts.demotions += 1;
+        self.cool_kin(live.pool, &live.key);
+        let parent = LineId(self.kept.entry(line).parent);
+        if parent.is_some() {
+            self.relink(parent);
+        }
+    }
+
+    /// The copy in DRAM ends. Its slot is in limbo, unless a device still reads it.
+    fn leave_dram(&mut self, line: LineId, live: &Live) {
         let slot = live.place.slot;
         let (shelf, stride) = {
             let found = self.memory.slab_around(slot.0).expect("a published slot lies in a slab");
@@ -83,23 +158,81 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.policy.unlink(&mut self.kept, shelf, line);
         let entry = self.kept.entry_mut(line);
         step_dram(entry, Step::Drop);
-        let flags = std::mem::take(&mut entry.flags);
+        let flags = entry.flags;
+        entry.flags &= !(HELD | PINNED);
         if flags & HELD != 0 {
             self.holds.forget(line);
         }
         if flags & PINNED != 0 {
             self.pins.forget(shelf, line);
         }
-        let parent = self.tree.detach(&mut self.kept, line);
-        self.kept.unpublish(line);
         self.memory.count_used(slot, -1);
-        self.limbo.push(slot);
+        if self.end_write(line) && !planted::is(Bug::SlotFreeDuringWrite) {
+            self.counts.slots_busy += 1;
+            self.keep_for_device(slot);
+        } else {
+            self.limbo.push(slot);
+        }
         self.counts.blocks -= 1;
         self.counts.slots_used -= 1;
         self.counts.bytes_used -= u64::from(stride) * lapis_config::UNIT_BYTES;
         let pool = self.pools.get_mut(&live.pool).expect("a block's pool is known");
         pool.blocks -= 1;
         pool.units_used -= u64::from(stride);
+    }
+
+    /// A block that is being written goes. True if the device still reads its slot.
+    fn end_write(&mut self, line: LineId) -> bool {
+        let Some(moving) = self.ssd.moving.remove(&line) else { return false };
+        match moving.op {
+            Some(op) => {
+                if let Some(Op::Write { line, .. }) = self.ops.get_mut(&op) {
+                    *line = None;
+                }
+                true
+            }
+            None => {
+                let listed = self.ssd.log.as_mut().is_some_and(|log| !log.forget_pending(moving.at));
+                if listed {
+                    // A page that lists it is under way: it is taken back there.
+                    let live = self.kept.live(line).expect("a live line");
+                    self.remove_durably(live.pool, live.key, moving.at);
+                }
+                false
+            }
+        }
+    }
+
+    /// The slot is not used by a line any more, and not free either. A restart may reuse it: what a dead daemon's device
+    /// reads is listed nowhere.
+    fn keep_for_device(&mut self, slot: SlotId) {
+        let (found, index) = self.memory.locate(slot).expect("a slot of ours");
+        let slab = found.slab;
+        self.kept.set_slot_state(&slab, index, SlotState::Aside);
+    }
+
+    /// Unpublishes a block without children, wherever it is.
+    pub(super) fn drop_line(&mut self, line: LineId, evicted: bool) {
+        assert!(self.tree.is_leaf(&self.kept, line), "a parent outlives its children");
+        let fetched = self.orphan_fetch(line);
+        let live = self.kept.live(line).expect("a live line is dropped");
+        if self.in_dram(line) {
+            self.leave_dram(line, &live);
+        }
+        let mut entry = *self.kept.entry(line);
+        self.leave_ssd(line, &live, &mut entry, true);
+        if entry.flags & HELD != 0 {
+            self.holds.forget(line);
+        }
+        entry.flags = 0;
+        *self.kept.entry_mut(line) = entry;
+        let parent = self.tree.detach(&mut self.kept, line);
+        self.kept.unpublish(line);
+        self.counts.lines_used -= 1;
+        self.retired_line(line);
+        if fetched {
+            self.fetch_ended(line, false);
+        }
         if evicted {
             self.counts.evictions += 1;
             self.cool_kin(live.pool, &live.key);
@@ -114,10 +247,14 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let mut lines = std::mem::take(&mut self.lines);
         lines.clear();
         self.tree.subtree(&self.kept, root, usize::MAX, &mut lines);
+        let mut count = 0;
         for &line in lines.iter().rev() {
-            self.drop_line(line, false);
+            // One may have gone with what waited for another.
+            if self.kept.live(line).is_some() {
+                self.drop_line(line, false);
+                count += 1;
+            }
         }
-        let count = lines.len() as u64;
         self.lines = lines;
         count
     }
@@ -128,8 +265,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             let kin = self.pools[&pool].kin[at];
             let Some(line) = self.kept.find(kin, key) else { continue };
             if self.policy.is_linked(&self.kept, line) {
-                let live = self.kept.live(line).expect("found");
-                let shelf = self.shelf_of(live.place.slot);
+                let shelf = self.shelf_of_line(line);
                 self.policy.cool(&mut self.kept, shelf, line);
             }
         }

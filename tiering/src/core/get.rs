@@ -9,6 +9,7 @@ use lapis_config::{ClientId, HitPolicy, Key, LineId, PoolId, Refusal, Time, Wait
 
 use super::{
     CLIENT_WAITS_MAX, Core,
+    fetch::Fetch,
     hits::{self, There},
     hold::Held,
 };
@@ -21,6 +22,8 @@ use crate::{
 
 /// What a get was answered stays at least so long, us, also if the answer came at the deadline.
 const HOLD_US_MIN: u64 = 50_000;
+/// A get from SSD brings at most one part in so many of the memory at once.
+const FETCH_PART: u32 = 4;
 /// How often a get that waits is looked at from its first key on: what keeps going while it waits is not waited for.
 const LOOKS_MAX: u32 = 64;
 
@@ -36,6 +39,12 @@ struct GetWait {
     wanted: usize,
     /// The ask and the key's index that it waits on: what it needs beyond was there when it was passed.
     on: (usize, usize),
+    /// Blocks that are on their way from SSD for it.
+    fetching: u32,
+    /// Only what is in DRAM counts any more.
+    dram_only: bool,
+    /// What it holds while it waits for blocks from SSD.
+    held: Vec<Held>,
 }
 
 impl GetWait {
@@ -58,6 +67,8 @@ pub(super) struct GetWaits {
     waiting: BTreeMap<u64, GetWait>,
     next: u64,
     by_key: Map<(PoolId, Key), Vec<u64>>,
+    /// Gets that wait for a block from SSD.
+    by_line: Map<LineId, Vec<u64>>,
     deadlines: BTreeSet<(Time, u64)>,
     /// Of each client that has some.
     by_client: BTreeMap<ClientId, usize>,
@@ -68,13 +79,41 @@ impl GetWaits {
         self.deadlines.first().map(|&(at, _)| at)
     }
 
-    fn insert(&mut self, wait: GetWait) {
+    fn insert(&mut self, wait: GetWait) -> u64 {
         let number = self.next;
         self.next += 1;
-        self.by_key.entry(wait.on()).or_default().push(number);
+        if wait.fetching == 0 {
+            self.by_key.entry(wait.on()).or_default().push(number);
+        }
         self.deadlines.insert((wait.deadline, number));
         *self.by_client.entry(wait.to.client).or_insert(0) += 1;
         self.waiting.insert(number, wait);
+        number
+    }
+
+    /// Whether anybody waits for a key to come.
+    pub fn any_by_key(&self) -> bool {
+        !self.by_key.is_empty()
+    }
+
+    /// Whether anybody waits for a block from SSD.
+    pub fn waits_for(&self, line: LineId) -> bool {
+        self.by_line.contains_key(&line)
+    }
+
+    /// The gets that waited for the block, which came or will not.
+    pub fn fetched(&mut self, line: LineId) -> Vec<u64> {
+        self.by_line.remove(&line).unwrap_or_default()
+    }
+
+    /// A get that waits for more holds what came.
+    pub fn holds(&mut self, number: u64, held: Held) {
+        self.waiting.get_mut(&number).expect("a get that waits").held.push(held);
+    }
+
+    /// What waiting gets hold.
+    pub fn held(&self) -> impl Iterator<Item = Held> + '_ {
+        self.waiting.values().flat_map(|get| get.held.iter().copied())
     }
 
     fn remove(&mut self, number: u64) -> Option<GetWait> {
@@ -85,7 +124,12 @@ impl GetWaits {
         if *count == 0 {
             self.by_client.remove(&wait.to.client);
         }
-        if let Some(numbers) = self.by_key.get_mut(&wait.on()) {
+        if wait.fetching > 0 {
+            self.by_line.retain(|_, numbers| {
+                numbers.retain(|&other| other != number);
+                !numbers.is_empty()
+            });
+        } else if let Some(numbers) = self.by_key.get_mut(&wait.on()) {
             numbers.retain(|&other| other != number);
             if numbers.is_empty() {
                 self.by_key.remove(&wait.on());
@@ -121,7 +165,19 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
         let Some(asks) = hits::merge(asks) else { return self.reply(to, Reply::Refused(Refusal::Limit)) };
         let keys = keys.to_vec();
-        self.answer_or_wait(GetWait { to, asks, keys, wait, deadline, looks: 0, wanted: 0, on: (0, 0) });
+        self.answer_or_wait(GetWait {
+            to,
+            asks,
+            keys,
+            wait,
+            deadline,
+            looks: 0,
+            wanted: 0,
+            on: (0, 0),
+            fetching: 0,
+            dram_only: false,
+            held: Vec::new(),
+        });
         self.run();
     }
 
@@ -136,10 +192,104 @@ impl<K: Kept, P: Policy> Core<K, P> {
             get.wanted = hits.wanted;
             if let Some(on) = self.last_missing(&get, (0, get.keys.len())) {
                 get.on = on;
-                return self.gets.insert(get);
+                self.gets.insert(get);
+                return;
             }
         }
-        self.answer(&get, hits.present);
+        self.fetch_or_answer(get, hits.present, may_wait);
+    }
+
+    /// Answers with `hit`, when all that this stands for is in DRAM. What a device does not bring before the deadline, or
+    /// does not fit, is no hit.
+    fn fetch_or_answer(&mut self, mut get: GetWait, hit: usize, may_wait: bool) {
+        if get.dram_only {
+            return self.answer(get, hit);
+        }
+        let lines = self.lines_needed(&get, hit);
+        if lines.iter().all(|&line| self.in_dram(line)) {
+            return self.answer(get, hit);
+        }
+        get.dram_only = true;
+        if may_wait && self.may_fetch(get.deadline) {
+            return self.fetch_all(get, lines);
+        }
+        self.answer_from_dram(get);
+    }
+
+    fn answer_from_dram(&mut self, get: GetWait) {
+        let hits = hits::longest(&get.asks, &get.keys, Wait::Present, |pool, key| {
+            let line = self.kept.find(pool, key);
+            if line.is_some_and(|line| self.in_dram(line)) { There::Present } else { There::Absent }
+        });
+        self.answer(get, hits.present);
+    }
+
+    fn lines_needed(&self, get: &GetWait, hit: usize) -> Vec<LineId> {
+        let mut lines: Vec<LineId> = Vec::new();
+        for &(pool, policy) in get.asks.iter().filter(|_| hit > 0) {
+            lines.extend(get.keys[get.needed(policy, hit)].iter().filter_map(|key| self.kept.find(pool, key)));
+        }
+        lines
+    }
+
+    /// Holds what is in DRAM and waits for the rest, as far as it takes no more than its part of the memory.
+    fn fetch_all(&mut self, mut get: GetWait, lines: Vec<LineId>) {
+        let last = lines.last().copied();
+        let mut left = u64::from(self.memory.buddy.units() / FETCH_PART);
+        let (mut wanted, mut seen) = (Vec::new(), Map::<LineId, ()>::default());
+        for line in lines {
+            if seen.insert(line, ()).is_some() {
+                continue;
+            }
+            let pages = u64::from(self.pages_of(&self.kept.live(line).expect("found by the caller")));
+            if !wanted.is_empty() && pages > left {
+                break;
+            }
+            left = left.saturating_sub(pages);
+            if self.in_dram(line) {
+                get.held.push(self.hold(line));
+            } else {
+                wanted.push(line);
+            }
+        }
+        // Its number first: a fetch that ends at once finds it.
+        get.fetching = wanted.len() as u32 + 1;
+        let number = self.gets.insert(get);
+        for line in wanted {
+            self.gets.by_line.entry(line).or_default().push(number);
+            // A block may have made room for one before it.
+            let there = self.kept.live(line).is_some();
+            if !there || self.fetch(line) == Fetch::Not {
+                self.fetch_not(line, number);
+            }
+        }
+        if let Some(last) = last.filter(|&line| self.kept.live(line).is_some()) {
+            self.read_ahead(last);
+        }
+        self.get_fetched(number);
+    }
+
+    fn fetch_not(&mut self, line: LineId, number: u64) {
+        if let Some(numbers) = self.gets.by_line.get_mut(&line) {
+            numbers.retain(|&other| other != number);
+            if numbers.is_empty() {
+                self.gets.by_line.remove(&line);
+            }
+            self.get_fetched(number);
+        }
+    }
+
+    /// One of the blocks that a get waits for came, or will not.
+    pub(super) fn get_fetched(&mut self, number: u64) {
+        let Some(get) = self.gets.waiting.get_mut(&number) else { return };
+        get.fetching -= 1;
+        if get.fetching == 0 {
+            // Counted as it waited for blocks: not by a key.
+            get.fetching = 1;
+            let mut get = self.gets.remove(number).expect("looked up above");
+            get.fetching = 0;
+            self.answer_from_dram(get);
+        }
     }
 
     /// Goes on with gets that waited for what came, or ended being filled.
@@ -164,8 +314,15 @@ impl<K: Kept, P: Policy> Core<K, P> {
             if at > self.now {
                 return;
             }
-            let get = self.gets.remove(number).expect("a deadline has its get");
-            self.answer_or_wait(get);
+            let mut get = self.gets.remove(number).expect("a deadline has its get");
+            if get.fetching > 0 {
+                get.fetching = 0;
+                // What it waited for and nobody else does makes way in the queue.
+                self.stirred = true;
+                self.answer_from_dram(get);
+            } else {
+                self.answer_or_wait(get);
+            }
         }
     }
 
@@ -173,7 +330,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let numbers: Vec<u64> =
             self.gets.waiting.iter().filter(|(_, get)| get.to.client == id).map(|(&number, _)| number).collect();
         for number in numbers {
-            self.gets.remove(number);
+            let get = self.gets.remove(number).expect("listed above");
+            self.stirred |= get.fetching > 0;
+            get.held.into_iter().for_each(|held| self.unhold(held));
         }
     }
 
@@ -204,13 +363,14 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     /// Answers, and holds what was hit. Of a chain only the deepest block needs it: its parents stay with it.
-    fn answer(&mut self, get: &GetWait, hit: usize) {
+    fn answer(&mut self, mut get: GetWait, hit: usize) {
         let mut held: Vec<Held> = Vec::new();
         if hit > 0 {
             for &(pool, policy) in &get.asks {
                 let mut before: Option<LineId> = None;
                 for key in &get.keys[get.needed(policy, hit)] {
                     let line = self.kept.find(pool, key);
+                    let line = line.filter(|&line| self.in_dram(line));
                     if let Some(before) = before
                         && line.is_none_or(|line| self.kept.entry(line).parent != before.0)
                     {
@@ -221,6 +381,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 held.extend(before.map(|line| self.hold(line)));
             }
         }
+        std::mem::take(&mut get.held).into_iter().for_each(|held| self.unhold(held));
         if !held.is_empty() {
             let until = get.deadline.max(Time(self.now.0 + HOLD_US_MIN));
             self.keep_got(get.to, until, held);

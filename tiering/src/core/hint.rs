@@ -2,10 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lapis_config::{Hint, Key, LineId, PoolId, Time};
+use lapis_config::{
+    Hint, Key, LineId, PoolId, Time,
+    planted::{self, Bug},
+};
 
 use super::{Core, PINNED};
 use crate::{
+    copies::Copy,
+    face::Caller,
     kept::Kept,
     policy::{Policy, Shelf},
 };
@@ -61,8 +66,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
         // The root last: it is the most recent.
         for key in keys.iter().rev() {
-            let Some(line) = self.kept.find(pool, key) else { continue };
-            let shelf = self.shelf_of(self.kept.live(line).expect("found").place.slot);
+            let Some(line) = self.kept.find(pool, key).filter(|&line| self.in_dram(line)) else { continue };
+            let shelf = self.shelf_of_line(line);
             self.unpin(shelf, line);
             self.policy.hinted(&mut self.kept, shelf, line, hint, self.now);
             if let Hint::Pinned { ttl_ms } = hint
@@ -80,14 +85,15 @@ impl<K: Kept, P: Policy> Core<K, P> {
     fn end_session(&mut self, pool: PoolId, keys: &[Key]) {
         let deepest = keys.iter().rev().find_map(|key| self.kept.find(pool, key));
         let mut own: Vec<LineId> = Vec::new();
-        let mut at = deepest.filter(|&line| self.tree.is_leaf(&self.kept, line));
+        let mut at = deepest.filter(|&line| self.in_dram(line) && self.tree.is_dram_leaf(&self.kept, line));
         while let Some(line) = at {
             own.push(line);
             let parent = LineId(self.kept.entry(line).parent);
-            at = (parent.is_some() && self.tree.has_one_child(&self.kept, parent)).then_some(parent);
+            let alone = parent.is_some() && self.tree.has_one_child(&self.kept, parent);
+            at = (alone && self.in_dram(parent)).then_some(parent);
         }
         for line in own.into_iter().rev() {
-            let shelf = self.shelf_of(self.kept.live(line).expect("a parent is resident").place.slot);
+            let shelf = self.shelf_of_line(line);
             self.unpin(shelf, line);
             if self.policy.is_linked(&self.kept, line) {
                 self.policy.hinted(&mut self.kept, shelf, line, Hint::Ended, self.now);
@@ -120,59 +126,79 @@ impl<K: Kept, P: Policy> Core<K, P> {
             self.pins.waiting.remove(&(shelf, end, line));
             let held = self.kept.entry(line).flags & super::HELD != 0;
             // Used again, held or a parent since it came up: then it will come up again.
-            if !held && self.tree.is_leaf(&self.kept, line) && !self.policy.is_linked(&self.kept, line) {
+            let moving = Copy::of_dram(self.kept.entry(line)) == Copy::Moving;
+            let free = !held && !moving && !self.policy.is_linked(&self.kept, line);
+            if free && self.tree.is_dram_leaf(&self.kept, line) {
                 return Some(line);
             }
         }
         None
     }
 
-    /// These blocks are wanted soon.
+    /// These blocks are wanted soon: what is there is used, what is on SSD is read.
     pub fn prefetch(&mut self, now: Time, pool: PoolId, keys: &[Key]) {
         self.clock(now);
         if self.adopting.is_some() {
             return;
         }
-        // In DRAM alone there is nothing to fetch: it is a use of what is there.
         let there = keys.iter().take_while(|key| self.kept.find(pool, key).is_some()).count();
         let Some(deepest) = there.checked_sub(1) else { return };
         let line = self.kept.find(pool, &keys[deepest]).expect("found above");
         let live = self.kept.live(line).expect("found above");
         self.touch(line, &live, there as u32);
-    }
-
-    /// Drops these blocks and all below them, whoever waits for them. Returns how many were there.
-    pub fn remove(&mut self, now: Time, pool: PoolId, keys: &[Key]) -> u64 {
-        self.clock(now);
-        let mut removed = 0;
-        if self.adopting.is_none() {
-            for key in keys {
-                if let Some(line) = self.kept.find(pool, key) {
-                    removed += self.drop_subtree(line);
-                }
+        for key in &keys[..there] {
+            let Some(line) = self.kept.find(pool, key) else { continue };
+            if !self.in_dram(line) && !self.fetch_unasked(line) {
+                break;
             }
-            self.settle();
-            self.run();
         }
-        removed
+        self.run();
     }
 
-    /// Drops every block of the pool. Returns how many there were.
-    pub fn purge(&mut self, now: Time, pool: PoolId) -> u64 {
+    /// Drops these blocks and all below them, whoever waits for them. Answered by `Removed` with how many were there, once
+    /// none of them can come back.
+    pub fn remove(&mut self, now: Time, to: Caller, pool: PoolId, keys: &[Key]) {
         self.clock(now);
-        if self.adopting.is_some() {
-            return 0;
+        if self.adopting.is_some() || !self.pools.contains_key(&pool) {
+            return self.removed(to, 0);
         }
-        let slabs = self.memory.slabs().filter(|found| found.slab.pool == pool);
-        let lines: Vec<LineId> = slabs.flat_map(|found| self.lines_of(found)).collect();
+        self.ticket_opened(to);
         let mut removed = 0;
+        for key in keys {
+            if self.is_coming() && !planted::is(Bug::EarlyRemovalForgotten) {
+                self.removed_early(pool, key);
+            }
+            if let Some(line) = self.kept.find(pool, key) {
+                removed += self.drop_subtree(line);
+            }
+            // What was under the key before may be gone, and not for good yet.
+            self.wait_until_forgotten(pool, *key);
+        }
+        self.settle();
+        self.ticket_closed(removed);
+        self.run();
+    }
+
+    /// Drops every block of the pool. Answered like `remove`.
+    pub fn purge(&mut self, now: Time, to: Caller, pool: PoolId) {
+        self.clock(now);
+        if self.adopting.is_some() || !self.pools.contains_key(&pool) {
+            return self.removed(to, 0);
+        }
+        self.ticket_opened(to);
+        let slabs = self.memory.slabs().filter(|found| found.slab.pool == pool);
+        let mut lines: Vec<LineId> = slabs.flat_map(|found| self.lines_of(found)).collect();
+        lines.extend(self.lines_on_ssd(None));
+        let mut removed = 0;
+        self.purging(pool, true);
         for line in lines {
-            if self.kept.live(line).is_some() {
+            if self.kept.live(line).is_some_and(|live| live.pool == pool) {
                 removed += self.drop_subtree(line);
             }
         }
+        self.purging(pool, false);
         self.settle();
+        self.ticket_closed(removed);
         self.run();
-        removed
     }
 }

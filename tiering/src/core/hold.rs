@@ -3,7 +3,10 @@
 
 use std::collections::BTreeSet;
 
-use lapis_config::{ClientId, LineId, Time};
+use lapis_config::{
+    ClientId, LineId, Time,
+    planted::{self, Bug},
+};
 
 use super::{Core, HELD};
 use crate::{face::Caller, hash::Map, kept::Kept, policy::Policy};
@@ -15,11 +18,18 @@ const GOTS_MAX: usize = 64;
 /// nothing.
 const HELD_MAX: usize = 8 * lapis_config::BATCH_KEYS_MAX;
 
-/// A line as it was when it was held.
+/// One of a line's holders. `life` is that of all its holders together: it ends when the block goes in spite of them, and
+/// goes on while the block moves between tiers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Held {
     pub line: LineId,
-    pub generation: u64,
+    pub life: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Holders {
+    count: u32,
+    life: u64,
 }
 
 /// One answered get.
@@ -31,7 +41,8 @@ pub(super) struct Got {
 
 #[derive(Default)]
 pub(super) struct Holds {
-    counts: Map<LineId, u32>,
+    counts: Map<LineId, Holders>,
+    lives: u64,
     ends: BTreeSet<(Time, ClientId, u64)>,
 }
 
@@ -46,7 +57,12 @@ impl Holds {
     }
 
     pub fn count(&self, line: LineId) -> u32 {
-        self.counts.get(&line).copied().unwrap_or(0)
+        self.counts.get(&line).map_or(0, |holders| holders.count)
+    }
+
+    /// Whether the holder still counts.
+    pub fn counts(&self, held: Held) -> bool {
+        self.counts.get(&held.line).is_some_and(|holders| holders.life == held.life || planted::is(Bug::HoldOfAnother))
     }
 
     pub fn lines(&self) -> impl Iterator<Item = LineId> + '_ {
@@ -69,20 +85,22 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     pub(super) fn hold(&mut self, line: LineId) -> Held {
-        let generation = self.kept.live(line).expect("a live line is held").generation;
-        *self.holds.counts.entry(line).or_insert(0) += 1;
+        self.holds.lives += 1;
+        let fresh = Holders { count: 0, life: self.holds.lives };
+        let holders = self.holds.counts.entry(line).or_insert(fresh);
+        holders.count += 1;
         self.kept.entry_mut(line).flags |= HELD;
-        Held { line, generation }
+        Held { line, life: holders.life }
     }
 
     pub(super) fn unhold(&mut self, held: Held) {
-        let Held { line, generation } = held;
-        if self.kept.live(line).is_none_or(|live| live.generation != generation) {
+        if !self.holds.counts(held) {
             return;
         }
-        let count = self.holds.counts.get_mut(&line).expect("a held line is counted");
-        *count -= 1;
-        if *count == 0 {
+        let line = held.line;
+        let holders = self.holds.counts.get_mut(&line).expect("it counts");
+        holders.count -= 1;
+        if holders.count == 0 {
             self.holds.counts.remove(&line);
             self.kept.entry_mut(line).flags &= !HELD;
             self.relink(line);

@@ -4,7 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use lapis_config::{BATCH_KEYS_MAX, ClientId, Key, PoolId, PoolKind, Refusal, SlotId, Time, UNIT_BYTES};
 
-use super::{CLIENT_WAITS_MAX, Core, Growth, clients::Named, hold::Held, room::Room};
+use super::{
+    CLIENT_WAITS_MAX, Core, Growth,
+    clients::Named,
+    hold::Held,
+    room::{Patience, Room},
+};
 use crate::{
     face::{Caller, Parent, Reply, Reserved},
     kept::Kept,
@@ -25,6 +30,8 @@ pub(super) struct Waiter {
     slots: Vec<SlotId>,
     /// From then on nothing waits for memory that is being populated: blocks are evicted.
     evict_from: Time,
+    /// From then on blocks that should go to SSD first are dropped: a put is not refused while a colder block is there.
+    force_from: Time,
     deadline: Time,
     ask: Ask,
 }
@@ -288,7 +295,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
     fn wait_for_slots(&mut self, to: Caller, shelf: Shelf, need: u32, deadline: Time, ask: Ask) {
         let patience = deadline.since_us(self.now) / 2;
         let evict_from = Time(self.now.0 + patience);
-        let waiter = Waiter { to, shelf, need, slots: Vec::with_capacity(need as usize), evict_from, deadline, ask };
+        let force_from = Time(deadline.0 - patience / 4);
+        let slots = Vec::with_capacity(need as usize);
+        let waiter = Waiter { to, shelf, need, slots, evict_from, force_from, deadline, ask };
         if self.puts.is_full(to.client, self.options.waits_max) {
             return self.finish(waiter, Refusal::Limit);
         }
@@ -319,8 +328,12 @@ impl<K: Kept, P: Policy> Core<K, P> {
                     continue;
                 }
             }
-            let patient = self.now < waiter.evict_from;
-            let room = self.obtain(shelf, need, client, patient, &mut waiter.slots);
+            let patience = match self.now {
+                now if now < waiter.evict_from => Patience::Long,
+                now if now < waiter.force_from => Patience::Short,
+                _ => Patience::None,
+            };
+            let room = self.obtain(shelf, need, client, patience, &mut waiter.slots);
             let some = matches!(waiter.ask, Ask::Refill) && !waiter.slots.is_empty();
             if room == Room::Enough || some {
                 self.finish(waiter, Refusal::AllPinned);
@@ -339,8 +352,13 @@ impl<K: Kept, P: Policy> Core<K, P> {
     fn wait_for_room(&mut self, room: Room, waiter: Waiter) {
         let (shelf, client) = (waiter.shelf, waiter.to.client);
         self.puts.wakes.insert((waiter.deadline, shelf));
-        if room == Room::Growing {
-            self.puts.wakes.insert((waiter.evict_from.max(Time(self.now.0 + 1)), shelf));
+        let again = match room {
+            Room::Growing => Some(waiter.evict_from),
+            Room::Writing => Some(waiter.force_from),
+            _ => None,
+        };
+        if let Some(at) = again.filter(|&at| at > self.now) {
+            self.puts.wakes.insert((at, shelf));
         }
         self.puts.push_front(waiter);
         if room == Room::Wedged {

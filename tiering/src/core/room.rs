@@ -3,7 +3,7 @@
 
 use lapis_config::{ClientId, SlotId, Time};
 
-use super::{Core, DENIED, Growth};
+use super::{Core, DENIED, Growth, slabs::Handed};
 use crate::{
     face::Action,
     kept::Kept,
@@ -14,6 +14,16 @@ use crate::{
 const LOOK_SOON_US: u64 = 1_000;
 const LOOK_LATER_US: u64 = 100_000;
 
+/// What is waited for rather than done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// Memory that is being populated, and writes to SSD.
+    Long,
+    /// Writes to SSD: what belongs there is not dropped.
+    Short,
+    None,
+}
+
 /// How a search for slots ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Room {
@@ -22,19 +32,20 @@ pub(super) enum Room {
     Asked,
     /// Memory is being populated.
     Growing,
+    /// Blocks are being written to SSD, and make room then.
+    Writing,
     /// Nothing that may go is left.
     Wedged,
 }
 
 impl<K: Kept, P: Policy> Core<K, P> {
-    /// Takes slots for a client until there are `need`. `patient`: rather wait for memory that is being populated than
-    /// evict.
+    /// Takes slots for a client until there are `need`.
     pub(super) fn obtain(
         &mut self,
         shelf: Shelf,
         need: u32,
         client: ClientId,
-        patient: bool,
+        patience: Patience,
         slots: &mut Vec<SlotId>,
     ) -> Room {
         loop {
@@ -65,19 +76,37 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 }
                 Growth::Denied { .. } => {}
             }
-            if patient && self.memory.buddy.growing() {
+            if patience == Patience::Long && self.memory.buddy.growing() {
                 return Room::Growing;
             }
             self.recall(None);
-            if self.take_colder(shelf) || self.evict(shelf, short) > 0 || self.take_any(shelf) {
-                continue;
+            match self.make_room(shelf, short, patience == Patience::None, true) {
+                Handed::Over => {}
+                Handed::Writing => return Room::Writing,
+                Handed::Nothing => return Room::Wedged,
             }
-            return Room::Wedged;
         }
     }
 
+    /// Makes room of what is coldest: slabs of shelves that are clearly colder, blocks of this one, and with `any`, if
+    /// there are none, slabs of others, however warm.
+    pub(super) fn make_room(&mut self, shelf: Shelf, count: u32, force: bool, any: bool) -> Handed {
+        let colder = self.take_colder(shelf, force);
+        if colder == Handed::Over {
+            return Handed::Over;
+        }
+        let evicted = self.evict(shelf, count, force);
+        if evicted.freed > 0 {
+            return Handed::Over;
+        }
+        if evicted.writing || colder == Handed::Writing {
+            return Handed::Writing;
+        }
+        if any { self.take_any(shelf, force) } else { Handed::Nothing }
+    }
+
     /// A new slab for the shelf, of free memory or of slabs that hold nothing.
-    fn grow(&mut self, shelf: Shelf) -> bool {
+    pub(super) fn grow(&mut self, shelf: Shelf) -> bool {
         let least = self.options.slab_units_min;
         loop {
             if let Some(slab) = self.memory.grow(shelf, least, !self.memory.buddy.growing()) {

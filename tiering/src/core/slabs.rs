@@ -9,6 +9,7 @@ use lapis_config::{LineId, SlotId};
 
 use super::Core;
 use crate::{
+    copies::Copy,
     hash::Map,
     kept::{Kept, SlotState},
     memory::SlabMemory,
@@ -31,6 +32,16 @@ pub(super) struct Moves {
     cursor: u32,
 }
 
+/// What a search for another shelf's memory came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Handed {
+    /// There is something new to take.
+    Over,
+    /// There will be, once blocks are on SSD.
+    Writing,
+    Nothing,
+}
+
 /// A range of slabs that could be handed over.
 #[derive(Clone, Copy, Debug)]
 struct Range {
@@ -41,10 +52,9 @@ struct Range {
 }
 
 impl<K: Kept, P: Policy> Core<K, P> {
-    /// Empties slabs of another shelf if they are clearly colder than what this one would evict. True if there is
-    /// something new to take.
-    pub(super) fn take_colder(&mut self, shelf: Shelf) -> bool {
-        let Some(own) = self.policy.coldest(&self.kept, shelf, self.now) else { return false };
+    /// Empties slabs of another shelf if they are clearly colder than what this one would evict.
+    pub(super) fn take_colder(&mut self, shelf: Shelf, force: bool) -> Handed {
+        let Some(own) = self.policy.coldest(&self.kept, shelf, self.now) else { return Handed::Nothing };
         let own_age = self.age(self.kept.entry(own).last_use);
         let limit = own_age + own_age / 4 + COLDER_TENTHS;
         let colder = self.memory.shelves().any(|other| {
@@ -52,10 +62,10 @@ impl<K: Kept, P: Policy> Core<K, P> {
             coldest.is_some_and(|line| self.age(self.kept.entry(line).last_use) > limit)
         });
         if !colder || self.counts.evictions < self.moves.look_from.get(&shelf).copied().unwrap_or(0) {
-            return false;
+            return Handed::Nothing;
         }
-        let moved = self.hand_over(shelf, Some(limit));
-        if !moved {
+        let moved = self.hand_over(shelf, Some(limit), force);
+        if moved == Handed::Nothing {
             let slots = self.memory.of(shelf).slabs.first().map_or(64, |&base| self.memory.slab(base).slab.slots());
             self.moves.look_from.insert(shelf, self.counts.evictions + u64::from(slots / 8).max(8));
         }
@@ -63,8 +73,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     /// Empties slabs of another shelf, however warm: this one has nothing of its own that may go.
-    pub(super) fn take_any(&mut self, shelf: Shelf) -> bool {
-        self.hand_over(shelf, None)
+    pub(super) fn take_any(&mut self, shelf: Shelf, force: bool) -> Handed {
+        self.hand_over(shelf, None, force)
     }
 
     fn age(&self, last_use: u32) -> u32 {
@@ -72,14 +82,14 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     /// Empties the coldest range of slabs that makes a slab for `shelf`. With `limit` only one that is older, and
-    /// whose blocks are not pinned. True if memory or slots came free.
-    fn hand_over(&mut self, shelf: Shelf, limit: Option<u32>) -> bool {
+    /// whose blocks are not pinned.
+    fn hand_over(&mut self, shelf: Shelf, limit: Option<u32>, force: bool) -> Handed {
         let leaving = self.memory.slabs().filter(|slab| slab.leaving).count();
         if leaving >= LEAVING_MAX {
-            return false;
+            return Handed::Nothing;
         }
         let stride = self.memory.of(shelf).stride;
-        let Some(wanted) = self.memory.slab_order(stride, self.options.slab_units_min) else { return false };
+        let Some(wanted) = self.memory.slab_order(stride, self.options.slab_units_min) else { return Handed::Nothing };
         let least = stride.max(self.options.slab_units_min).next_power_of_two().ilog2();
         // A smaller slab wastes more: only where no range of the wanted size can go.
         for order in (least..=wanted).rev() {
@@ -87,13 +97,13 @@ impl<K: Kept, P: Policy> Core<K, P> {
             ranges.retain(|range| limit.is_none_or(|limit| self.age(range.last_use) > limit));
             ranges.sort_by_key(|range| (range.last_use, range.start));
             if let Some(range) = self.choose(&ranges, limit.is_some()) {
-                return self.empty(range);
+                return self.empty(range, force);
             }
             if limit.is_some() {
-                return false;
+                break;
             }
         }
-        false
+        Handed::Nothing
     }
 
     /// Ranges of 2^order units of other shelves' slabs in which no slot is being written or waited for, with estimates
@@ -198,29 +208,45 @@ impl<K: Kept, P: Policy> Core<K, P> {
         for line in self.holds.lines().chain(pinned) {
             let mut at = line;
             while at.is_some() && seen.insert(at, ()).is_none() {
-                let slot = self.kept.live(at).expect("a parent is resident").place.slot;
-                bases.insert(self.memory.slab_around(slot.0).expect("a published slot lies in a slab").slab.base.0);
+                if self.in_dram(at) {
+                    let slot = self.kept.live(at).expect("a parent is resident").place.slot;
+                    bases.insert(self.memory.slab_around(slot.0).expect("a published slot lies in a slab").slab.base.0);
+                }
                 at = LineId(self.kept.entry(at).parent);
             }
         }
         bases
     }
 
-    /// Drops all blocks of a range, and what hangs on them; gives back the memory of the slabs that are empty then.
-    /// True if anything came free.
-    fn empty(&mut self, range: Range) -> bool {
+    /// Takes all blocks of a range out of DRAM, with what hangs on them there, and gives back the memory of the slabs
+    /// that are empty then. What belongs on SSD is written first, unless `force`.
+    fn empty(&mut self, range: Range, force: bool) -> Handed {
+        let lines = self.leaving_with(&range);
+        let writing = |core: &Self| lines.iter().any(|&line| Copy::of_dram(core.kept.entry(line)) == Copy::Moving);
+        if !force && lines.iter().any(|&line| self.must_be_written(line, false)) {
+            for &line in &lines {
+                if self.must_be_written(line, false) && !self.write(line) {
+                    break;
+                }
+            }
+            return if writing(self) || !self.ssd.moving.is_empty() { Handed::Writing } else { Handed::Nothing };
+        }
+        if !force && writing(self) {
+            return Handed::Writing;
+        }
         let bases: Vec<u32> = self.memory.slabs_in(range.start, range.units).map(|found| found.slab.base.0).collect();
         for &base in &bases {
             self.memory.leave(base);
         }
         let before = self.counts.blocks;
-        for line in self.lines_in(&range) {
-            // A block may have gone with one that it hung on.
-            if self.kept.live(line).is_some() {
-                self.drop_subtree(line);
+        let evictions = self.counts.evictions;
+        for line in lines.into_iter().rev() {
+            // A block may have gone with one that it hung on, or have come back under another.
+            if self.kept.live(line).is_some() && self.in_dram(line) && self.tree.is_dram_leaf(&self.kept, line) {
+                self.leave(line);
             }
         }
-        self.counts.evictions += before - self.counts.blocks;
+        self.counts.evictions = evictions + before - self.counts.blocks;
         self.settle();
         for base in bases {
             if self.memory.slab(base).free == self.memory.slab(base).slab.slots() {
@@ -228,6 +254,28 @@ impl<K: Kept, P: Policy> Core<K, P> {
             }
             self.counts.slabs_moved += 1;
         }
-        true
+        Handed::Over
+    }
+
+    /// The blocks of a range and all in DRAM that hangs on them, parents before their children.
+    fn leaving_with(&self, range: &Range) -> Vec<LineId> {
+        let mut seen = Map::<LineId, ()>::default();
+        let mut lines = Vec::new();
+        for line in self.lines_in(range) {
+            if seen.contains_key(&line) {
+                continue;
+            }
+            let mut subtree = vec![line];
+            let mut at = 0;
+            while at < subtree.len() {
+                let children = self.tree.children(&self.kept, subtree[at]);
+                subtree.extend(children.take_while(|&child| self.in_dram(child)));
+                at += 1;
+            }
+            subtree.retain(|&line| seen.insert(line, ()).is_none());
+            lines.push(subtree);
+        }
+        // A subtree that was found later may be above one that was found before.
+        lines.into_iter().rev().flatten().collect()
     }
 }

@@ -54,6 +54,11 @@ impl Policy for Lru {
         oldest.is_some().then_some(oldest)
     }
 
+    fn after<K: Kept>(&self, kept: &K, _shelf: Shelf, line: LineId) -> Option<LineId> {
+        let newer = LineId(kept.entry(line).newer);
+        newer.is_some().then_some(newer)
+    }
+
     /// A priority is kept in the class for a policy that can honour it; to plain LRU it is a use.
     fn hinted<K: Kept>(&mut self, kept: &mut K, shelf: Shelf, line: LineId, hint: Hint, now: Time) {
         match hint {

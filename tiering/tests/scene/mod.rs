@@ -90,7 +90,7 @@ impl Scene {
     pub fn pool(&mut self, kind: PoolKind, block_bytes: u64, namespace: u8) -> PoolId {
         let id = PoolId(self.pools.len() as u16);
         let slot_units = block_bytes.div_ceil(UNIT_BYTES) as u32;
-        let def = PoolDef { namespace: Fingerprint([namespace; 32]), kind, block_bytes, slot_units };
+        let def = PoolDef { namespace: Fingerprint([namespace; 32]), kind, block_bytes, slot_units, pieces: 1 };
         self.pools.push(def);
         self.core.pool_added(id, def);
         id
@@ -216,6 +216,19 @@ impl Scene {
         let item = CommitItem { slot, key, parent, bytes: 100, sum: 1 };
         self.core.commit(self.now, self.client, pool, &[item], &mut puts);
         assert_eq!(puts, [Put::Stored]);
+    }
+
+    /// How many blocks went.
+    pub fn remove(&mut self, pool: PoolId, keys: &[Key]) -> u64 {
+        let (to, now, before) = (self.caller(), self.now, self.core.counts().blocks);
+        self.core.remove(now, to, pool, keys);
+        let removed = before - self.core.counts().blocks;
+        let told = self.answers().into_iter().find_map(|reply| match reply {
+            Reply::Removed { blocks } => Some(blocks),
+            _ => None,
+        });
+        assert!(told.is_none_or(|told| told == removed), "{told:?} of {removed}");
+        removed
     }
 
     pub fn slots_of(&self, pool: PoolId, keys: &[Key]) -> Vec<SlotId> {

@@ -21,7 +21,7 @@ const HELD: u32 = 68;
 
 /// To the holder.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Ask {
+pub enum Ask {
     /// The descriptors from index `first` on, in order of their names. Answered by `Batch`; before that by `Held` if the
     /// process that has them lives: the batch then comes when it has ended.
     Take { first: u32 },
@@ -33,7 +33,7 @@ pub(crate) enum Ask {
 
 /// To the daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub enum Answer {
     /// With as many descriptors as names, 64 at most; `total` counts all that are kept.
     Batch {
         total: u32,
@@ -83,7 +83,7 @@ fn decode(message: &[u8]) -> Result<(u32, u32, Reader<'_>), CodeError> {
 
 impl Ask {
     /// Replaces `out` by the message. The answer will carry the same token.
-    pub(crate) fn encode(&self, token: u32, out: &mut Vec<u8>) {
+    pub fn encode(&self, token: u32, out: &mut Vec<u8>) {
         encode(out, token, |w| match self {
             Self::Take { first } => {
                 w.u32(*first);
@@ -100,7 +100,7 @@ impl Ask {
         });
     }
 
-    pub(crate) fn decode(message: &[u8]) -> Result<(u32, Self), CodeError> {
+    pub fn decode(message: &[u8]) -> Result<(u32, Self), CodeError> {
         let (kind, token, mut r) = decode(message)?;
         let ask = match kind {
             TAKE => Self::Take { first: r.u32("first")? },
@@ -114,7 +114,7 @@ impl Ask {
 }
 
 impl Answer {
-    pub(crate) fn encode(&self, token: u32, out: &mut Vec<u8>) {
+    pub fn encode(&self, token: u32, out: &mut Vec<u8>) {
         encode(out, token, |w| match self {
             Self::Batch { total, names } => {
                 w.u32(*total);
@@ -134,7 +134,7 @@ impl Answer {
         });
     }
 
-    pub(crate) fn decode(message: &[u8]) -> Result<(u32, Self), CodeError> {
+    pub fn decode(message: &[u8]) -> Result<(u32, Self), CodeError> {
         let (kind, token, mut r) = decode(message)?;
         let answer = match kind {
             BATCH => {

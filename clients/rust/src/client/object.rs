@@ -1,6 +1,6 @@
 //! Objects by name: see `session/object.rs` for how they are stored.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lapis_config::{HitPolicy, Key, PoolKind, Refusal, Wait, sizes};
 use lapis_transport::frame::{PutResult, Request, ReserveResult};
@@ -9,7 +9,7 @@ use super::{Client, shared::Live};
 use crate::{
     ClientError, Pool, PutOptions,
     session::{
-        Answer, ReserveJob, Session,
+        Answer, ReserveJob, Session, daemons_share_us,
         object::{self, Part, Read},
     },
 };
@@ -55,7 +55,7 @@ impl Client {
         }
         let bytes = part.bytes.len() as u64;
         let mut job = ReserveJob::of_bytes(live.session.clone(), pool, &[part.key], part.parent, bytes)?;
-        let deadline = options.deadline.unwrap_or_else(|| live.put_deadline());
+        let deadline = options.deadline.unwrap_or_else(|| live.put_deadline(job.bytes()));
         self.shared().drive(&live, deadline, |left| job.step(left));
         let mut reservation = job.finish();
         match reservation.results() {
@@ -69,7 +69,8 @@ impl Client {
         Ok(put.results.first().copied().unwrap_or(PutResult::Refused(Refusal::Gone)))
     }
 
-    /// The bytes of an object, or `None` if it is not there as a whole.
+    /// The bytes of an object, or `None` if it is not there as a whole. `deadline`: of the whole call; without one, each
+    /// part that has to be fetched may take as long as a get of as many bytes.
     pub fn get_object(
         &self,
         pool: &Pool,
@@ -79,12 +80,16 @@ impl Client {
         pool.expect_kind(PoolKind::Object)?;
         let mut key = object::first_key(name)?;
         let live = self.shared().here()?;
+        let until = deadline.map(|deadline| Instant::now() + deadline);
         let mut bytes = Vec::new();
-        let Some(first) = self.read_part(&live, pool, &key, name, &mut bytes, deadline)? else { return Ok(None) };
+        let Some(first) = self.read_part(&live, pool, &key, name, &mut bytes, until)? else { return Ok(None) };
         let mut before = first.clone();
-        for _ in 1..first.parts {
+        for at in 1..first.parts {
             key = object::next_key(&key, before.sum, first.total);
-            match self.read_part(&live, pool, &key, name, &mut bytes, deadline)? {
+            if at + 1 < first.parts {
+                live.session.fetch_after(pool, &key, first.total);
+            }
+            match self.read_part(&live, pool, &key, name, &mut bytes, until)? {
                 Some(part) if (part.total, part.parts) == (first.total, first.parts) => before = part,
                 _ => return Ok(None),
             }
@@ -106,7 +111,7 @@ impl Client {
         key: &Key,
         name: &[u8],
         to: &mut Vec<u8>,
-        deadline: Option<Duration>,
+        until: Option<Instant>,
     ) -> Result<Option<Part>, ClientError> {
         match live.session.read_part(pool, key, name, to) {
             Read::Part(part) => return Ok(Some(part)),
@@ -114,8 +119,9 @@ impl Client {
             Read::Elsewhere => {}
         }
         let Some(id) = live.session.pool_id(pool) else { return Ok(None) };
-        let deadline = deadline.unwrap_or_else(|| live.get_deadline(pool.part_bytes_max()));
-        let deadline_us = deadline.as_micros() as u64;
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let deadline = left.unwrap_or_else(|| live.get_deadline(pool.part_bytes_max()));
+        let deadline_us = daemons_share_us(deadline);
         let asked = self.shared().ask(live, deadline, |token| Request::Get {
             token,
             asks: vec![(id, HitPolicy::Any)],

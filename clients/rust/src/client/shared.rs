@@ -46,13 +46,17 @@ impl Live {
 
     /// Of a get of so many bytes.
     pub fn get_deadline(&self, bytes: u64) -> Duration {
-        let defaults = self.session.defaults();
-        let seconds = bytes as f64 / defaults.get_bytes_per_s.max(1) as f64;
-        Duration::from_micros(defaults.get_us) + Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX / 2)
+        self.deadline(self.session.defaults().get_us, bytes)
     }
 
-    pub fn put_deadline(&self) -> Duration {
-        Duration::from_micros(self.session.defaults().put_us)
+    /// Of a put of so many bytes: others may have to be written to SSD before there is room for them.
+    pub fn put_deadline(&self, bytes: u64) -> Duration {
+        self.deadline(self.session.defaults().put_us, bytes)
+    }
+
+    fn deadline(&self, least_us: u64, bytes: u64) -> Duration {
+        let seconds = bytes as f64 / self.session.defaults().get_bytes_per_s.max(1) as f64;
+        Duration::from_micros(least_us) + Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX / 2)
     }
 
     /// Wakes the daemon, if it sleeps and frames wait for it.

@@ -120,7 +120,7 @@ impl Client {
     ) -> Result<PutTicket<'a>, ClientError> {
         let live = self.shared().here()?;
         let job = PutJob::new(live.session.clone(), pool, keys, parent, src.into())?;
-        let deadline = options.deadline.unwrap_or_else(|| live.put_deadline());
+        let deadline = options.deadline.unwrap_or_else(|| live.put_deadline(job.bytes()));
         let ticket = Ticket::new(self.shared(), live, deadline);
         Ok(PutTicket { job: Some(job), ticket })
     }

@@ -1,13 +1,13 @@
 //! Copies of blocks out of the arena: look the whole batch up, copy, check every line again. Blocks that are not in
-//! memory are asked of the daemon once, then read like any other.
+//! memory are asked of the daemon, a window at a time, then read like any other.
 
 use std::{cell::RefCell, ops::Range, sync::Arc, time::Duration};
 
 use lapis_arena::{Found, copy};
-use lapis_config::{HitPolicy, Key, PoolKind, Wait};
+use lapis_config::{Key, PoolKind, Wait};
 use lapis_transport::frame::Request;
 
-use super::{Answer, Busy, Session, Step, Token, Verify};
+use super::{Answer, Busy, Session, Step, Verify, windows::Windows};
 use crate::{
     ClientError, Pool, keys,
     sums::BlockSum,
@@ -110,15 +110,15 @@ pub struct GetJob<'a> {
     verify: Option<Verify>,
     got: Got,
     deepest: Option<(usize, Found)>,
-    elsewhere: bool,
+    /// What is asked of the daemon.
+    windows: Windows,
     state: State,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     New,
-    Ask,
-    Asked(Token),
+    Asking,
     Done,
 }
 
@@ -147,7 +147,7 @@ impl<'a> GetJob<'a> {
             verify: options.verify,
             got: Got { statuses: vec![BlockStatus::Miss; keys.len()], hits: 0, bytes: 0 },
             deepest: None,
-            elsewhere: false,
+            windows: Windows::default(),
             state: State::New,
         })
     }
@@ -159,33 +159,33 @@ impl<'a> GetJob<'a> {
 
     /// Goes on as far as possible without waiting. `left`: until the caller's deadline.
     pub fn step(&mut self, left: Duration) -> Step {
+        if self.state == State::New {
+            self.copy_present();
+            self.state = State::Asking;
+            self.plan();
+        }
+        if self.state == State::Done {
+            return Step::Done;
+        }
+        let mut posted = self.take_answers();
         loop {
-            match self.state {
-                State::New => {
-                    self.copy_present();
-                    self.state = if self.wants_more() { State::Ask } else { self.end() };
+            match self.ask(left) {
+                Ok(true) => posted = true,
+                Ok(false) => break,
+                Err(Busy::Full) => return Step::Full,
+                Err(Busy::Gone) => {
+                    self.windows.forget_rest();
+                    break;
                 }
-                State::Ask => match self.ask(left) {
-                    Ok(token) => {
-                        self.state = State::Asked(token);
-                        return Step::Posted;
-                    }
-                    Err(Busy::Full) => return Step::Full,
-                    Err(Busy::Gone) => self.state = self.end(),
-                },
-                State::Asked(token) => match self.session.take(token) {
-                    None => return Step::Waiting,
-                    Some(answer) => {
-                        self.copy_missing();
-                        if matches!(answer, Answer::Got { .. }) {
-                            self.session.post(Request::Release { token: token.number() });
-                        }
-                        self.state = self.end();
-                        return if matches!(answer, Answer::Got { .. }) { Step::Posted } else { Step::Done };
-                    }
-                },
-                State::Done => return Step::Done,
             }
+        }
+        if self.windows.is_done() {
+            self.state = self.end();
+        }
+        match (posted, self.state) {
+            (true, _) => Step::Posted,
+            (false, State::Done) => Step::Done,
+            (false, _) => Step::Waiting,
         }
     }
 
@@ -199,9 +199,7 @@ impl<'a> GetJob<'a> {
     }
 
     fn give_up(&mut self) {
-        if let State::Asked(token) = self.state {
-            self.session.abandon(token);
-        }
+        self.windows.abandon(&self.session);
         if self.state != State::Done {
             self.state = self.end();
         }
@@ -213,25 +211,40 @@ impl<'a> GetJob<'a> {
         State::Done
     }
 
-    fn wants_more(&self) -> bool {
-        let missing = self.got.hits < self.keys.len();
-        missing && (self.elsewhere || self.wait != Wait::Present) && self.session.is_connected()
+    /// Which keys are asked of the daemon: those that it can fetch, and with a wait also those that may come.
+    fn plan(&mut self) {
+        let absent = self.wait != Wait::Present && self.got.hits < self.keys.len();
+        if self.windows.is_empty() && !absent || !self.session.is_connected() {
+            return self.windows.forget_rest();
+        }
+        self.windows.set_size(self.session.maps.extents.bytes(), self.pool.slot_bytes());
+        if absent {
+            let missing = self.got.statuses.iter().enumerate().filter(|(_, status)| !status.is_hit());
+            self.windows.await_absent(missing.map(|(i, _)| i as u32));
+        }
     }
 
-    fn ask(&self, left: Duration) -> Result<Token, Busy> {
+    /// Asks for one more window, if one is left and it is time for it.
+    fn ask(&mut self, left: Duration) -> Result<bool, Busy> {
+        if !self.windows.may_ask() {
+            return Ok(false);
+        }
         let pool = self.session.pool_id(&self.pool).ok_or(Busy::Gone)?;
-        let missing = self.missing().map(|i| self.keys[i]).collect();
-        self.session.submit(|token| Request::Get {
-            token,
-            asks: vec![(pool, HitPolicy::Any)],
-            wait: self.wait,
-            deadline_us: super::put::daemons_share_us(left),
-            keys: missing,
-        })
+        self.windows.ask(&self.session, pool, self.keys, self.wait, super::put::daemons_share_us(left))?;
+        Ok(true)
     }
 
-    fn missing(&self) -> impl Iterator<Item = usize> {
-        self.got.statuses.iter().enumerate().filter(|(_, status)| !status.is_hit()).map(|(i, _)| i)
+    /// Copies what came, and lets it go. True if anything was answered that is to be released.
+    fn take_answers(&mut self) -> bool {
+        let mut released = false;
+        while let Some((token, answer, window)) = self.windows.take(&self.session) {
+            self.copy_window(&window);
+            if matches!(answer, Answer::Got { .. }) {
+                self.session.post(Request::Release { token: token.number() });
+                released = true;
+            }
+        }
+        released
     }
 
     fn copy_present(&mut self) {
@@ -240,20 +253,19 @@ impl<'a> GetJob<'a> {
             hits.clear();
             self.session.maps.table.find_many(id, self.keys, |i, found| match found {
                 Some(found) if found.state.is_readable() => hits.push((i as u32, found, Copied::Yes)),
-                Some(_) => self.elsewhere = true,
+                Some(_) => self.windows.want(i as u32),
                 None => {}
             });
             self.copy_all(hits);
         });
     }
 
-    fn copy_missing(&mut self) {
-        let missing: Vec<usize> = self.missing().collect();
+    fn copy_window(&mut self, window: &[u32]) {
         HITS.with_borrow_mut(|hits| {
             hits.clear();
-            for i in missing {
-                let found = self.session.find(&self.pool, &self.keys[i]).filter(|found| found.state.is_readable());
-                hits.extend(found.map(|found| (i as u32, found, Copied::Yes)));
+            for &i in window {
+                let found = self.session.find(&self.pool, &self.keys[i as usize]);
+                hits.extend(found.filter(|found| found.state.is_readable()).map(|found| (i, found, Copied::Yes)));
             }
             self.copy_all(hits);
         });
@@ -293,8 +305,14 @@ impl<'a> GetJob<'a> {
     #[cold]
     fn retry(&mut self, i: usize, kernel: copy::Kernel) {
         self.session.counts.retried();
-        let again = self.session.find(&self.pool, &self.keys[i]).filter(|found| found.state.is_readable());
-        let Some(found) = again else { return };
+        let Some(found) = self.session.find(&self.pool, &self.keys[i]) else { return };
+        if !found.state.is_readable() {
+            // It left memory under the copy. Asked for once: what leaves again is a miss.
+            if self.state == State::New {
+                self.windows.want(i as u32);
+            }
+            return;
+        }
         let copied = self.copy(i, &found, kernel);
         copy::sfence();
         match (copied, self.session.maps.table.still(&found)) {
@@ -345,8 +363,6 @@ impl<'a> GetJob<'a> {
 
 impl Drop for GetJob<'_> {
     fn drop(&mut self) {
-        if let State::Asked(token) = self.state {
-            self.session.abandon(token);
-        }
+        self.windows.abandon(&self.session);
     }
 }

@@ -14,6 +14,7 @@
 
 use lapis_arena::{copy, sum};
 use lapis_config::{Key, OBJECT_NAME_BYTES_MAX, sizes};
+use lapis_transport::frame::Request;
 
 use super::Session;
 use crate::{ClientError, Pool};
@@ -64,6 +65,16 @@ pub(crate) fn first_key(name: &[u8]) -> Result<Key, ClientError> {
 }
 
 impl Session {
+    /// While this part is read, the next one comes from SSD: if this one is in the table, its sum tells the next key.
+    pub(crate) fn fetch_after(&self, pool: &Pool, key: &Key, total: u64) {
+        let next = self.find(pool, key).map(|found| next_key(key, found.sum, total));
+        let Some(next) = next.filter(|_| self.is_connected()) else { return };
+        let elsewhere = self.find(pool, &next).is_some_and(|found| !found.state.is_readable());
+        if let Some(pool) = self.pool_id(pool).filter(|_| elsewhere) {
+            self.post(Request::Prefetch { pool, keys: vec![next] });
+        }
+    }
+
     /// Appends the bytes of one part to `to`, if it is there and has that name; looks twice.
     pub(crate) fn read_part(&self, pool: &Pool, key: &Key, name: &[u8], to: &mut Vec<u8>) -> Read {
         for _ in 0..2 {

@@ -20,7 +20,7 @@ const COMMIT_BYTES: u64 = 256 << 10;
 /// How to put, reserve or commit.
 #[derive(Clone, Debug, Default)]
 pub struct PutOptions {
-    /// Instead of the daemon's default, 1 s.
+    /// Instead of the daemon's default, 1 s + bytes / 500 MB/s.
     pub deadline: Option<Duration>,
 }
 
@@ -44,7 +44,7 @@ impl Put {
 }
 
 /// How much of a deadline the daemon may use, so that its answer arrives within it.
-pub(super) fn daemons_share_us(left: Duration) -> u64 {
+pub(crate) fn daemons_share_us(left: Duration) -> u64 {
     let spare = (left / 4).min(Duration::from_millis(5));
     u64::try_from((left - spare).as_micros()).unwrap_or(u64::MAX)
 }
@@ -107,6 +107,11 @@ impl<'a> PutJob<'a> {
             refill: None,
             commits,
         })
+    }
+
+    /// Bytes of the whole batch; what the default deadline depends on.
+    pub fn bytes(&self) -> u64 {
+        self.pool.block_bytes() * self.keys.len() as u64
     }
 
     /// Goes on as far as possible without waiting. `left`: until the caller's deadline.

@@ -68,6 +68,11 @@ impl ReserveJob {
         self.results = Some(vec![ReserveResult::Refused(reason); self.keys.len()]);
     }
 
+    /// Bytes of all blocks; what the default deadline depends on.
+    pub fn bytes(&self) -> u64 {
+        self.bytes * self.keys.len() as u64
+    }
+
     /// Goes on without waiting. `left`: until the caller's deadline.
     pub fn step(&mut self, left: Duration) -> Step {
         if self.results.is_some() {
@@ -284,6 +289,11 @@ pub struct CommitJob {
 }
 
 impl CommitJob {
+    /// Bytes of all blocks; what the default deadline depends on.
+    pub fn bytes(&self) -> u64 {
+        u64::from(self.bytes) * self.keys.len() as u64
+    }
+
     /// Goes on without waiting.
     pub fn step(&mut self) -> Step {
         self.commits.collect();

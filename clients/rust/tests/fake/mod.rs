@@ -21,7 +21,7 @@ use lapis_config::{ClientId, LineId, PoolId, SlotId, sizes};
 use lapis_transport::{
     control::{self, ControlDaemon},
     frame::{CommitItem, Completion, ParentRef, Request},
-    hello::Geometry,
+    hello::{CallDefaults, Geometry},
 };
 
 pub use lapis_client::session::{Step, Welcome};
@@ -61,6 +61,14 @@ pub struct Fake {
     parents: BTreeMap<Key, ParentRef>,
     /// Gets without an answer.
     pub waiting: Vec<(usize, u64)>,
+    /// What is on SSD alone: the bytes of whole slots.
+    cold: BTreeMap<(PoolId, Key), Vec<u8>>,
+    /// What each get brought from there, until its release.
+    brought: BTreeMap<(usize, u64), Vec<(PoolId, Key)>>,
+    /// The most blocks that were brought at one time.
+    pub brought_max: usize,
+    /// What welcomes say.
+    pub defaults: CallDefaults,
     /// Who said `Bye`.
     pub byes: Vec<ClientId>,
 }
@@ -118,6 +126,10 @@ impl Fake {
             next: 0,
             parents: BTreeMap::new(),
             waiting: Vec::new(),
+            cold: BTreeMap::new(),
+            brought: BTreeMap::new(),
+            brought_max: 0,
+            defaults: CallDefaults::default(),
             byes: Vec::new(),
         }
     }
@@ -157,7 +169,7 @@ impl Fake {
             may_put: self.may_put,
             resumed,
             magazine_bytes_max: self.magazine_bytes_max,
-            ..Welcome::default()
+            defaults: self.defaults,
         }
     }
 
@@ -246,6 +258,26 @@ impl Fake {
         !named
     }
 
+    /// A block leaves memory and stays on SSD.
+    pub fn demote(&mut self, pool: PoolId, key: &Key) {
+        let found = self.writer.find(pool, key).expect("a published block");
+        let slot_bytes = sizes::slot_bytes(&self.pools[usize::from(pool.0)], u64::from(found.bytes));
+        let (mapping, offset) = self.extents.locate(found.slot, slot_bytes).expect("a slot of the extent");
+        self.cold.insert((pool, *key), mapping.to_vec(offset, slot_bytes as usize));
+        self.writer.rebind(found.line, SlotId(0), found.bytes, found.sum, LineState::Elsewhere);
+        self.free_slot(slot_bytes as u32, found.slot);
+    }
+
+    fn promote(&mut self, client: usize, token: u64, pool: PoolId, key: &Key) {
+        let Some(bytes) = self.cold.remove(&(pool, *key)) else { return };
+        let slot = self.take_slot(bytes.len() as u32).expect("no get asks for more than memory holds");
+        self.write(slot, &bytes);
+        let found = self.writer.find(pool, key).expect("a published block");
+        self.writer.rebind(found.line, slot, found.bytes, found.sum, LineState::Unverified);
+        self.brought.entry((client, token)).or_default().push((pool, *key));
+        self.brought_max = self.brought_max.max(self.brought.values().map(Vec::len).sum());
+    }
+
     /// Answers what there is in all rings; returns the clients that are to be rung.
     pub fn turn(&mut self) -> Vec<usize> {
         let mut ring = Vec::new();
@@ -320,6 +352,7 @@ impl Fake {
                     self.waiting.push((at, token));
                     return None;
                 }
+                keys.iter().for_each(|key| self.promote(at, token, asks[0].0, key));
                 Some(Completion::Got { token, hit: there as u32 })
             }
             Request::Remove { token, pool, keys } => {
@@ -333,7 +366,14 @@ impl Fake {
                 Some(Completion::Removed { token, blocks })
             }
             Request::Purge { token, .. } => Some(Completion::Removed { token, blocks: 0 }),
-            Request::Release { .. } | Request::Prefetch { .. } | Request::HintKeys { .. } => None,
+            Request::Release { token } => {
+                // As in a memory that is full of others' blocks.
+                for (pool, key) in self.brought.remove(&(at, token)).unwrap_or_default() {
+                    self.demote(pool, &key);
+                }
+                None
+            }
+            Request::Prefetch { .. } | Request::HintKeys { .. } => None,
         }
     }
 

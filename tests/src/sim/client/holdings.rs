@@ -42,7 +42,7 @@ impl Client {
         cx.note(format_args!("views {} of {}", views.hits(), keys.len()));
         for (key, view) in keys.iter().zip(views.into_vec()) {
             if let Some(view) = view {
-                let number = cx.model.read((session.table_id(), pool, *key), &bytes_of(&view))?;
+                let number = cx.model.read((self.group, pool, *key), session.table_id(), &bytes_of(&view))?;
                 cx.tally.views += 1;
                 self.views.push(Held { view, session: session.clone(), key: *key, number });
             }
@@ -72,7 +72,7 @@ impl Client {
     ) {
         let (table, pool) = of;
         let numbers = reservation.results().iter().zip(&keys).map(|(result, key)| match result {
-            ReserveResult::Slot(_) => Some(cx.model.put((table, pool, *key))),
+            ReserveResult::Slot(_) => Some(cx.model.put((self.group, pool, *key), table)),
             _ => None,
         });
         let numbers: Vec<Option<u64>> = numbers.collect();
@@ -101,7 +101,14 @@ impl Client {
         }
         if let Some(session) = self.session.clone() {
             let deadline = Duration::from_secs(1);
-            let call = Call { session: &session, handle: &self.pools[pool], pool, deadline, epoch: self.epoch };
+            let call = Call {
+                session: &session,
+                group: self.group,
+                handle: &self.pools[pool],
+                pool,
+                deadline,
+                epoch: self.epoch,
+            };
             let job = call.commit(cx, reservation, numbers);
             self.jobs.push(job);
         }

@@ -1,0 +1,592 @@
+//! The engine's side of the SSD tier: opening and recovery, the core's actions as commands of drives, their reports, and
+//! the care for devices that are not well.
+//!
+//! Invariant: a device is sent commands of the log only after its superblock of this start was written.
+
+use lapis_config::{
+    OpId, PoolId, SegmentId, SlotId, Time, UNIT_BYTES,
+    planted::{self, Bug},
+};
+use lapis_ssd::{
+    device::Memory,
+    drive::{FromDrive, ToDrive},
+    format::{Nonce, Record, SegmentUse, Superblock},
+    recover::{Damage, DeviceScan, Recovered, WhyFree},
+    volume::{
+        Command, Listing, Report,
+        open::{Found, SEQUENCES_RESERVED, Wanted, plan_open},
+    },
+};
+use lapis_tiering::{
+    FoundRecord, LogOptions,
+    face::{Action, Listed, Outcome},
+    health::{Care, DeviceState},
+    segments::Given,
+};
+use lapis_transport::wire::Wire;
+
+use super::Engine;
+use crate::{
+    movers::{Job, Movers},
+    tier::{Phase, Telling, Tier, segment_bytes},
+};
+
+/// Records told to cores in one turn: under 2 ms.
+const RECORDS_PER_TURN: usize = 4096;
+/// Bits of an operation's number that are its core's; above them the group.
+const CORE_BITS: u32 = 48;
+/// In place of a group: the tier's own operations.
+const OWN: u64 = 0xffff;
+
+impl<W: Wire, M: Movers> Engine<W, M> {
+    pub fn tier(&self) -> Option<&Tier> {
+        self.tier.as_ref()
+    }
+
+    // ---- Opening ----
+
+    pub(super) fn drive_said(&mut self, now: Time, device: usize, said: FromDrive) {
+        match said {
+            FromDrive::Started { engine, bytes } => {
+                let Some(tier) = &mut self.tier else { return };
+                (tier.drives[device].engine, tier.drives[device].bytes) = (Some(engine), bytes);
+            }
+            FromDrive::Counted(counters) => {
+                let Some(tier) = &mut self.tier else { return };
+                tier.drives[device].counters = counters;
+            }
+            FromDrive::Found(found) => self.device_found(now, device, found),
+            FromDrive::Scanned(scan) => self.device_scanned(now, device, scan),
+            FromDrive::Report(report) => self.reported(now, device, report),
+            FromDrive::Failed(reason) => self.device_failed(now, device, reason),
+        }
+    }
+
+    fn device_found(&mut self, now: Time, device: usize, found: Found) {
+        let Some(tier) = &mut self.tier else { return };
+        if tier.drives[device].reopening {
+            return self.reopen(device, found);
+        }
+        let Phase::Reading(all) = &mut tier.phase else { return };
+        all[device] = Some(found);
+        if all.iter().any(Option::is_none) {
+            return;
+        }
+        let all: Vec<Found> = all.iter_mut().filter_map(Option::take).collect();
+        let wanted = self.wanted(&all);
+        match plan_open(&all, &wanted) {
+            Ok(plan) => {
+                let tier = self.tier.as_mut().expect("looked at above");
+                tier.phase = Phase::Scanning(plan.superblocks.iter().map(|_| None).collect());
+                tier.reserved = plan.sequence_first + SEQUENCES_RESERVED;
+                for (device, superblock) in plan.superblocks.iter().enumerate() {
+                    tier.drives[device].segments = superblock.segments;
+                    self.movers.submit(Job::Drive { device, to: ToDrive::Open(Box::new(superblock.clone())) });
+                }
+                tier.plan = Some(plan);
+            }
+            Err(error) => {
+                let text = error.to_string();
+                let names = &self.tier.as_ref().expect("looked at above").options.names;
+                let named = names.iter().enumerate().fold(text, |text, (number, name)| {
+                    text.replacen(&format!("device {number}:"), &format!("{name}:"), 1)
+                });
+                self.no_tier(now, named);
+            }
+        }
+    }
+
+    fn wanted(&self, found: &[Found]) -> Wanted {
+        let tier = self.tier.as_ref().expect("a tier is being opened");
+        Wanted {
+            identity: tier.options.identity,
+            adopt: false,
+            log: tier.plan.as_ref().map(|plan| plan.log),
+            log_fresh: tier.log_fresh,
+            segment_bytes: segment_bytes(found, tier.options.segment_bytes_min),
+            groups: self.groups.iter().map(|group| group.options.name.clone()).collect(),
+            wall_s: tier.options.wall_s,
+        }
+    }
+
+    fn device_scanned(&mut self, now: Time, device: usize, scan: DeviceScan) {
+        let Some(tier) = &mut self.tier else { return };
+        let Some(plan) = &tier.plan else { return };
+        tell_damage(&tier.options.names[device], &scan);
+        let groups = plan.superblocks[device].groups.clone();
+        if tier.drives[device].reopening {
+            self.movers.submit(Job::Merge { scans: vec![scan], groups, device: Some(device) });
+            return;
+        }
+        let Phase::Scanning(all) = &mut tier.phase else { return };
+        all[device] = Some(scan);
+        if all.iter().all(Option::is_some) {
+            let scans = all.iter_mut().filter_map(Option::take).collect();
+            tier.scanned = now;
+            tier.phase = Phase::Merging;
+            self.movers.submit(Job::Merge { scans, groups, device: None });
+        }
+    }
+
+    /// What the log holds is known: pools get their numbers, cores a log, and the telling begins. `device`: of one that
+    /// came back.
+    pub(super) fn merged(&mut self, now: Time, mut recovered: Recovered, device: Option<usize>) {
+        let Some(tier) = &mut self.tier else { return };
+        let Some(plan) = tier.plan.clone() else { return };
+        let first = plan.sequence_first.max(recovered.sequence_highest + 1);
+        let first = if planted::is(Bug::SequencesReused) { 1 } else { first };
+        let mut used = std::collections::BTreeSet::new();
+        let mut telling = Vec::new();
+        for (index, &number) in plan.groups.iter().enumerate() {
+            let found = recovered.groups.get_mut(usize::from(number)).map(std::mem::take).unwrap_or_default();
+            let mut tell = Telling {
+                segments: found.segments.iter().map(|segment| (segment.segment, segment.opened)).collect(),
+                records: found.records,
+                ..Telling::default()
+            };
+            for shape in found.shapes {
+                let id = self.groups[index].pool_of(&shape.shape).unwrap_or(PoolId(u16::MAX));
+                tell.purged.push((id, shape.purged_before));
+                tell.pools.push(id);
+            }
+            used.extend(tell.segments.iter().map(|(segment, _)| *segment));
+            telling.push(tell);
+        }
+        let tier = self.tier.as_mut().expect("looked at above");
+        for (number, superblock) in plan.superblocks.iter().enumerate() {
+            if device.is_some_and(|device| device != number) {
+                continue;
+            }
+            let all = (0..superblock.segments).rev().map(|index| SegmentId::new(number as u8, index));
+            all.filter(|segment| !used.contains(segment)).for_each(|segment| tier.segments.add_free(segment));
+        }
+        let (list_after_us, durable) = (tier.options.list_after_us, tier.options.durable);
+        let (segment_bytes, sequence_end) = (plan.superblocks[0].segment_bytes, tier.reserved);
+        for (index, tell) in telling.iter().enumerate() {
+            for (segment, _) in &tell.segments {
+                tier.segments.found(index, *segment);
+            }
+            let core = &mut self.groups[index].core;
+            if device.is_none() {
+                core.ssd_opened(LogOptions {
+                    group: plan.groups[index],
+                    segment_pages: (segment_bytes / UNIT_BYTES) as u32,
+                    sequence_first: first,
+                    sequence_end,
+                    list_after_us,
+                    durable,
+                });
+            }
+            for number in 0..plan.superblocks.len() {
+                if device.is_none_or(|device| device == number) {
+                    core.device_added(number as u8);
+                }
+            }
+            for &(segment, opened) in &tell.segments {
+                core.segment_found(segment, opened);
+            }
+            for &(pool, before) in &tell.purged {
+                core.pool_purged(pool, before);
+            }
+        }
+        match device {
+            None => {
+                tier.merged = now;
+                tier.phase = Phase::Telling(telling);
+            }
+            Some(device) => {
+                // A device's worth in one go: it was out, and nobody waits for it.
+                let drive = &mut tier.drives[device];
+                drive.reopening = false;
+                drive.health.brought_back();
+                for (index, mut tell) in telling.into_iter().enumerate() {
+                    while !tell.records.is_empty() {
+                        self.tell_some(index, &mut tell, usize::MAX);
+                    }
+                    self.groups[index].core.ssd_ready(now);
+                }
+                tracing::info!(device = self.device_name(device), "the device serves again");
+            }
+        }
+    }
+
+    /// Tells cores of some more records; when all are told, the tier serves. True if there was anything to do.
+    pub(super) fn tell(&mut self, now: Time) -> bool {
+        if !self.adopted() {
+            return false;
+        }
+        let Some(Tier { phase: Phase::Telling(telling), .. }) = &mut self.tier else { return false };
+        let mut telling = std::mem::take(telling);
+        let mut left = RECORDS_PER_TURN;
+        for (index, tell) in telling.iter_mut().enumerate() {
+            let count = tell.records.len().min(left);
+            self.tell_some(index, tell, count);
+            left -= count;
+        }
+        let over = telling.iter().all(|tell| tell.records.is_empty());
+        let tier = self.tier.as_mut().expect("looked at above");
+        if !over {
+            tier.phase = Phase::Telling(telling);
+            return true;
+        }
+        tier.phase = Phase::Serving;
+        tier.served = Some(now);
+        for group in &mut self.groups {
+            group.core.ssd_ready(now);
+        }
+        for index in 0..self.groups.len() {
+            for extent in 0..self.groups[index].extents.len() {
+                self.register(index, extent);
+            }
+        }
+        let blocks: u64 = self.groups.iter().map(|group| group.core.counts().ssd_blocks).sum();
+        let tier = self.tier.as_mut().expect("looked at above");
+        tier.recovered = blocks;
+        let (scan_us, merge_us) = (tier.scanned.since_us(tier.began), tier.merged.since_us(tier.scanned));
+        let tell_us = now.since_us(tier.merged);
+        tracing::info!(blocks, us = now.since_us(tier.began), scan_us, merge_us, tell_us, "the SSD tier serves");
+        true
+    }
+
+    fn tell_some(&mut self, index: usize, tell: &mut Telling, count: usize) {
+        let from = tell.records.len().saturating_sub(count);
+        let found = tell.records.drain(from..).rev().map(|record| FoundRecord {
+            pool: tell.pools[record.pool as usize],
+            key: record.key,
+            parent: record.parent,
+            bytes: record.bytes,
+            sum: record.sum,
+            class: record.class,
+            at: record.place,
+            pages: record.pages,
+        });
+        let found: Vec<FoundRecord> = found.collect();
+        self.groups[index].core.records_found(&found);
+    }
+
+    /// Memory that has been populated is named to every device: operations on it cost less. Not before the tier serves:
+    /// the kernel looks at every page meanwhile (0.2 s a GiB), and a device that is being scanned would wait for it.
+    pub(super) fn register(&mut self, index: usize, extent: usize) {
+        let Some(tier) = self.tier.as_ref().filter(|tier| tier.serves()) else { return };
+        let extent = &self.groups[index].extents[extent];
+        if extent.populated_bytes < extent.bytes() {
+            return;
+        }
+        for device in 0..tier.drives.len() {
+            self.movers.submit(Job::Drive { device, to: ToDrive::Register(extent.mapping.clone()) });
+        }
+    }
+
+    /// There is no SSD tier.
+    pub(super) fn no_tier(&mut self, now: Time, reason: String) {
+        let Some(tier) = &mut self.tier else { return };
+        if tier.options.required {
+            tier.fatal.get_or_insert(format!(
+                "the SSD tier cannot be opened: {reason} (ssd.required = false serves DRAM alone)"
+            ));
+        } else {
+            tracing::error!(reason, "the SSD tier cannot be opened: DRAM alone");
+        }
+        tier.phase = Phase::Off(reason);
+        for group in &mut self.groups {
+            group.core.ssd_absent(now);
+        }
+    }
+
+    // ---- Commands ----
+
+    /// The core's action as a command of a drive; false if it is none.
+    pub(super) fn perform_ssd(&mut self, now: Time, index: usize, action: Action) {
+        match action {
+            Action::WriteSsd { op, at, slot, pages } => {
+                let memory = self.slot_memory(index, slot, pages);
+                self.command(now, at.segment().device(), Command::Write { op: wide(index, op), at, memory });
+            }
+            Action::ReadSsd { op, at, slot, pages } => {
+                let memory = self.slot_memory(index, slot, pages);
+                self.command(now, at.segment().device(), Command::Read { op: wide(index, op), at, memory });
+            }
+            Action::OpenSegment { op, segment, opened } => {
+                let used = self.segment_use(index, segment, opened);
+                self.command(now, segment.device(), Command::Open { op: wide(index, op), used });
+            }
+            Action::ListSsd { op, segment, opened, place, next, sequence, listed } => {
+                let used = self.segment_use(index, segment, opened);
+                let listing = self.listing(index, listed);
+                let op = wide(index, op);
+                let command = Command::List { op, used, place, next, sequence, listing };
+                self.command(now, segment.device(), command);
+            }
+            Action::FlushSsd { op, device } => self.command(now, device, Command::Flush { op: wide(index, op) }),
+            Action::FreeSegment { segment, leaves } => {
+                self.command(now, segment.device(), Command::Discard { segment });
+                if leaves {
+                    self.segment_freed(index, segment);
+                }
+            }
+            Action::NeedSegment { device } => self.segment_wanted(index, device),
+            other => unreachable!("{other:?} is no action of the SSD tier"),
+        }
+    }
+
+    fn command(&mut self, now: Time, device: u8, command: Command) {
+        let tier = self.tier.as_mut().expect("a core with a log has a tier");
+        if let Some(op) = command.op() {
+            tier.drives[usize::from(device)].began(now, op);
+        }
+        self.movers.submit(Job::Drive { device: usize::from(device), to: ToDrive::Command(command) });
+    }
+
+    fn slot_memory(&self, index: usize, slot: SlotId, pages: u32) -> Memory {
+        let bytes = u64::from(pages) * UNIT_BYTES;
+        let place = self.groups[index].space.locate(slot, bytes);
+        let (mapping, offset) = place.expect("a slot lies in an extent");
+        Memory::new(mapping, offset, bytes as usize)
+    }
+
+    fn segment_use(&self, index: usize, segment: SegmentId, opened: u64) -> SegmentUse {
+        let plan = self.tier.as_ref().and_then(|tier| tier.plan.as_ref()).expect("a log was opened");
+        SegmentUse { log: plan.log, segment, opened, group: plan.groups[index] }
+    }
+
+    fn listing(&self, index: usize, listed: Listed) -> Listing {
+        match listed {
+            Listed::Records(records) => Listing::Records(records.iter().map(record).collect()),
+            Listed::Pools(pools) => {
+                let shapes = &self.groups[index].shapes;
+                let shaped = |(pool, before): (PoolId, u64)| (pool, shapes[&pool].0.clone(), before);
+                Listing::Pools(pools.into_iter().map(shaped).collect())
+            }
+        }
+    }
+
+    fn segment_wanted(&mut self, index: usize, device: u8) {
+        let tier = self.tier.as_mut().expect("a core with a log has a tier");
+        match tier.segments.wanted(index, device) {
+            Given::Segment(segment) => self.groups[index].core.segment_given(segment),
+            Given::From(other) => self.groups[other].core.yield_segment(device),
+            Given::Own => {}
+        }
+    }
+
+    fn segment_freed(&mut self, index: usize, segment: SegmentId) {
+        let tier = self.tier.as_mut().expect("a core with a log has a tier");
+        if let Some(next) = tier.segments.freed(index, segment) {
+            self.groups[next].core.segment_given(segment);
+        }
+    }
+
+    // ---- Reports ----
+
+    fn reported(&mut self, now: Time, device: usize, report: Report) {
+        let Report { op, result, .. } = report;
+        let Some(tier) = &mut self.tier else { return };
+        let drive = &mut tier.drives[device];
+        drive.ended(op);
+        let (group, own) = (op.0 >> CORE_BITS, OpId(op.0 & ((1 << CORE_BITS) - 1)));
+        if group == OWN {
+            return self.own_reported(now, device, own, result.is_ok());
+        }
+        let outcome = match result {
+            Ok(()) => Outcome::Ok,
+            Err(error) => {
+                drive.errors += 1;
+                drive.health.erred(now);
+                tracing::warn!(device = tier.options.names[device], %error, "an operation of a device failed");
+                Outcome::Failed
+            }
+        };
+        self.groups[group as usize].core.completed(now, own, outcome);
+    }
+
+    /// Numbers of the tier's own operations: even ones are probes.
+    fn own_reported(&mut self, now: Time, device: usize, op: OpId, ok: bool) {
+        let tier = self.tier.as_mut().expect("looked up by the caller");
+        if op.0.is_multiple_of(2) {
+            tier.drives[device].health.probed(now, ok);
+            return;
+        }
+        let Some((end, left)) = &mut tier.reserving else { return };
+        if !ok {
+            // Tried again at the next look: nothing is used beyond what all devices know.
+            tier.reserving = None;
+            return;
+        }
+        *left -= 1;
+        if *left == 0 {
+            tier.reserved = *end;
+            tier.reserving = None;
+            for group in &mut self.groups {
+                group.core.sequences_until(self.tier.as_ref().expect("looked up above").reserved);
+            }
+        }
+    }
+
+    fn own_op(&mut self, is_probe: bool) -> OpId {
+        let tier = self.tier.as_mut().expect("looked up by the caller");
+        tier.op_next += 1;
+        OpId(OWN << CORE_BITS | tier.op_next << 1 | u64::from(!is_probe))
+    }
+
+    /// Sequences are reserved long before they are needed.
+    pub(super) fn reserve_sequences(&mut self, now: Time) {
+        let Some(tier) = self.tier.as_ref().filter(|tier| tier.serves() && tier.reserving.is_none()) else { return };
+        let highest = self.groups.iter().map(|group| group.core.sequence()).max().unwrap_or(0);
+        if highest + SEQUENCES_RESERVED / 2 < tier.reserved {
+            return;
+        }
+        let end = tier.reserved + SEQUENCES_RESERVED;
+        let well: Vec<u8> = (0..tier.drives.len() as u8)
+            .filter(|&device| tier.drives[usize::from(device)].health.state() != DeviceState::Out)
+            .collect();
+        self.tier.as_mut().expect("looked up above").reserving = Some((end, well.len()));
+        for device in well {
+            let op = self.own_op(false);
+            self.command(now, device, Command::Reserve { op, sequence_reserved: end });
+        }
+    }
+
+    // ---- An orderly end ----
+
+    /// What is only in DRAM goes to SSD, as far as the log holds it without giving up all that is there.
+    pub(super) fn flush(&mut self) {
+        let Some(tier) = self.tier.as_ref().filter(|tier| tier.serves()) else { return };
+        let plan = tier.plan.as_ref().expect("a tier that serves was opened");
+        let bytes = plan.superblocks.iter().map(|superblock| u64::from(superblock.segments) * superblock.segment_bytes);
+        let bytes_max = bytes.sum::<u64>() / 4 * 3 / self.groups.len() as u64;
+        let now = self.worked;
+        self.groups.iter_mut().for_each(|group| group.core.flush(now, bytes_max));
+        let blocks: u64 = self.groups.iter().map(|group| group.core.dirty_blocks()).sum();
+        tracing::info!(blocks, "blocks that are only in DRAM are written to SSD, the hottest first");
+    }
+
+    /// Whether nothing that `drain` began to write is under way.
+    pub fn is_flushed(&self) -> bool {
+        let serves = self.tier.as_ref().is_some_and(Tier::serves);
+        !serves || self.groups.iter().all(|group| group.core.is_flushed())
+    }
+
+    /// Blocks that are only in DRAM, where there is a tier to write them to.
+    pub fn unflushed_blocks(&self) -> Option<u64> {
+        let dirty = || self.groups.iter().map(|group| group.core.dirty_blocks()).sum();
+        self.tier.as_ref().filter(|tier| tier.serves()).map(|_| dirty())
+    }
+
+    // ---- Care ----
+
+    fn device_name(&self, device: usize) -> &str {
+        self.tier.as_ref().map_or("", |tier| &tier.options.names[device])
+    }
+
+    fn device_failed(&mut self, now: Time, device: usize, reason: String) {
+        let name = self.device_name(device).to_owned();
+        let Some(tier) = &mut self.tier else { return };
+        if tier.is_coming() {
+            // Errors of opening name the path themselves.
+            let named = if reason.contains(&name) { reason } else { format!("{name}: {reason}") };
+            return self.no_tier(now, named);
+        }
+        tracing::error!(device = name, reason, "a device failed");
+        tier.drives[device].reopening = false;
+        tier.drives[device].health.failed(now);
+    }
+
+    /// Looks after devices: who is not well is not written, who does not recover goes.
+    pub(super) fn care(&mut self, now: Time) {
+        let Some(tier) = &self.tier else { return };
+        if tier.opens_until().is_some_and(|until| now >= until) {
+            return self.no_tier(now, "a device does not answer".into());
+        }
+        if !tier.serves() {
+            return;
+        }
+        for device in 0..tier.drives.len() {
+            loop {
+                let tier = self.tier.as_mut().expect("looked at above");
+                let drive = &mut tier.drives[device];
+                if drive.reopening {
+                    break;
+                }
+                let oldest = drive.oldest();
+                let Some(care) = drive.health.poll(now, oldest) else { break };
+                self.take_care(now, device, care);
+            }
+        }
+    }
+
+    fn take_care(&mut self, now: Time, device: usize, care: Care) {
+        let name = self.device_name(device).to_owned();
+        let number = device as u8;
+        match care {
+            Care::Degrade => {
+                tracing::warn!(device = name, "a device errs or stalls: it is not written until it is well");
+                self.groups.iter_mut().for_each(|group| group.core.device_writable(now, number, false));
+            }
+            Care::Restore => {
+                tracing::info!(device = name, "the device is well again");
+                self.groups.iter_mut().for_each(|group| group.core.device_writable(now, number, true));
+            }
+            Care::TakeOut => {
+                tracing::error!(device = name, "a device does not recover: what is on it is not served");
+                self.groups.iter_mut().for_each(|group| group.core.device_lost(now, number));
+                self.tier.as_mut().expect("a tier with devices").segments.drop_device(number);
+            }
+            Care::Probe => {
+                let op = self.own_op(true);
+                self.command(now, number, Command::Probe { op });
+            }
+            Care::BringBack => {
+                tracing::info!(device = name, "a device answers again: it is opened anew");
+                self.tier.as_mut().expect("a tier with devices").drives[device].reopening = true;
+                self.movers.submit(Job::Drive { device, to: ToDrive::Reopen });
+            }
+        }
+    }
+
+    /// A device that was out is ours still: it goes on in the same log. What was removed meanwhile could come back from
+    /// it, so it begins empty.
+    fn reopen(&mut self, device: usize, found: Found) {
+        let tier = self.tier.as_mut().expect("looked up by the caller");
+        let plan = tier.plan.as_ref().expect("it was opened before");
+        let before = &plan.superblocks[device];
+        let Found::Formatted { superblock, .. } = found else {
+            tracing::error!(device = tier.options.names[device], "a device came back with something else on it");
+            tier.drives[device].reopening = false;
+            tier.drives[device].health = lapis_tiering::health::DeviceHealth::default();
+            return;
+        };
+        let superblock = Superblock {
+            write: superblock.write.max(before.write) + 1,
+            sequence_formatted: self.groups.iter().map(|group| group.core.sequence()).max().unwrap_or(0) + 1,
+            sequence_reserved: tier.reserved,
+            ..before.clone()
+        };
+        self.movers.submit(Job::Drive { device, to: ToDrive::Open(Box::new(superblock)) });
+    }
+
+    pub(super) fn tier_timeout(&self) -> Option<Time> {
+        self.tier.as_ref().and_then(Tier::poll_timeout)
+    }
+}
+
+/// What a start could not read of a device: blocks that were there and are not found.
+fn tell_damage(device: &str, scan: &DeviceScan) {
+    let sum = |of: fn(&Damage) -> u32| scan.segments.iter().map(|segment| of(&segment.damage)).sum::<u32>();
+    let (bad, unreadable) = (sum(|damage| damage.bad.len() as u32), sum(|damage| damage.unreadable));
+    let records = sum(|damage| damage.records_without_pool + damage.records_misfit + damage.pools_contradicted);
+    let headers = scan.free.iter().filter(|(_, why)| matches!(why, WhyFree::Broken(_) | WhyFree::Unreadable)).count();
+    if bad + unreadable + records > 0 || headers > 0 {
+        tracing::warn!(device, headers, bad, unreadable, records, "damage: what was listed there is forgotten");
+    }
+}
+
+/// An operation's name among all groups.
+fn wide(group: usize, op: OpId) -> OpId {
+    assert!(op.0 < 1 << CORE_BITS, "fewer operations than a daemon lives to see");
+    OpId((group as u64) << CORE_BITS | op.0)
+}
+
+fn record(record: &lapis_tiering::face::Record) -> Record {
+    let lapis_tiering::face::Record { pool, key, parent, start, pages, bytes, sum, sequence, class, removed } = *record;
+    Record { key, parent, pool, start, pages, bytes, sum, sequence, class, removed, nonce: Nonce::default() }
+}

@@ -1,0 +1,271 @@
+//! One device from its first read to its service: superblocks are read, written as planned, segments scanned, commands
+//! carried out. Driven by messages; no clock, no thread, and no call that waits: a thread of the daemon turns it, or the
+//! simulator.
+
+use std::{io, task::Poll};
+
+use lapis_arena::Mapping;
+use lapis_config::Time;
+
+use crate::{
+    device::Device,
+    format::{PAGE_BYTES, Superblock},
+    recover::{DeviceScan, Scan},
+    volume::{
+        Command, Counters, Report, Volume, WallClock,
+        open::Found,
+        superblocks::{Reader, Writer},
+    },
+};
+
+/// What a drive is told.
+#[derive(Debug)]
+pub enum ToDrive {
+    /// Answers `Found`: write this, then scan and serve.
+    Open(Box<Superblock>),
+    /// Begin again: read the superblocks. Only while nothing is under way.
+    Reopen,
+    Command(Command),
+    /// Memory that commands will name often.
+    Register(Mapping),
+}
+
+/// What a drive says.
+#[derive(Debug)]
+pub enum FromDrive {
+    /// Of whoever turns it: the device is open, and by what it is driven.
+    Started {
+        engine: &'static str,
+        bytes: u64,
+    },
+    /// What went to the device and came from it so far; said when that changed, before the reports that made it so.
+    Counted(Counters),
+    Found(Found),
+    /// The segments of a former start.
+    Scanned(DeviceScan),
+    /// Of a command.
+    Report(Report),
+    /// It cannot go on: what it said last, or nothing, stands. Only `Reopen` helps.
+    Failed(String),
+}
+
+enum Stage<D> {
+    Reading(D, Reader),
+    /// For `Open`.
+    Waiting(D),
+    Writing(D, Writer),
+    Scanning(D, Box<Scan>, Box<Superblock>),
+    Serving(Box<Volume<D>>),
+    Failed(D),
+    /// Between two of them.
+    Moving,
+}
+
+pub struct Drive<D> {
+    stage: Stage<D>,
+    clock: WallClock,
+    reports: Vec<Report>,
+    /// Of all that went before the volume there is now.
+    counters: Counters,
+    /// As they were said last.
+    counted: Counters,
+}
+
+impl<D: Device> Drive<D> {
+    pub fn new(device: D, clock: WallClock) -> Self {
+        let mut drive = Self {
+            stage: Stage::Moving,
+            clock,
+            reports: Vec::new(),
+            counters: Counters::default(),
+            counted: Counters::default(),
+        };
+        drive.stage = Self::read(device);
+        drive
+    }
+
+    fn read(device: D) -> Stage<D> {
+        match Reader::new(&device) {
+            Ok(reader) => Stage::Reading(device, reader),
+            // Without memory for two pages, nothing will go well.
+            Err(error) => {
+                tracing::error!(%error, "no memory to read superblocks into");
+                Stage::Failed(device)
+            }
+        }
+    }
+
+    pub fn device_mut(&mut self) -> &mut D {
+        match &mut self.stage {
+            Stage::Reading(device, _) | Stage::Waiting(device) | Stage::Writing(device, _) => device,
+            Stage::Scanning(device, ..) | Stage::Failed(device) => device,
+            Stage::Serving(volume) => volume.device_mut(),
+            Stage::Moving => unreachable!("a stage follows at once"),
+        }
+    }
+
+    pub fn tell(&mut self, now: Time, message: ToDrive) {
+        match message {
+            ToDrive::Register(mapping) => {
+                if let Err(error) = self.device_mut().register(&mapping) {
+                    tracing::warn!(%error, "memory is not registered with a device: its operations cost more");
+                }
+            }
+            ToDrive::Command(command) => match &mut self.stage {
+                Stage::Serving(volume) => volume.submit(now, command),
+                _ => self.refuse(command),
+            },
+            ToDrive::Open(superblock) => self.open(*superblock),
+            ToDrive::Reopen => self.reopen(),
+        }
+    }
+
+    /// What comes while nothing is served fails: the core hears so. A device that could not be opened is probed by
+    /// opening it once more: a probe of it says no more than that this may be tried.
+    fn refuse(&mut self, command: Command) {
+        if let Some(op) = command.op() {
+            let tries_again = matches!(command, Command::Probe { .. }) && matches!(self.stage, Stage::Failed(_));
+            let result = if tries_again { Ok(()) } else { Err(io::ErrorKind::NotConnected.into()) };
+            self.reports.push(Report { op, result, bytes: 0 });
+        }
+    }
+
+    fn open(&mut self, superblock: Superblock) {
+        self.stage = match std::mem::replace(&mut self.stage, Stage::Moving) {
+            Stage::Waiting(device) => match Writer::new(superblock) {
+                Ok(writer) => Stage::Writing(device, writer),
+                Err(_) => Stage::Failed(device),
+            },
+            other => other,
+        };
+    }
+
+    fn reopen(&mut self) {
+        self.stage = match std::mem::replace(&mut self.stage, Stage::Moving) {
+            Stage::Serving(volume) if volume.in_flight() + volume.waiting() == 0 => {
+                self.counters = self.counters.plus(volume.counters());
+                Self::read(volume.into_device())
+            }
+            Stage::Failed(device) => Self::read(device),
+            other => other,
+        };
+    }
+
+    /// Begins what was told since the last call.
+    pub fn kick(&mut self) {
+        if let Stage::Serving(volume) = &mut self.stage
+            && let Err(error) = volume.kick()
+        {
+            tracing::error!(%error, "a device does not take operations");
+        }
+    }
+
+    /// Commands that were taken and have not ended.
+    pub fn under_way(&self) -> usize {
+        if let Stage::Serving(volume) = &self.stage { volume.in_flight() + volume.waiting() } else { 0 }
+    }
+
+    /// Goes on as far as possible; appends what is to be said. True if anything happened.
+    pub fn poll(&mut self, now: Time, out: &mut Vec<FromDrive>) -> bool {
+        let before = out.len();
+        let stage = std::mem::replace(&mut self.stage, Stage::Moving);
+        let (stage, moved) = self.step(now, stage, out);
+        self.stage = stage;
+        self.count(out);
+        out.extend(self.reports.drain(..).map(FromDrive::Report));
+        moved || out.len() > before
+    }
+
+    fn count(&mut self, out: &mut Vec<FromDrive>) {
+        let counters = match &self.stage {
+            Stage::Serving(volume) => self.counters.plus(volume.counters()),
+            _ => self.counters,
+        };
+        if counters != self.counted {
+            self.counted = counters;
+            out.push(FromDrive::Counted(counters));
+        }
+    }
+
+    fn step(&mut self, now: Time, stage: Stage<D>, out: &mut Vec<FromDrive>) -> (Stage<D>, bool) {
+        let failed = |device: D, what: &str, error: String, out: &mut Vec<FromDrive>| {
+            out.push(FromDrive::Failed(format!("{what}: {error}")));
+            (Stage::Failed(device), true)
+        };
+        match stage {
+            Stage::Reading(mut device, mut reader) => match reader.poll(&mut device) {
+                Poll::Pending => (Stage::Reading(device, reader), false),
+                Poll::Ready(Ok(found)) => {
+                    out.push(FromDrive::Found(found));
+                    (Stage::Waiting(device), true)
+                }
+                Poll::Ready(Err(error)) => failed(device, "read the superblocks", error.to_string(), out),
+            },
+            Stage::Writing(mut device, mut writer) => match writer.poll(&mut device) {
+                Poll::Pending => (Stage::Writing(device, writer), false),
+                Poll::Ready(Ok(superblock)) => {
+                    self.counters.superblocks_written_bytes += 2 * PAGE_BYTES as u64;
+                    self.counters.flushes += 2;
+                    match Scan::new(&superblock, device.depth()) {
+                        Ok(scan) => (Stage::Scanning(device, Box::new(scan), Box::new(superblock)), true),
+                        Err(error) => failed(device, "scan the segments", error.to_string(), out),
+                    }
+                }
+                Poll::Ready(Err(error)) => failed(device, "write the superblocks", error.to_string(), out),
+            },
+            Stage::Scanning(mut device, mut scan, superblock) => match scan.poll_inline(&mut device) {
+                Ok(false) => (Stage::Scanning(device, scan, superblock), false),
+                Ok(true) => {
+                    out.push(FromDrive::Scanned(scan.finish()));
+                    let clock = WallClock { at: now, ..self.clock };
+                    match Volume::new(device, *superblock, clock) {
+                        Ok(volume) => (Stage::Serving(Box::new(volume)), true),
+                        // The device went with it: there is no memory for a page an operation.
+                        Err(error) => {
+                            out.push(FromDrive::Failed(format!("serve: {error}")));
+                            (Stage::Moving, true)
+                        }
+                    }
+                }
+                Err(error) => failed(device, "scan the segments", error.to_string(), out),
+            },
+            Stage::Serving(mut volume) => {
+                if let Err(error) = volume.poll(now, &mut self.reports) {
+                    tracing::error!(%error, "a device tells nothing of its operations");
+                }
+                (Stage::Serving(volume), false)
+            }
+            stage => (stage, false),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lapis_config::OpId;
+
+    use super::*;
+    use crate::testing::Sheet;
+
+    #[test]
+    fn a_device_that_failed_while_it_was_opened_can_be_opened_again() {
+        let mut sheet = Sheet::new(194 << 20);
+        sheet.fails = |_| true;
+        let mut drive = Drive::new(sheet, WallClock::default());
+        let mut said = Vec::new();
+        let mut until = |drive: &mut Drive<Sheet>, is_it: fn(&FromDrive) -> bool| {
+            said.clear();
+            while !said.iter().any(is_it) {
+                drive.poll(Time(0), &mut said);
+            }
+        };
+        until(&mut drive, |said| matches!(said, FromDrive::Failed(_)));
+        drive.tell(Time(0), ToDrive::Command(Command::Flush { op: OpId(1) }));
+        until(&mut drive, |said| matches!(said, FromDrive::Report(Report { op: OpId(1), result: Err(_), .. })));
+        drive.tell(Time(0), ToDrive::Command(Command::Probe { op: OpId(2) }));
+        until(&mut drive, |said| matches!(said, FromDrive::Report(Report { op: OpId(2), result: Ok(()), .. })));
+        drive.device_mut().fails = |_| false;
+        drive.tell(Time(0), ToDrive::Reopen);
+        until(&mut drive, |said| matches!(said, FromDrive::Found(Found::Blank { .. })));
+    }
+}

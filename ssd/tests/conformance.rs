@@ -1,0 +1,395 @@
+//! What every device must do, asked of each: io_uring, threads, memory, and the faulty twin without faults.
+
+use std::{
+    cell::RefCell,
+    collections::BTreeSet,
+    io::ErrorKind,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
+    time::{Duration, Instant},
+};
+
+use lapis_arena::Mapping;
+use lapis_ssd::{
+    device::{Completion, Device, DeviceFile, Io, IoId, IoKind, Memory, Waits},
+    disk::Disk,
+    engine::{self, Engine, EngineChoice},
+    faulty::{Faults, Faulty},
+    memory::MemDevice,
+    threads::THREADS_DEFAULT,
+};
+use proptest::{prelude::*, test_runner::TestRunner};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+use tempfile::TempDir;
+
+const PAGE: usize = 4096;
+const DEVICE_BYTES: u64 = 4 << 20;
+const DEPTH: usize = 16;
+/// Far beyond what anything here takes: a test that needs it is stuck.
+const STUCK: Duration = Duration::from_secs(60);
+
+/// A device, and how its time passes.
+enum Driven {
+    Real { engine: Engine, bell: OwnedFd },
+    Memory(MemDevice),
+    Faulty(Box<Faulty>),
+}
+
+struct Subject {
+    name: String,
+    driven: Driven,
+    /// Where the file is, of those that have one.
+    dir: TempDir,
+}
+
+impl Subject {
+    fn device(&mut self) -> &mut dyn Device {
+        match &mut self.driven {
+            Driven::Real { engine, .. } => engine,
+            Driven::Memory(device) => device,
+            Driven::Faulty(device) => &mut **device,
+        }
+    }
+
+    /// Lets something end.
+    fn pass(&mut self) {
+        match &mut self.driven {
+            Driven::Real { engine, bell } => engine.wait(bell.as_fd(), Some(STUCK)).expect("a wait"),
+            Driven::Memory(_) => {}
+            Driven::Faulty(device) => {
+                if let Some(due) = device.next_due() {
+                    device.advance(due);
+                }
+            }
+        }
+    }
+
+    fn submit(&mut self, io: Io) {
+        self.device().submit(io).unwrap_or_else(|io| panic!("no room for {:?}", io.id));
+    }
+
+    /// Until `count` operations have ended.
+    fn ended(&mut self, count: usize) -> Vec<Completion> {
+        let (start, mut out) = (Instant::now(), Vec::new());
+        self.device().kick().expect("a kick");
+        while out.len() < count {
+            self.pass();
+            self.device().poll(&mut out).expect("a poll");
+            assert!(start.elapsed() < STUCK, "{}: {} of {count}", self.name, out.len());
+        }
+        assert_eq!(out.len(), count, "{}: something ended twice", self.name);
+        out
+    }
+
+    fn all_well(&mut self, count: usize) {
+        for Completion { id, result } in self.ended(count) {
+            result.unwrap_or_else(|error| panic!("{}: {id:?}: {error}", self.name));
+        }
+    }
+
+    fn file(&self) -> std::path::PathBuf {
+        self.dir.path().join("device")
+    }
+}
+
+fn temporary() -> TempDir {
+    tempfile::tempdir().expect("a directory")
+}
+
+/// None where this host forbids the engine.
+fn real_subject(choice: EngineChoice, direct: bool) -> Option<Subject> {
+    let dir = temporary();
+    let open = if direct { DeviceFile::open } else { DeviceFile::open_buffered };
+    let file = open(&dir.path().join("device"), Some(DEVICE_BYTES)).expect("a file");
+    let name = format!("{choice:?}, {}", if file.is_direct() { "direct" } else { "buffered" });
+    match engine::start(file, choice, DEPTH, THREADS_DEFAULT) {
+        Ok(started) => {
+            let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).expect("a descriptor");
+            Some(Subject { name, driven: Driven::Real { engine: started.engine, bell }, dir })
+        }
+        Err(error) => {
+            println!("skipped: {name}: {error:?}");
+            None
+        }
+    }
+}
+
+fn real_subjects() -> Vec<Subject> {
+    let choices = [EngineChoice::Uring, EngineChoice::Threads];
+    choices.into_iter().flat_map(|choice| [true, false].map(|direct| real_subject(choice, direct))).flatten().collect()
+}
+
+fn subjects() -> Vec<Subject> {
+    let disk = || Disk::new(DEVICE_BYTES);
+    let memory = Driven::Memory(MemDevice::new(&disk(), DEPTH));
+    let faulty = Driven::Faulty(Box::new(Faulty::new(&disk(), DEPTH, Faults::NONE, 1)));
+    let mut subjects = real_subjects();
+    subjects.push(Subject { name: "memory".into(), driven: memory, dir: temporary() });
+    subjects.push(Subject { name: "faulty".into(), driven: faulty, dir: temporary() });
+    subjects
+}
+
+fn mapping(bytes: usize) -> Mapping {
+    Mapping::anonymous(bytes as u64).expect("memory")
+}
+
+/// Bytes that differ from place to place and from seed to seed.
+fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    (0..bytes).map(|_| rng.u8(..)).collect()
+}
+
+fn filled(bytes: &[u8]) -> Memory {
+    let mapping = mapping(bytes.len());
+    mapping.copy_in(0, bytes);
+    Memory::new(&mapping, 0, bytes.len())
+}
+
+#[test]
+fn what_is_written_is_read_back() {
+    let pages = DEVICE_BYTES as usize / PAGE;
+    let steps = proptest::collection::vec((0..pages, 1..64usize, any::<bool>(), any::<u64>()), 1..DEPTH);
+    for mut subject in subjects() {
+        let name = subject.name.clone();
+        let mut model = vec![0; DEVICE_BYTES as usize];
+        let state = RefCell::new((&mut subject, &mut model));
+        let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(24) };
+        let ran = TestRunner::new(config).run(&steps, |steps| {
+            let (subject, model) = &mut *state.borrow_mut();
+            for (page, count, is_write, seed) in steps {
+                let (offset, bytes) = (page * PAGE, count.min(pages - page) * PAGE);
+                let (place, content) = (offset..offset + bytes, noise(seed, bytes));
+                let memory = filled(&content);
+                if is_write {
+                    model[place].copy_from_slice(&content);
+                    subject.submit(Io::write(IoId(seed), offset as u64, memory));
+                    subject.all_well(1);
+                } else {
+                    subject.submit(Io::read(IoId(seed), offset as u64, memory.clone()));
+                    subject.all_well(1);
+                    prop_assert!(memory.mapping.to_vec(0, bytes) == model[place]);
+                }
+            }
+            Ok(())
+        });
+        ran.unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+}
+
+#[test]
+fn many_in_flight_end_once_each_and_one_too_many_is_given_back() {
+    const ROUNDS: usize = 20;
+    let place = |slot: usize| slot * 4 * PAGE;
+    for mut subject in subjects() {
+        let name = subject.name.clone();
+        assert_eq!((subject.device().depth(), subject.device().bytes()), (DEPTH, DEVICE_BYTES), "{name}");
+        for round in 0..ROUNDS {
+            let id = |slot| (round * DEPTH + slot) as u64;
+            for slot in 0..DEPTH {
+                let memory = filled(&noise(id(slot), 4 * PAGE));
+                subject.submit(Io::write(IoId(id(slot)), place(slot) as u64, memory));
+            }
+            let refused = subject.device().submit(Io::flush(IoId(u64::MAX))).expect_err("it is full");
+            assert_eq!((refused.id, refused.kind), (IoId(u64::MAX), IoKind::Flush), "{name}");
+            let ended = subject.ended(DEPTH);
+            assert!(ended.iter().all(|ended| ended.result.is_ok()), "{name}: {ended:?}");
+            let ids: BTreeSet<u64> = ended.iter().map(|ended| ended.id.0).collect();
+            assert_eq!(ids, (0..DEPTH).map(id).collect(), "{name}");
+        }
+        let all = mapping(place(DEPTH));
+        for slot in 0..DEPTH {
+            let memory = Memory::new(&all, place(slot), 4 * PAGE);
+            subject.submit(Io::read(IoId(slot as u64), place(slot) as u64, memory));
+        }
+        subject.all_well(DEPTH);
+        for slot in 0..DEPTH {
+            let expected = noise(((ROUNDS - 1) * DEPTH + slot) as u64, 4 * PAGE);
+            assert!(all.to_vec(place(slot), 4 * PAGE) == expected, "{name}: slot {slot}");
+        }
+    }
+}
+
+#[test]
+fn room_comes_back_with_each_completion() {
+    const COUNT: usize = 20 * DEPTH;
+    for mut subject in subjects() {
+        let (mut submitted, mut out) = (0, Vec::new());
+        while out.len() < COUNT {
+            while submitted < COUNT {
+                let offset = (submitted * PAGE) as u64;
+                match subject.device().submit(Io::write(IoId(submitted as u64), offset, filled(&[1; PAGE]))) {
+                    Ok(()) => submitted += 1,
+                    Err(_) => break,
+                }
+            }
+            subject.device().kick().expect("a kick");
+            subject.pass();
+            subject.device().poll(&mut out).expect("a poll");
+            assert!(submitted - out.len() <= DEPTH, "{}", subject.name);
+        }
+        let ids: BTreeSet<u64> = out.iter().map(|ended| ended.id.0).collect();
+        assert_eq!((ids.len(), out.len()), (COUNT, COUNT), "{}", subject.name);
+    }
+}
+
+#[test]
+fn registered_memory_and_any_other_give_the_same() {
+    for mut subject in subjects() {
+        let name = subject.name.clone();
+        let (known, other) = (mapping(64 * PAGE), mapping(64 * PAGE));
+        let registered = subject.device().register(&known);
+        if let Driven::Real { engine: Engine::Uring(ring), .. } = &subject.driven {
+            match registered {
+                Ok(()) => assert_eq!(ring.registered_bytes(), known.len(), "{name}"),
+                // A small limit of locked memory: then all memory is as any other.
+                Err(error) => println!("{name}: not registered: {error:?}"),
+            }
+        }
+        known.copy_in(0, &noise(1, 64 * PAGE));
+        subject.submit(Io::write(IoId(1), 0, Memory::new(&known, 3 * PAGE, 32 * PAGE)));
+        subject.all_well(1);
+        subject.submit(Io::read(IoId(2), 0, Memory::new(&other, 0, 32 * PAGE)));
+        subject.submit(Io::read(IoId(3), 0, Memory::new(&known, 32 * PAGE, 32 * PAGE)));
+        subject.all_well(2);
+        let expected = &noise(1, 64 * PAGE)[3 * PAGE..35 * PAGE];
+        assert!(other.to_vec(0, 32 * PAGE) == expected, "{name}");
+        assert!(known.to_vec(32 * PAGE, 32 * PAGE) == expected, "{name}");
+        for mapping in [&known, &other] {
+            subject.device().register(mapping).unwrap_or_else(|error| println!("{name}: not registered: {error:?}"));
+        }
+        subject.submit(Io::write(IoId(4), 0, Memory::new(&other, PAGE, PAGE)));
+        subject.submit(Io::write(IoId(5), PAGE as u64, Memory::new(&known, PAGE, PAGE)));
+        subject.all_well(2);
+    }
+}
+
+#[test]
+fn what_leaves_the_device_is_an_error_and_the_rest_goes_on() {
+    for mut subject in subjects() {
+        let beyond = [DEVICE_BYTES, DEVICE_BYTES - PAGE as u64, u64::MAX - 4095];
+        for (id, offset) in (0..).zip(beyond) {
+            subject.submit(Io::write(IoId(id), offset, filled(&[1; 2 * PAGE])));
+            subject.submit(Io::discard(IoId(id + 10), offset, 2 * PAGE as u64));
+        }
+        subject.submit(Io::write(IoId(20), DEVICE_BYTES - PAGE as u64, filled(&[2; PAGE])));
+        for Completion { id, result } in subject.ended(7) {
+            assert_eq!(result.is_ok(), id == IoId(20), "{}: {id:?}: {result:?}", subject.name);
+        }
+    }
+}
+
+/// The file was cut behind our back.
+#[test]
+fn a_read_that_meets_the_end_of_the_file_is_an_error() {
+    for mut subject in real_subjects() {
+        let file = std::fs::File::options().write(true).open(subject.file()).expect("it is there");
+        file.set_len(DEVICE_BYTES / 2 + 100).expect("a shorter file");
+        subject.submit(Io::read(IoId(1), DEVICE_BYTES / 2 - 4 * PAGE as u64, filled(&[0; 8 * PAGE])));
+        subject.submit(Io::read(IoId(2), DEVICE_BYTES - PAGE as u64, filled(&[0; PAGE])));
+        subject.submit(Io::read(IoId(3), 0, filled(&[0; PAGE])));
+        for Completion { id, result } in subject.ended(3) {
+            let kind = result.err().map(|error| error.kind());
+            let expected = (id != IoId(3)).then_some(ErrorKind::UnexpectedEof);
+            assert_eq!(kind, expected, "{}: {id:?}", subject.name);
+        }
+    }
+}
+
+#[test]
+fn a_flush_and_a_discard_end_well_and_a_file_keeps_its_room() {
+    for mut subject in subjects() {
+        subject.submit(Io::write(IoId(1), 0, filled(&[1; 4 * PAGE])));
+        subject.all_well(1);
+        subject.submit(Io::flush(IoId(2)));
+        subject.submit(Io::discard(IoId(3), 0, DEVICE_BYTES));
+        subject.all_well(2);
+        if let Ok(found) = std::fs::metadata(subject.file()) {
+            assert!(found.blocks() * 512 >= DEVICE_BYTES, "{}: {} blocks", subject.name, found.blocks());
+        }
+    }
+}
+
+#[test]
+fn a_bell_ends_a_wait_and_so_does_its_timeout() {
+    for mut subject in real_subjects() {
+        let Driven::Real { engine, bell } = &mut subject.driven else { unreachable!("they are real") };
+        let bell = bell.as_fd();
+        let heard = |engine: &mut Engine| {
+            while !is_readable(bell) {
+                engine.wait(bell, Some(STUCK)).expect("a wait");
+                engine.poll(&mut Vec::new()).expect("a poll");
+            }
+            rustix::io::read(bell, &mut [0; 8]).expect("it rang");
+        };
+        let start = Instant::now();
+        for _ in 0..3 {
+            engine.wait(bell, Some(Duration::from_millis(1))).expect("a wait");
+            ring(bell);
+            // Rung before the wait: it does not sleep.
+            engine.wait(bell, None).expect("a wait");
+            engine.poll(&mut Vec::new()).expect("a poll");
+            heard(engine);
+            // Rung during the wait, or before: either way it is heard.
+            std::thread::scope(|scope| {
+                scope.spawn(|| ring(bell));
+                heard(engine);
+            });
+        }
+        assert!(start.elapsed() < STUCK, "{}: the bell was not what ended the waits", subject.name);
+    }
+}
+
+fn ring(bell: BorrowedFd<'_>) {
+    rustix::io::write(bell, &1u64.to_ne_bytes()).expect("a bell");
+}
+
+fn is_readable(bell: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(bell, PollFlags::IN)];
+    rustix::event::poll(&mut fds, Some(&Timespec::default())).expect("a poll") > 0
+}
+
+#[test]
+fn a_device_with_operations_under_way_is_dropped_at_once() {
+    for mut subject in subjects() {
+        let memory = mapping(64 * PAGE);
+        for slot in 0..DEPTH {
+            subject.submit(Io::write(IoId(slot as u64), 0, Memory::new(&memory, 0, 64 * PAGE)));
+        }
+        subject.device().kick().expect("a kick");
+        let (name, start) = (subject.name.clone(), Instant::now());
+        drop(subject);
+        assert!(start.elapsed() < Duration::from_secs(5), "{name}: {:?}", start.elapsed());
+        // Still mapped, whatever the device does with it.
+        memory.copy_in(0, &[1; PAGE]);
+    }
+}
+
+#[test]
+fn an_idle_device_gives_its_file_back() {
+    for mut subject in real_subjects() {
+        subject.submit(Io::write(IoId(1), 0, filled(&[3; PAGE])));
+        subject.all_well(1);
+        let Subject { name, driven, dir } = subject;
+        drop(driven);
+        let opened = DeviceFile::open(&dir.path().join("device"), Some(DEVICE_BYTES));
+        opened.unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+}
+
+/// The daemon opens its devices before it starts the threads that drive them.
+#[test]
+fn a_device_may_be_made_by_one_thread_and_used_by_another() {
+    for mut subject in real_subjects() {
+        let known = mapping(PAGE);
+        if let Err(error) = subject.device().register(&known) {
+            println!("{}: not registered: {error:?}", subject.name);
+        }
+        let used = std::thread::spawn(move || {
+            subject.submit(Io::write(IoId(1), 0, Memory::new(&known, 0, PAGE)));
+            subject.all_well(1);
+        });
+        used.join().expect("it serves there");
+    }
+}

@@ -1,0 +1,247 @@
+//! Retirement: the oldest segment is given up for a new one. What was hit since it was written, or has children, is
+//! written anew, most recently hit first, within a budget; the rest is forgotten.
+//!
+//! Invariant: a segment is free only when nothing is read from it and all that is to stay is stored elsewhere.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
+
+use lapis_config::{
+    LineId, SegmentId, SsdPlace, UNIT_BYTES,
+    planted::{self, Bug},
+};
+
+use super::{AGAIN, Core, HELD, HIT, fetch::Fetch};
+use crate::{
+    copies::{Copy, Step, step_dram},
+    face::Action,
+    kept::{Kept, Live},
+    log::Log,
+    policy::Policy,
+};
+
+/// Per cent of the bytes admitted that may be written again: with headers and tables, devices write at most 110 %.
+const READMIT_PERCENT: u64 = 8;
+
+/// A segment on its way out.
+#[derive(Default)]
+pub(super) struct Retiring {
+    /// Blocks that are being written elsewhere, and the bytes of each.
+    left: BTreeMap<LineId, u64>,
+    /// Sum of those bytes.
+    left_bytes: u64,
+    /// It is not known yet what is to stay.
+    choosing: bool,
+    /// It goes to another group.
+    leaves: bool,
+}
+
+impl Retiring {
+    pub fn lines(&self) -> impl Iterator<Item = LineId> + '_ {
+        self.left.keys().copied()
+    }
+}
+
+impl<K: Kept, P: Policy> Core<K, P> {
+    /// A segment that nothing uses is this group's.
+    pub fn segment_given(&mut self, segment: SegmentId) {
+        self.ssd.asked.remove(&segment.device());
+        if let Some(log) = &mut self.ssd.log {
+            log.give(segment);
+            self.stirred = true;
+        }
+    }
+
+    /// Another group is to have one of this one's segments on the device: `FreeSegment` follows.
+    pub fn yield_segment(&mut self, device: u8) {
+        *self.ssd.owed.entry(device).or_insert(0) += 1;
+        self.retire_oldest(device);
+    }
+
+    /// Sees to it that every device has a segment to go on with.
+    pub(super) fn ask_for_segments(&mut self) {
+        let Some(device) = self.ssd.log.as_ref().and_then(Log::wants) else { return };
+        match self.ssd.asked.get(&device) {
+            None => {
+                self.ssd.asked.insert(device, false);
+                self.actions.push_back(Action::NeedSegment { device });
+            }
+            Some(false) => {}
+            // Nobody has one for us.
+            Some(true) => self.retire_oldest(device),
+        }
+    }
+
+    fn retire_oldest(&mut self, device: u8) {
+        if self.ssd.retiring.keys().any(|segment| segment.device() == device) {
+            return;
+        }
+        let Some(segment) = self.ssd.log.as_ref().and_then(|log| log.oldest(Some(device))) else { return };
+        let owed = self.ssd.owed.get_mut(&device).filter(|owed| **owed > 0);
+        let leaves = owed.map(|owed| *owed -= 1).is_some();
+        self.ssd.retiring.insert(segment, Retiring { choosing: true, leaves, ..Retiring::default() });
+        self.retire(segment);
+        self.ssd.retiring.get_mut(&segment).expect("it stays while it chooses").choosing = false;
+        self.retired_segment(segment);
+        self.settle();
+    }
+
+    fn retire(&mut self, segment: SegmentId) {
+        let mut lines = self.ssd.log.as_mut().expect("it has the segment").retire(segment);
+        let here = |line: &LineId| SsdPlace(self.kept.entry(*line).ssd).segment() == segment;
+        lines.retain(|line| self.kept.entry(*line).ssd != 0 && here(line) && self.kept.live(*line).is_some());
+        // Written leaf first: a later record is nearer to the root.
+        let mut order: Vec<(Reverse<u32>, Reverse<usize>, LineId)> = lines
+            .into_iter()
+            .enumerate()
+            .map(|(at, line)| (Reverse(self.kept.entry(line).last_use), Reverse(at), line))
+            .collect();
+        order.sort_unstable();
+        order.dedup_by_key(|entry| entry.2);
+        let mut chosen = BTreeSet::new();
+        for (.., line) in order {
+            // It may have gone with one above it.
+            let entry = *self.kept.entry(line);
+            if entry.ssd == 0 || SsdPlace(entry.ssd).segment() != segment {
+                continue;
+            }
+            match Copy::of_dram(&entry) {
+                Copy::Clean => self.lost_on_ssd(line),
+                Copy::Filling => {
+                    // What is being read stays, in DRAM alone.
+                    self.kept.entry_mut(line).ssd = 0;
+                    self.kept.entry_mut(line).flags |= AGAIN;
+                    self.ssd.former.insert(line, SsdPlace(entry.ssd));
+                    self.went_from_ssd(line);
+                }
+                _ if chosen.contains(&line) => {}
+                _ if self.is_worth_writing(line, segment, &chosen) => {
+                    chosen.insert(line);
+                    self.write_anew(line, segment);
+                }
+                _ => self.drop_from_ssd(line),
+            }
+        }
+        self.counts.segments_retired += 1;
+    }
+
+    /// Brings a block into DRAM, from where it is written elsewhere.
+    fn write_anew(&mut self, line: LineId, segment: SegmentId) {
+        let live = self.kept.live(line).expect("filtered by the caller");
+        let bytes = u64::from(self.pages_of(&live)) * UNIT_BYTES;
+        let retiring = self.ssd.retiring.get_mut(&segment).expect("inserted before");
+        // First: the room for one block may be made by the end of another, or of this one.
+        retiring.left.insert(line, bytes);
+        retiring.left_bytes += bytes;
+        if self.fetch(line) == Fetch::Not {
+            self.retired_line(line);
+        }
+    }
+
+    /// The block is in DRAM alone from now on.
+    pub(super) fn lost_on_ssd(&mut self, line: LineId) {
+        let entry = self.kept.entry_mut(line);
+        step_dram(entry, Step::Lost);
+        let at = SsdPlace(std::mem::take(&mut entry.ssd));
+        entry.flags |= AGAIN;
+        self.ssd.former.insert(line, at);
+        self.went_from_ssd(line);
+    }
+
+    fn is_worth_writing(&self, line: LineId, segment: SegmentId, chosen: &BTreeSet<LineId>) -> bool {
+        let entry = self.kept.entry(line);
+        let parent = LineId(entry.parent);
+        let above_stays = !parent.is_some()
+            || chosen.contains(&parent)
+            || self.in_dram(parent)
+            || SsdPlace(self.kept.entry(parent).ssd).segment() != segment;
+        let wanted = entry.flags & HIT != 0 || !self.tree.is_leaf(&self.kept, line);
+        let live = self.kept.live(line).expect("filtered by the caller");
+        above_stays && (entry.flags & HELD != 0 || wanted && self.may_write_again(&live))
+    }
+
+    /// Whether the budget has room for one more write of a block that was on SSD before.
+    pub(super) fn may_write_again(&self, live: &Live) -> bool {
+        let bytes = u64::from(self.pages_of(live)) * UNIT_BYTES;
+        let spent = self.counts.readmitted_bytes + self.readmitting_bytes();
+        spent + bytes <= self.counts.admitted_bytes * READMIT_PERCENT / 100
+    }
+
+    fn readmitting_bytes(&self) -> u64 {
+        self.ssd.retiring.values().map(|retiring| retiring.left_bytes).sum()
+    }
+
+    /// Forgets a block that is on SSD alone, and what is below it; children in DRAM stay, without a parent.
+    fn drop_from_ssd(&mut self, line: LineId) {
+        let mut lines = vec![line];
+        let mut at = 0;
+        while at < lines.len() {
+            let children: Vec<LineId> = self.tree.children(&self.kept, lines[at]).collect();
+            for child in children {
+                if Copy::of_dram(self.kept.entry(child)) == Copy::Absent {
+                    lines.push(child);
+                } else {
+                    self.tree.detach(&mut self.kept, child);
+                }
+            }
+            at += 1;
+        }
+        for line in lines.into_iter().rev() {
+            // One may have gone with what waited for another.
+            if self.kept.live(line).is_some() {
+                self.counts.ssd_evictions += 1;
+                self.drop_line(line, false);
+            }
+        }
+    }
+
+    pub(super) fn is_retiring(&self, line: LineId) -> bool {
+        self.ssd.retiring.values().any(|retiring| retiring.left.contains_key(&line))
+    }
+
+    /// The block is stored elsewhere, or is not to be any more. True if it was to be written anew.
+    pub(super) fn retired_line(&mut self, line: LineId) -> bool {
+        if self.ssd.retiring.is_empty() {
+            return false;
+        }
+        let mut found = None;
+        for (&segment, retiring) in &mut self.ssd.retiring {
+            if let Some(bytes) = retiring.left.remove(&line) {
+                retiring.left_bytes -= bytes;
+                found = Some(segment);
+            }
+        }
+        let Some(segment) = found else { return false };
+        let place = SsdPlace(self.kept.entry(line).ssd);
+        if place.is_some() && place.segment() == segment {
+            // It could not be read, or there was no room to.
+            let (copy, leaf) = (Copy::of_dram(self.kept.entry(line)), self.kept.live(line).is_some());
+            match copy {
+                Copy::Clean => self.lost_on_ssd(line),
+                Copy::Absent if leaf => self.drop_from_ssd(line),
+                _ => {}
+            }
+        }
+        self.retired_segment(segment);
+        true
+    }
+
+    /// Frees the segment if nothing holds it up.
+    pub(super) fn retired_segment(&mut self, segment: SegmentId) {
+        let idle = !self.ssd.reads.contains_key(&segment) || planted::is(Bug::SegmentFreeDuringRead);
+        let over = |retiring: &Retiring| retiring.left.is_empty() && !retiring.choosing && idle;
+        if !self.ssd.retiring.get(&segment).is_some_and(over) {
+            return;
+        }
+        let retiring = self.ssd.retiring.remove(&segment).expect("looked up above");
+        // Wiped before anything else: what left is not found again by a start, whoever has the segment next.
+        self.actions.push_back(Action::FreeSegment { segment, leaves: retiring.leaves });
+        if !retiring.leaves {
+            self.ssd.log.as_mut().expect("it had the segment").give(segment);
+            self.ssd.asked.remove(&segment.device());
+        }
+        self.stirred = true;
+    }
+}
