@@ -179,6 +179,16 @@ impl Host {
     pub fn until<T>(
         &mut self,
         what: &str,
+        ready: impl FnMut(&Self) -> anyhow::Result<Option<T>>,
+    ) -> anyhow::Result<T> {
+        self.within(READY_WITHIN, what, ready)
+    }
+
+    /// The same, with another limit.
+    pub fn within<T>(
+        &mut self,
+        limit: Duration,
+        what: &str,
         mut ready: impl FnMut(&Self) -> anyhow::Result<Option<T>>,
     ) -> anyhow::Result<T> {
         let started = Instant::now();
@@ -189,8 +199,8 @@ impl Host {
             if let Some(status) = self.ended()? {
                 bail!("while waiting for {what}, a process ended with {status}\n{}", self.log_tail());
             }
-            if started.elapsed() > READY_WITHIN {
-                bail!("waited {READY_WITHIN:?} for {what}\n{}", self.log_tail());
+            if started.elapsed() > limit {
+                bail!("waited {limit:?} for {what}\n{}", self.log_tail());
             }
             std::thread::sleep(TRY_EVERY);
         }
