@@ -1,6 +1,7 @@
 //! Random operations of clients that reserve, fill, commit, die and come back, readers that name slots, daemons that
 //! restart: after each the core is audited and compared with what everyone was told.
 
+#[allow(dead_code, reason = "scenes need the rest of it")]
 mod world;
 
 use lapis_config::{ClientId, Hint, HitPolicy, PoolId, Wait};

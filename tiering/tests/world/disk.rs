@@ -27,6 +27,8 @@ pub struct Disk {
     pub sequence: u64,
     /// Header of each segment.
     opened: BTreeMap<SegmentId, u64>,
+    /// Segments whose headers are being wiped.
+    wiping: Vec<SegmentId>,
     pages: BTreeMap<(SegmentId, PageIndex), Page>,
     /// Sum of the payload that lies there.
     payloads: BTreeMap<SsdPlace, u64>,
@@ -64,7 +66,6 @@ impl Disk {
     pub fn opening(&mut self, segment: SegmentId, opened: u64) {
         assert!(self.sequences.insert(opened), "a use has a name of its own");
         self.claimed.insert(segment, (0..=CHUNK).collect());
-        self.opened.remove(&segment);
     }
 
     pub fn claim(&mut self, at: SsdPlace, pages: u32) {
@@ -93,15 +94,36 @@ impl Disk {
         }
     }
 
+    /// Wiped before anything else is written there; a kill may come before.
+    pub fn wiping(&mut self, segment: SegmentId) {
+        self.wiping.push(segment);
+    }
+
     // ---- What was written ----
 
     pub fn opened(&mut self, segment: SegmentId, opened: u64) {
+        // Whatever is told of the segment first is done first.
+        self.wiped(segment);
         self.opened.insert(segment, opened);
     }
 
-    /// Wiped before anything else is written there.
-    pub fn wiped(&mut self, segment: SegmentId) {
-        self.opened.remove(&segment);
+    fn wiped(&mut self, segment: SegmentId) {
+        if self.wiping.contains(&segment) {
+            self.wiping.retain(|other| *other != segment);
+            self.opened.remove(&segment);
+        }
+    }
+
+    /// One of the headers that are being wiped is.
+    pub fn wipe_one(&mut self) {
+        if let Some(&segment) = self.wiping.first() {
+            self.wiped(segment);
+        }
+    }
+
+    /// The power of whoever wiped them is gone: a start finds those that are left.
+    pub fn wipes_lost(&mut self) {
+        self.wiping.clear();
     }
 
     pub fn written(&mut self, at: SsdPlace, sum: u64) {

@@ -343,6 +343,11 @@ impl World {
         self.now = end;
     }
 
+    /// Operations under way.
+    pub fn ops(&self) -> usize {
+        self.ops.len()
+    }
+
     /// An operation ends, in any order.
     pub fn complete(&mut self, at: usize, outcome: Outcome) {
         if self.ops.is_empty() {
@@ -350,6 +355,9 @@ impl World {
         }
         let (op, io) = self.ops.remove(at % self.ops.len());
         let now = self.now;
+        if let Some(disk) = self.disk.as_mut().filter(|_| at.is_multiple_of(4)) {
+            disk.wipe_one();
+        }
         let outcome = match outcome {
             Outcome::Corrupt if !matches!(io, Io::Verify) => Outcome::Ok,
             outcome => outcome,
@@ -358,6 +366,19 @@ impl World {
             self.landed(io);
         }
         self.core().completed(now, op, outcome);
+    }
+
+    /// Everything ends but what begins a new use of a segment.
+    pub fn complete_all_but_opens(&mut self) {
+        for _ in 0..1_000 {
+            self.tick(1_000);
+            self.perform();
+            let Some(at) = self.ops.iter().position(|(_, io)| !matches!(io, Io::Open { .. })) else { continue };
+            let (op, io) = self.ops.remove(at);
+            self.landed(io);
+            let now = self.now;
+            self.core().completed(now, op, Outcome::Ok);
+        }
     }
 
     /// What an operation did to memory and devices.
@@ -462,6 +483,7 @@ impl World {
             }
         }
         let Some(disk) = &mut self.disk else { return };
+        disk.wipes_lost();
         let coming = std::mem::replace(&mut self.coming, true);
         disk.restart(SEGMENTS);
         let (_, records) = disk.recover();
@@ -514,7 +536,7 @@ impl World {
                 }
                 Action::FreeSegment { segment, leaves } => {
                     let disk = self.disk.as_mut().expect("a tier");
-                    disk.wiped(segment);
+                    disk.wiping(segment);
                     assert!(!leaves, "nobody else wants one");
                 }
                 Action::NeedSegment { device } => {

@@ -1,0 +1,76 @@
+//! What was removed stays removed: scenes that random steps come upon too seldom.
+
+#[allow(dead_code, reason = "other tests need the rest of it")]
+mod world;
+
+use std::collections::BTreeSet;
+
+use lapis_config::{ClientId, HitPolicy, Key, PoolId, Wait};
+use lapis_tiering::{
+    face::{Outcome, Parent},
+    kept::{Kept, Tier},
+};
+use world::{World, key};
+
+const POOL: u16 = 1;
+const CLIENT: ClientId = ClientId(1);
+const DEPTH: u32 = 8;
+
+fn put_chain(world: &mut World, chain: u32) {
+    world.reserve(CLIENT, POOL, 8, (0..DEPTH).map(|depth| key(chain, depth)).collect(), Parent::None, 900_000);
+    world.perform();
+    world.commit(CLIENT, POOL, 64, chain, 0);
+    world.check();
+}
+
+/// Blocks that are in memory and, if `on_ssd`, on SSD as well; else in memory alone.
+fn in_memory(world: &mut World, on_ssd: bool) -> BTreeSet<Key> {
+    let core = world.core();
+    let kept = core.kept();
+    let lines = (0..kept.lines()).map(lapis_config::LineId);
+    let lines = lines.filter_map(|line| kept.live(line).map(|live| (live, kept.entry(line).ssd != 0)));
+    let found = lines.filter(|(live, ssd)| live.place.tier != Tier::Elsewhere && *ssd == on_ssd);
+    found.map(|(live, _)| live.key).collect()
+}
+
+#[test]
+fn a_removed_block_does_not_come_back_from_a_segment_that_was_given_up_and_is_not_wiped_yet() {
+    let mut world = World::with_ssd(768, 1);
+    world.populate(0, 512);
+    world.recover();
+    world.check();
+    let mut clean = BTreeSet::new();
+    for chain in 0..400 {
+        let retired = world.core().counts().segments_retired;
+        put_chain(&mut world, chain);
+        // What went to SSD comes back, and is in both until its segment's end.
+        let keys = (0..DEPTH).map(|depth| key(0, depth)).collect();
+        match chain {
+            ..16 => {}
+            16 => world.get(CLIENT, &[(PoolId(POOL), HitPolicy::Prefix)], keys, Wait::Present, 900_000),
+            _ => world.touch(POOL, 0, DEPTH - 1),
+        }
+        world.complete_all_but_opens();
+        world.check();
+        if world.core().counts().segments_retired > retired {
+            // Blocks that were on SSD too and are in memory alone now: only the given-up segment has their records.
+            let former: Vec<Key> = in_memory(&mut world, false).intersection(&clean).copied().collect();
+            if let Some(key) = former.first() {
+                let [chain, depth, ..] = key.0;
+                world.remove(CLIENT, POOL, chain as u32, depth as u32);
+                world.complete_all_but_opens();
+                world.restart();
+                world.recover();
+                world.check();
+                assert_eq!(world.core().kept().find(PoolId(POOL), key), None, "it is there again");
+                return world.end();
+            }
+        }
+        while world.ops() > 0 {
+            world.complete(0, Outcome::Ok);
+            world.perform();
+        }
+        clean = in_memory(&mut world, true);
+    }
+    panic!("no block was left in memory alone by a segment's end");
+}
