@@ -176,11 +176,7 @@ impl Host {
     }
 
     /// Calls `ready` until it has something; fails when the daemon or the holder ends or it takes too long, with the log.
-    pub fn until<T>(
-        &mut self,
-        what: &str,
-        ready: impl FnMut(&Self) -> anyhow::Result<Option<T>>,
-    ) -> anyhow::Result<T> {
+    pub fn until<T>(&mut self, what: &str, ready: impl FnMut(&Self) -> anyhow::Result<Option<T>>) -> anyhow::Result<T> {
         self.within(READY_WITHIN, what, ready)
     }
 

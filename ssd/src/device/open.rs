@@ -64,8 +64,20 @@ impl DeviceFile {
     }
 
     fn open_as(path: &Path, bytes: Option<u64>, direct: bool) -> Result<Self, SsdError> {
+        let is_new = bytes.is_some() && !path.exists();
         let (fd, direct) = open(path, bytes.is_some(), direct)?;
         lock(&fd, path)?;
+        let opened = Self::locked(fd, path, bytes, direct);
+        if is_new && opened.is_err() {
+            // A refused start leaves nothing behind. Nobody else has it: it was locked.
+            if let Err(error) = std::fs::remove_file(path) {
+                tracing::warn!(%error, path = %path.display(), "removing the empty file");
+            }
+        }
+        opened
+    }
+
+    fn locked(fd: OwnedFd, path: &Path, bytes: Option<u64>, direct: bool) -> Result<Self, SsdError> {
         let kind = kind(&fd, path)?;
         let mut file = Self { fd, path: path.to_owned(), bytes: 0, kind, direct };
         let found = file.end()?;
@@ -355,6 +367,9 @@ mod tests {
             SsdError::NoRoom { needed, free, .. } => assert!(needed == 1 << 60 && free > 0 && free < needed),
             other => panic!("{other}"),
         }
+        assert!(!path.exists(), "an empty file stays");
+        std::fs::write(&path, []).expect("room");
+        DeviceFile::open(&path, Some(1 << 60)).expect_err("an exbibyte");
         assert_eq!(std::fs::metadata(&path).map(|found| (found.len(), found.blocks())).ok(), Some((0, 0)));
     }
 

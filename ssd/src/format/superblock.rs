@@ -168,11 +168,12 @@ impl Superblock {
     }
 
     /// The one in force of the two pages of a device, or why neither is: the error of the page that looks most like
-    /// one of ours.
+    /// one of ours. What a newer version has written is not passed over for what an older one wrote before.
     pub fn newest(pages: [&Page; 2], device_bytes: u64) -> Result<Self, FormatError> {
         let [a, b] = [0, 1].map(|i| Self::decode(pages[i], i as u64, device_bytes));
         match (a, b) {
             (Ok(a), Ok(b)) => Ok(if a.write > b.write { a } else { b }),
+            (Err(newer @ FormatError::Version { .. }), _) | (_, Err(newer @ FormatError::Version { .. })) => Err(newer),
             (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(one),
             (Err(FormatError::Foreign { .. }), Err(error)) => Err(error),
             (Err(error), Err(_)) => Err(error),
@@ -244,6 +245,18 @@ mod tests {
         reseal(&mut page);
         let error = Superblock::decode(&page, 1, DEVICE_BYTES).expect_err("from the future");
         assert_eq!(error.to_string(), "Superblock: format 2.9, this version reads 1.0");
+    }
+
+    #[test]
+    fn what_a_newer_version_wrote_beside_ours_is_not_passed_over() {
+        let (ours, mut newer) = (superblock().encode(), Superblock { write: 6, ..superblock() }.encode());
+        newer[16] = MAJOR as u8 + 1;
+        let sum = crate::format::checksum(MAGIC, &newer);
+        newer[8..16].copy_from_slice(&sum.to_le_bytes());
+        let error = Superblock::newest([&newer, &ours], DEVICE_BYTES).expect_err("from the future");
+        assert!(matches!(error, FormatError::Version { .. }), "{error}");
+        newer[4000] ^= 1;
+        assert_eq!(Superblock::newest([&newer, &ours], DEVICE_BYTES), Ok(superblock()), "torn, whoever wrote it");
     }
 
     #[test]
