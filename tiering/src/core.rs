@@ -18,36 +18,37 @@ mod get;
 mod hint;
 mod hits;
 mod hold;
+mod options;
 mod put;
+mod removals;
 mod retire;
 mod room;
 mod slabs;
 mod ssd;
+mod touch;
+mod verify;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
-use lapis_config::{
-    ClientId, Fingerprint, Key, LineId, OpId, PageIndex, PoolId, PoolKind, SegmentId, SlotId, SsdPlace, Time,
-    UNIT_BYTES, sizes,
-};
+use lapis_config::{ClientId, Key, LineId, OpId, PageIndex, PoolId, SegmentId, SlotId, SsdPlace, Time, UNIT_BYTES};
 
-pub use found::FoundRecord;
+pub use self::{
+    found::FoundRecord,
+    options::{CoreOptions, PoolCounts, PoolDef},
+};
 
 use crate::{
-    copies::{Copy, Step, step_dram},
+    copies::{Step, step_dram},
     face::{Action, Caller, Counts, Outcome, Reply},
     hash::Map,
-    kept::{Kept, Live, Tier},
+    kept::Kept,
     memory::Memory,
-    policy::{Policy, Shelf, tenths},
+    policy::{Policy, Shelf},
     tree::Tree,
 };
-
-/// Longest walk up the parents for one use: as long as a batch.
-const TOUCHES_MAX: u32 = lapis_config::BATCH_KEYS_MAX as u32;
 
 /// Most puts, and most gets, of one client that may wait at once.
 const CLIENT_WAITS_MAX: usize = 64;
@@ -59,72 +60,6 @@ pub(crate) const PINNED: u8 = 1 << 5;
 pub(crate) const HIT: u8 = 1 << 6;
 /// Was on SSD, and its segment was given up: another write of it is no first one.
 pub(crate) const AGAIN: u8 = 1 << 7;
-
-/// A pool as the core sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PoolDef {
-    pub namespace: Fingerprint,
-    pub kind: PoolKind,
-    /// Most payload bytes of a block.
-    pub block_bytes: u64,
-    /// 4 KiB units of the slot of the largest block; of every block in a chain pool.
-    pub slot_units: u32,
-    pub pieces: u16,
-}
-
-impl PoolDef {
-    /// 4 KiB units of the slot of a block of so many payload bytes.
-    pub fn units_of(&self, bytes: u32) -> u32 {
-        match self.kind {
-            PoolKind::Chain => self.slot_units,
-            PoolKind::Object => {
-                let units = sizes::slot_bytes_of(self.kind, self.pieces, u64::from(bytes)) / UNIT_BYTES;
-                self.slot_units.min(u32::try_from(units).unwrap_or(u32::MAX))
-            }
-        }
-    }
-}
-
-#[derive(Clone, Debug)]
-pub struct CoreOptions {
-    /// Bytes of slots that one client may hold ahead of its puts; at most a sixteenth of the memory, at least one slot.
-    /// All clients together: at most a quarter of the memory, and a slot for each that has none.
-    pub magazine_bytes_max: u64,
-    /// After this long without a put a client is asked for its magazine when slots are short; again after as long.
-    pub idle_recall: Duration,
-    /// No slab has fewer units.
-    pub slab_units_min: u32,
-    /// Most puts, and most gets, that may wait at once; of one client at most `CLIENT_WAITS_MAX`.
-    pub waits_max: usize,
-    /// One client's reserves hold at most one part in so many of the memory, and at least one slot.
-    pub reserved_part: u32,
-    /// Most blocks being verified at once: the next ones begin when all have ended.
-    pub verifies_max: usize,
-    /// Bytes of the blocks that go next which are on SSD before their room is asked for.
-    pub write_back_ahead_bytes: u64,
-}
-
-impl Default for CoreOptions {
-    fn default() -> Self {
-        Self {
-            magazine_bytes_max: 64 << 20,
-            idle_recall: Duration::from_secs(10),
-            slab_units_min: 16,
-            waits_max: 4096,
-            reserved_part: 2,
-            verifies_max: 16,
-            write_back_ahead_bytes: 0,
-        }
-    }
-}
-
-/// Of one pool, now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PoolCounts {
-    pub blocks: u64,
-    pub slabs: u64,
-    pub bytes_used: u64,
-}
 
 struct Pool {
     def: PoolDef,
@@ -149,9 +84,6 @@ enum Growth {
 
 /// How long no more memory is asked for after there was none.
 const DENIED: Duration = Duration::from_secs(5);
-
-/// Between two batches of checks while devices read.
-const VERIFY_PAUSE: Duration = Duration::from_millis(5);
 
 /// An operation under way: what is done when it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -453,81 +385,6 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.run();
     }
 
-    fn verify_ended(&mut self, line: LineId, generation: u64, outcome: Outcome) {
-        let Some(live) = self.kept.live(line).filter(|live| live.generation == generation) else { return };
-        match outcome {
-            Outcome::Ok => {
-                if live.place.tier == Tier::DramUnverified {
-                    self.kept.verified(line);
-                }
-                self.counts.verified += 1;
-            }
-            Outcome::Corrupt => {
-                self.counts.corrupt += 1;
-                self.counts.ssd_corrupt += u64::from(self.kept.entry(line).ssd != 0);
-                self.drop_subtree(line);
-                self.settle();
-            }
-            Outcome::Failed => {}
-        }
-    }
-
-    /// A client hit a line: `hit` blocks up to it, of `asked`. `bind_low` is the low half of the line's bind word at that
-    /// time (generation << 4 and the state): a line that changed since is left alone.
-    pub fn touched(&mut self, now: Time, line: LineId, bind_low: u32, hit: u32, _asked: u32) {
-        self.clock(now);
-        if self.adopting.is_some() || line.0 >= self.kept.lines() {
-            return;
-        }
-        let Some(live) = self.kept.live(line) else { return };
-        if bind_low >> 4 == live.generation as u32 & (u32::MAX >> 4) {
-            self.touch(line, &live, hit);
-        }
-    }
-
-    /// Takes note that the block and up to `most - 1` above it were used; deepest first, so that the root is the most
-    /// recent. What was used in the same tenth of a second was noted then, and all above it.
-    fn touch(&mut self, line: LineId, live: &Live, most: u32) {
-        let chain = self.pools[&live.pool].def.kind == PoolKind::Chain;
-        let mut shelf = self.shelf_of(line, live);
-        let (mut at, now) = (line, tenths(self.now));
-        for _ in 0..most.min(TOUCHES_MAX) {
-            let entry = self.kept.entry_mut(at);
-            if entry.last_use == now {
-                return;
-            }
-            let parent = LineId(entry.parent);
-            if entry.ssd != 0 {
-                entry.flags |= HIT;
-            }
-            if Copy::of_dram(entry).is_readable() {
-                let shelf = *shelf.get_or_insert_with(|| self.shelf_of_line(at));
-                self.policy.used(&mut self.kept, shelf, at, self.now);
-            } else {
-                entry.last_use = now;
-            }
-            if !parent.is_some() {
-                return;
-            }
-            at = parent;
-            if !chain {
-                shelf = None;
-            }
-        }
-    }
-
-    /// The shelf of a published block; `None` if it is not in DRAM.
-    fn shelf_of(&self, line: LineId, live: &Live) -> Option<Shelf> {
-        let in_dram = Copy::of_dram(self.kept.entry(line)).is_readable();
-        in_dram.then(|| self.memory.slab_around(live.place.slot.0).expect("a published slot lies in a slab").shelf)
-    }
-
-    /// The shelf of a block that is in DRAM.
-    fn shelf_of_line(&self, line: LineId) -> Shelf {
-        let live = self.kept.live(line).expect("a live line");
-        self.memory.slab_around(live.place.slot.0).expect("a published slot lies in a slab").shelf
-    }
-
     /// What followed from the last input: waiting puts and gets go on.
     fn run(&mut self) {
         if self.adopting.is_some() {
@@ -565,49 +422,6 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.op_next += 1;
         self.ops.insert(op, what);
         op
-    }
-
-    /// Starts checks of blocks that a restart found or devices read, the hottest first, several at once: an end each would
-    /// wake the engine for each. While devices read there are pauses: whoever asked for a block checks it himself, and
-    /// most of what is read in a stream has gone again before anybody asks for it twice.
-    fn verify_more(&mut self) {
-        let paused = self.ssd.read_pages > 0 && self.now < self.verify_from;
-        if self.verifying > 0 || self.unverified.is_empty() || paused {
-            return;
-        }
-        self.verify_from = self.now.after(VERIFY_PAUSE);
-        while self.verifying < self.options.verifies_max {
-            let Some(line) = self.unverified.pop() else { return };
-            let Some(live) = self.kept.live(line) else { continue };
-            if live.place.tier != Tier::DramUnverified {
-                continue;
-            }
-            let op = self.begin(Op::Verify { line, generation: live.generation });
-            self.verifying += 1;
-            let (pool, key, place) = (live.pool, live.key, live.place);
-            let (slot, bytes, sum) = (place.slot, place.bytes, place.sum);
-            self.actions.push_back(Action::Verify { op, line, pool, key, slot, bytes, sum });
-        }
-    }
-
-    /// The block is to be verified when there is time.
-    fn verify_later(&mut self, line: LineId) {
-        if self.unverified.len() >= 2 * self.kept.lines() as usize {
-            self.forget_verified();
-        }
-        self.unverified.push(line);
-    }
-
-    /// Drops what needs no check any more, and all but the last mention of a line.
-    fn forget_verified(&mut self) {
-        let mut seen = vec![false; self.kept.lines() as usize];
-        let kept = &self.kept;
-        let wanted = |line: &LineId| {
-            let again = std::mem::replace(&mut seen[line.0 as usize], true);
-            !again && kept.live(*line).is_some_and(|live| live.place.tier == Tier::DramUnverified)
-        };
-        self.unverified = std::mem::take(&mut self.unverified).into_iter().rev().filter(wanted).collect();
-        self.unverified.reverse();
     }
 
     /// Makes the entry of a line that was just published or found.

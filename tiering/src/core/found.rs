@@ -61,17 +61,17 @@ impl<K: Kept, P: Policy> Core<K, P> {
             self.counts.ssd_passed_over += 1;
             return;
         }
-        if self.ssd.purged_early.contains_key(&found.pool) {
+        if self.ssd.removals.purged_early.contains_key(&found.pool) {
             self.counts.ssd_passed_over += 1;
             return;
         }
-        if let Some(tickets) = self.ssd.removed_early.get(&(found.pool, found.key)).cloned() {
+        if let Some(tickets) = self.ssd.removals.removed_early.get(&(found.pool, found.key)).cloned() {
             self.remove_durably(found.pool, found.key, found.at);
             for ticket in tickets {
-                self.ssd.ticket = ticket;
+                self.ssd.removals.ticket = ticket;
                 self.wait_until_forgotten(found.pool, found.key);
             }
-            self.ssd.ticket = 0;
+            self.ssd.removals.ticket = 0;
             return;
         }
         match self.kept.find(found.pool, &found.key) {
@@ -159,11 +159,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     /// Removals that came before anything was found are over as far as they hang on that.
     pub(super) fn settle_early(&mut self) {
-        let removed = std::mem::take(&mut self.ssd.removed_early);
+        let removed = std::mem::take(&mut self.ssd.removals.removed_early);
         for ticket in removed.into_values().flatten() {
             self.ticket_step(ticket);
         }
-        for (pool, tickets) in std::mem::take(&mut self.ssd.purged_early) {
+        for (pool, tickets) in std::mem::take(&mut self.ssd.removals.purged_early) {
             for ticket in tickets {
                 for _ in 0..self.ssd.log.as_mut().map_or(0, |log| log.purge(pool, ticket)) {
                     self.ticket_counts(ticket);

@@ -16,9 +16,6 @@ use crate::{
     policy::{Policy, Shelf},
 };
 
-/// All clients' magazines are together at most one part in so many of the memory.
-const MAGAZINES_PART: u64 = 4;
-
 /// Magazines that a refill waits for are looked at no more often, us.
 const RECALL_US_MIN: u64 = 1_000;
 
@@ -264,24 +261,6 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let most = u64::from(units / self.options.reserved_part);
         let room = most.saturating_sub(reserved) / u64::from(self.memory.of(shelf).stride);
         room.max(u64::from(reserved == 0)) as u32
-    }
-
-    /// Slots that the client's magazine may still get; one at least for an empty one.
-    pub(super) fn magazine_room(&self, id: ClientId, shelf: Shelf) -> u32 {
-        let client = &self.clients[&id];
-        let stride = u64::from(self.memory.of(shelf).stride);
-        let most = (self.options.magazine_bytes_max / UNIT_BYTES).min(u64::from(self.memory.buddy.units()) / 16);
-        let room = most.saturating_sub(client.magazine_units) / stride;
-        let least = u64::from(!client.magazine.contains_key(&shelf));
-        room.max(least).min(BATCH_KEYS_MAX as u64) as u32
-    }
-
-    /// Slots by which the magazines of all clients may still grow; one at least for a client that has none.
-    pub(super) fn shared_room(&self, id: ClientId, shelf: Shelf) -> u32 {
-        let stride = u64::from(self.memory.of(shelf).stride);
-        let most = u64::from(self.memory.buddy.units()) / MAGAZINES_PART;
-        let least = u64::from(self.clients[&id].magazine.is_empty());
-        (most.saturating_sub(self.magazine_units) / stride).max(least).min(BATCH_KEYS_MAX as u64) as u32
     }
 
     /// Answers a call with a refusal; a client that is gone hears nothing.

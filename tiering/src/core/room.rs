@@ -1,7 +1,7 @@
 //! Where slots come from when a shelf is short: free slots, free memory, slabs that nobody uses, memory to come, and at
 //! last what is coldest.
 
-use lapis_config::{ClientId, SlotId, Time};
+use lapis_config::{BATCH_KEYS_MAX, ClientId, SlotId, Time, UNIT_BYTES};
 
 use super::{Core, DENIED, Growth, slabs::Handed};
 use crate::{
@@ -9,6 +9,9 @@ use crate::{
     kept::Kept,
     policy::{Policy, Shelf},
 };
+
+/// All clients' magazines are together at most one part in so many of the memory.
+const MAGAZINES_PART: u64 = 4;
 
 /// How soon slots aside are looked at again while a put waits, and otherwise, us.
 const LOOK_SOON_US: u64 = 1_000;
@@ -133,5 +136,23 @@ impl<K: Kept, P: Policy> Core<K, P> {
             let wait = if self.puts.is_empty() { LOOK_LATER_US } else { LOOK_SOON_US };
             self.aside_look = self.aside_look.min(Time(self.now.0 + wait));
         }
+    }
+
+    /// Slots that the client's magazine may still get; one at least for an empty one.
+    pub(super) fn magazine_room(&self, id: ClientId, shelf: Shelf) -> u32 {
+        let client = &self.clients[&id];
+        let stride = u64::from(self.memory.of(shelf).stride);
+        let most = (self.options.magazine_bytes_max / UNIT_BYTES).min(u64::from(self.memory.buddy.units()) / 16);
+        let room = most.saturating_sub(client.magazine_units) / stride;
+        let least = u64::from(!client.magazine.contains_key(&shelf));
+        room.max(least).min(BATCH_KEYS_MAX as u64) as u32
+    }
+
+    /// Slots by which the magazines of all clients may still grow; one at least for a client that has none.
+    pub(super) fn shared_room(&self, id: ClientId, shelf: Shelf) -> u32 {
+        let stride = u64::from(self.memory.of(shelf).stride);
+        let most = u64::from(self.memory.buddy.units()) / MAGAZINES_PART;
+        let least = u64::from(self.clients[&id].magazine.is_empty());
+        (most.saturating_sub(self.magazine_units) / stride).max(least).min(BATCH_KEYS_MAX as u64) as u32
     }
 }

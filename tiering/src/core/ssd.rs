@@ -1,20 +1,19 @@
-//! The SSD tier: which blocks may be written, what is under way, what became of it, and who waits for a removal.
+//! The SSD tier: which blocks may be written, what is under way, what became of it.
 //!
 //! Invariant: a line is in `moving` while its copy is `Moving`, and in `fetching` while it is `Filling` from SSD.
 //! Invariant: a slot that a device reads or writes is free again only after the operation has ended.
-//! Invariant: a record of a key that was dropped is removed from the log too: it never comes back by itself.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use lapis_config::{
-    ClientId, Entry, Key, LineId, OpId, PageIndex, PoolId, PoolKind, SegmentId, SsdPlace, Time, UNIT_BYTES,
+    Entry, Key, LineId, OpId, PageIndex, PoolId, PoolKind, SegmentId, SsdPlace, Time, UNIT_BYTES,
     planted::{self, Bug},
 };
 
-use super::{AGAIN, Core, HELD, HIT, Op, PINNED, retire::Retiring};
+use super::{AGAIN, Core, HELD, HIT, Op, PINNED, removals::Removals, retire::Retiring};
 use crate::{
     copies::{Step, step_dram},
-    face::{Action, Caller, Outcome, Record, Reply},
+    face::{Action, Outcome, Record},
     hash::Map,
     kept::{Kept, Live},
     log::{Ended, Log, LogOptions, Pending, Todo},
@@ -48,21 +47,6 @@ pub(super) struct Moving {
     pub leaves: Option<Shelf>,
 }
 
-/// A call that is answered when what it removed can never come back.
-struct Ticket {
-    /// `None`: nobody listens any more.
-    to: Option<Caller>,
-    blocks: u64,
-    left: u64,
-}
-
-/// A key whose records are being removed: by so many lines, and who waits for them.
-#[derive(Default)]
-pub(super) struct Forgetting {
-    lines: u32,
-    tickets: Vec<u64>,
-}
-
 #[derive(Default)]
 pub(super) struct Ssd {
     pub state: State,
@@ -86,18 +70,9 @@ pub(super) struct Ssd {
     pub owed: BTreeMap<u8, u32>,
     /// Blocks found on SSD whose parents have not been found yet.
     pub orphans: Vec<(LineId, PoolId, Key)>,
-    /// What was removed before it could be found, and who waits for that.
-    pub removed_early: BTreeMap<(PoolId, Key), Vec<u64>>,
-    pub purged_early: BTreeMap<PoolId, Vec<u64>>,
     /// Dirty blocks that a drain has yet to write; the next one last.
     pub flush: Vec<LineId>,
-    /// The pool that is being purged: one line for all of it.
-    purging: Option<PoolId>,
-    forgetting: Map<(PoolId, Key), Forgetting>,
-    tickets: BTreeMap<u64, Ticket>,
-    ticket_last: u64,
-    /// Of the removal under way; 0: nobody waits.
-    pub ticket: u64,
+    pub removals: Removals,
     /// Events since blocks to write back were last looked for.
     pub events: u32,
 }
@@ -391,85 +366,13 @@ impl<K: Kept, P: Policy> Core<K, P> {
             self.counts.ssd_bytes -= u64::from(self.pages_of(live)) * UNIT_BYTES;
         }
         let Some(at) = Some(at).filter(|at| at.is_some()).or(former) else { return };
-        if durably && self.ssd.purging != Some(live.pool) {
+        if durably && self.ssd.removals.purging != Some(live.pool) {
             self.remove_durably(live.pool, live.key, at);
         }
     }
 
-    /// The record there, and all of its key before it, are not found again, after a restart either.
-    pub(super) fn remove_durably(&mut self, pool: PoolId, key: Key, at: SsdPlace) {
-        let device = at.segment().device();
-        let Some(log) = self.ssd.log.as_mut().filter(|log| log.has_device(device)) else { return };
-        if planted::is(Bug::RemovalNotListed) {
-            return;
-        }
-        log.remove(device, pool, key);
-        self.ssd.forgetting.entry((pool, key)).or_default().lines += 1;
-        self.wait_until_forgotten(pool, key);
-    }
-
-    /// The call under way, if one is, waits for what is being removed of the key.
-    pub(super) fn wait_until_forgotten(&mut self, pool: PoolId, key: Key) {
-        let ticket = self.ssd.ticket;
-        if let (Some(forgetting), true) = (self.ssd.forgetting.get_mut(&(pool, key)), ticket != 0) {
-            forgetting.tickets.push(ticket);
-            self.ticket_counts(ticket);
-        }
-    }
-
-    /// One line of the log that says that a key was removed is there for good.
-    fn forgotten(&mut self, pool: PoolId, key: Key) {
-        let forgetting = self.ssd.forgetting.get_mut(&(pool, key)).expect("counted when it was asked for");
-        forgetting.lines -= 1;
-        if forgetting.lines == 0 {
-            let forgetting = self.ssd.forgetting.remove(&(pool, key)).expect("looked up above");
-            forgetting.tickets.into_iter().for_each(|ticket| self.ticket_step(ticket));
-        }
-    }
-
-    // ---- Calls that wait until something is gone for good ----
-
-    /// From here on, what is removed from the log is counted for the call.
-    pub(super) fn ticket_opened(&mut self, to: Caller) {
-        self.ssd.ticket_last += 1;
-        self.ssd.ticket = self.ssd.ticket_last;
-        self.ssd.tickets.insert(self.ssd.ticket, Ticket { to: Some(to), blocks: 0, left: 1 });
-    }
-
-    /// Calls that wait until something is gone for good.
-    pub(super) fn tickets(&self) -> usize {
-        self.ssd.tickets.len()
-    }
-
     pub(super) fn is_coming(&self) -> bool {
         self.ssd.state == State::Coming
-    }
-
-    /// The key is removed before anybody knows whether a former start left it on SSD.
-    pub(super) fn removed_early(&mut self, pool: PoolId, key: &Key) {
-        let ticket = self.ssd.ticket;
-        self.ssd.removed_early.entry((pool, *key)).or_default().push(ticket);
-        self.ticket_counts(ticket);
-    }
-
-    /// A purge begins, or ends: then one line of the log stands for all that was removed.
-    pub(super) fn purging(&mut self, pool: PoolId, begins: bool) {
-        self.ssd.purging = begins.then_some(pool);
-        let ticket = self.ssd.ticket;
-        if begins || self.ssd.state == State::Off {
-            return;
-        }
-        match &mut self.ssd.log {
-            Some(log) if self.ssd.state == State::On => {
-                for _ in 0..log.purge(pool, ticket) {
-                    self.ticket_counts(ticket);
-                }
-            }
-            _ => {
-                self.ticket_counts(ticket);
-                self.ssd.purged_early.entry(pool).or_default().push(ticket);
-            }
-        }
     }
 
     /// Lines that may be on SSD, on one device or on any.
@@ -479,44 +382,6 @@ impl<K: Kept, P: Policy> Core<K, P> {
         lines
     }
 
-    /// All that the call removes is known.
-    pub(super) fn ticket_closed(&mut self, blocks: u64) {
-        let number = std::mem::take(&mut self.ssd.ticket);
-        self.ssd.tickets.get_mut(&number).expect("opened before").blocks = blocks;
-        self.ticket_step(number);
-    }
-
-    pub(super) fn ticket_counts(&mut self, number: u64) {
-        if let Some(ticket) = self.ssd.tickets.get_mut(&number) {
-            ticket.left += 1;
-        }
-    }
-
-    pub(super) fn ticket_step(&mut self, number: u64) {
-        let Some(ticket) = self.ssd.tickets.get_mut(&number) else { return };
-        ticket.left -= 1;
-        if ticket.left == 0 {
-            let Ticket { to, blocks, .. } = self.ssd.tickets.remove(&number).expect("looked up above");
-            if let Some(to) = to {
-                self.removed(to, blocks);
-            }
-        }
-    }
-
-    /// What the client had asked for goes on, and is not answered.
-    pub(super) fn cancel_tickets(&mut self, id: ClientId) {
-        for ticket in self.ssd.tickets.values_mut().filter(|ticket| ticket.to.is_some_and(|to| to.client == id)) {
-            ticket.to = None;
-        }
-    }
-
-    /// A client that is gone hears nothing.
-    pub(super) fn removed(&mut self, to: Caller, blocks: u64) {
-        if self.clients.get(&to.client).is_some_and(|client| client.connected) {
-            self.reply(to, Reply::Removed { blocks });
-        }
-    }
-
     // ---- The log's own work ----
 
     /// Turns what the log wants into actions.
@@ -524,7 +389,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         if self.ssd.state != State::On {
             return;
         }
-        let waited_for = !self.puts.is_empty() || !self.ssd.queue.is_empty() || !self.ssd.tickets.is_empty();
+        let waited_for = !self.puts.is_empty() || !self.ssd.queue.is_empty() || self.tickets() > 0;
         let urgent = waited_for || self.draining;
         let now = self.now;
         while let Some(todo) = self.ssd.log.as_mut().and_then(|log| log.poll(now, urgent)) {
