@@ -519,17 +519,17 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         let number = device as u8;
         match care {
             Care::Degrade => {
-                tracing::warn!(device = name, "a device errs or stalls: it is not written until it is well");
                 self.groups.iter_mut().for_each(|group| group.core.device_writable(now, number, false));
+                tracing::warn!(device = name, "a device errs or stalls: it is not written until it is well");
             }
             Care::Restore => {
-                tracing::info!(device = name, "the device is well again");
                 self.groups.iter_mut().for_each(|group| group.core.device_writable(now, number, true));
+                tracing::info!(device = name, "the device is well again");
             }
             Care::TakeOut => {
-                tracing::error!(device = name, "a device does not recover: what is on it is not served");
                 self.groups.iter_mut().for_each(|group| group.core.device_lost(now, number));
                 self.tier.as_mut().expect("a tier with devices").segments.drop_device(number);
+                tracing::error!(device = name, "a device does not recover: what is on it is not served");
             }
             Care::Probe => {
                 let op = self.own_op(true);
