@@ -5,7 +5,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io,
     os::{
-        fd::AsRawFd,
+        fd::{AsFd, AsRawFd},
         unix::fs::{FileExt, OpenOptionsExt},
     },
     path::Path,
@@ -13,7 +13,7 @@ use std::{
 };
 
 use io_uring::{IoUring, opcode, squeue, types};
-use lapis_arena::Mapping;
+use lapis_arena::{Access, Mapping, memfd};
 
 /// Most that one operation moves.
 pub const BYTES_MAX: usize = 4 << 20;
@@ -55,7 +55,12 @@ impl Raw {
     /// Over the file at `path`, with at most `depth` operations under way.
     pub fn new(path: &Path, depth: usize) -> io::Result<Self> {
         let file = open_direct(path)?;
-        let memory = Mapping::anonymous((depth * BYTES_MAX) as u64).map_err(io::Error::other)?;
+        // Shared memory, as an arena's has to be: the kernel gives out its pages in another way than private ones, and how
+        // they lie decides into how many pieces an operation falls.
+        let bytes = (depth * BYTES_MAX) as u64;
+        let (fd, _) = memfd::create("bench.raw", bytes, memfd::Huge::Try).map_err(io::Error::other)?;
+        let memory = Mapping::shared(fd.as_fd(), bytes, Access::ReadWrite).map_err(io::Error::other)?;
+        memfd::clear(fd.as_fd(), 0..bytes).map_err(io::Error::other)?;
         let noise: Vec<u8> = (0..1 << 20).map(|_| fastrand::u8(1..)).collect();
         (0..memory.len()).step_by(noise.len()).for_each(|offset| memory.copy_in(offset, &noise));
         let mut builder = IoUring::builder();
