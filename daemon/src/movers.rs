@@ -200,7 +200,7 @@ impl Threads {
     /// On a thread of its own, which gives way to nobody: what is on SSD is not served before.
     fn merge(&self, scans: Vec<DeviceScan>, groups: Vec<GroupRecord>, device: Option<usize>) {
         let report = self.report.clone();
-        let merge = move || report.tell(Done::Merged { recovered: recover::merge(&scans, &groups), device });
+        let merge = move || report.tell(Done::Merged { recovered: recover::merge(scans, &groups), device });
         if let Err(error) = std::thread::Builder::new().name("merge".into()).spawn(merge) {
             tracing::error!(%error, "no thread to merge what is on SSD: it stays unknown");
         }

@@ -249,18 +249,19 @@ impl<W: Wire, M: Movers> Engine<W, M> {
     }
 
     fn tell_some(&mut self, index: usize, tell: &mut Telling, count: usize) {
-        let from = tell.records.len().saturating_sub(count);
-        let found = tell.records.drain(from..).rev().map(|record| FoundRecord {
-            pool: tell.pools[record.pool as usize],
-            key: record.key,
-            parent: record.parent,
-            bytes: record.bytes,
-            sum: record.sum,
-            class: record.class,
-            at: record.place,
-            pages: record.pages,
+        let mut found = Vec::with_capacity(count.min(tell.records.len()));
+        tell.records.take_last(count, |record| {
+            found.push(FoundRecord {
+                pool: tell.pools[record.pool as usize],
+                key: record.key,
+                parent: record.parent,
+                bytes: record.bytes,
+                sum: record.sum,
+                class: record.class,
+                at: record.place,
+                pages: record.pages,
+            });
         });
-        let found: Vec<FoundRecord> = found.collect();
         self.groups[index].core.records_found(&found);
     }
 

@@ -86,7 +86,7 @@ impl SimMovers {
                 (Done::Verified { group: *group, op: *op, outcome: movers::check(block) }, true)
             }
             Job::Merge { scans, groups, device } => {
-                (Done::Merged { recovered: recover::merge(scans, groups), device: *device }, true)
+                (Done::Merged { recovered: recover::merge(std::mem::take(scans), groups), device: *device }, true)
             }
             Job::Drive { .. } => unreachable!("drives have inboxes of their own"),
         };

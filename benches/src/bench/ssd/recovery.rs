@@ -227,7 +227,7 @@ mod tests {
         let bytes = 4 * (64 << 20);
         write_log(&path, bytes, RECORDS).expect("a log");
         let device = Device::open(&path, bytes, EngineChoice::Auto, DEPTH).expect("the same log");
-        let found = merge(std::slice::from_ref(device.scan()), &device.superblock().groups);
+        let found = merge([device.scan().clone()], &device.superblock().groups);
         assert_eq!(found.groups[0].records.len() as u64, RECORDS);
         assert!(device.scan().segments.iter().all(|segment| !segment.damage.any()));
     }
