@@ -76,6 +76,11 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         let wanted = self.wanted(&all);
         match plan_open(&all, &wanted) {
             Ok(plan) => {
+                if all.iter().any(|found| matches!(found, Found::Formatted { .. })) {
+                    // Keys of a log lie all over the table. While segments are read, there is time to map it.
+                    let pages = self.groups.iter().flat_map(|group| group.core.kept().pages_of_lines()).collect();
+                    self.movers.submit(Job::MapIn { pages });
+                }
                 let tier = self.tier.as_mut().expect("looked at above");
                 tier.phase = Phase::Scanning(plan.superblocks.iter().map(|_| None).collect());
                 tier.reserved = plan.sequence_first + SEQUENCES_RESERVED;
