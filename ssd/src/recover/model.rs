@@ -437,3 +437,13 @@ fn a_scan_deeper_than_its_device_and_decoded_in_any_order_finds_the_same() {
     assert_eq!(deep.progress(), (4, 4));
     assert_eq!(deep.finish(), plain);
 }
+
+#[test]
+fn a_scan_that_is_not_over_has_reads_under_way_that_can_be_waited_for() {
+    let writer = long();
+    let mut sheet = writer.volume.device().clone();
+    let mut scan = Scan::new(writer.volume.superblock(), 3).expect("memory");
+    while !scan.poll_inline(&mut sheet).expect("polled") {
+        assert!(!sheet.is_idle(), "after {:?} segments", scan.progress());
+    }
+}
