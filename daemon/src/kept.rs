@@ -1,7 +1,7 @@
 //! The kept memory of one group behind the core's `Kept`: the shared table, the private entries, the slot states, the
 //! slab map in `state`, and the hazard pages of every client that may still read.
 
-use lapis_arena::{Hazards, LineState, MappedWords, Private, TableWriter, hazard};
+use lapis_arena::{Hazards, LineState, MappedWords, PagesAhead, Private, TableWriter, hazard};
 use lapis_config::{
     ClientId, Entry, Key, LineId, PoolId, SlotId,
     planted::{self, Bug},
@@ -31,6 +31,11 @@ pub struct SharedKept {
 impl SharedKept {
     pub fn new(table: TableWriter<MappedWords>, state: State, entries: Private<Entry>, slots: Private<u64>) -> Self {
         Self { table, state, entries, slots, pages: Vec::new(), asked: Vec::new() }
+    }
+
+    /// The memory of lines and entries, to be mapped in while nobody has to wait for it.
+    pub fn pages_of_lines(&self) -> [PagesAhead; 2] {
+        [self.table.pages_ahead(), self.entries.pages_ahead()]
     }
 
     /// From now on no slot that this client names is reused.
@@ -80,6 +85,16 @@ impl Kept for SharedKept {
 
     fn prefetch(&self, pool: PoolId, key: &Key) {
         self.table.table().prefetch(pool, key);
+    }
+
+    fn prefetch_free(&self, pool: PoolId, key: &Key) -> Option<LineId> {
+        let line = self.table.prefetch_free(pool, key)?;
+        self.entries.prefetch(line.0 as usize);
+        Some(line)
+    }
+
+    fn prefetch_value<T>(&self, value: &T) {
+        lapis_arena::prefetch(value);
     }
 
     fn live(&self, line: LineId) -> Option<Live> {

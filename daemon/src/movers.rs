@@ -11,7 +11,7 @@ use std::{
 };
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
-use lapis_arena::{Mapping, Sum, memfd, sum};
+use lapis_arena::{Mapping, PagesAhead, Sum, memfd, sum};
 use lapis_config::{Key, OpId};
 use lapis_ssd::{
     drive::{FromDrive, ToDrive},
@@ -26,6 +26,8 @@ use crate::drives::{DriveHandle, DriveOptions};
 const POPULATE_CHUNK_BYTES: u64 = 16 << 20;
 /// Fewer where pages come by a mapping: the kernel holds a lock meanwhile that the engine needs to map anything.
 const TOUCH_CHUNK_BYTES: u64 = 4 << 20;
+/// Fewer still of memory that is in use: threads of devices, which ask for memory for what they find, take that lock too.
+const MAP_IN_CHUNK_BYTES: usize = 128 << 10;
 /// Movers give way to the engine loop, and to the engines of the host.
 const NICE: i32 = 10;
 
@@ -72,6 +74,10 @@ pub enum Job {
     Drive {
         device: usize,
         to: ToDrive,
+    },
+    /// Map in memory that the engine is about to use everywhere: a hint, nothing comes of it.
+    MapIn {
+        pages: Vec<PagesAhead>,
     },
     /// Of what was found on devices, what counts. `device`: of that one alone, which came back.
     Merge {
@@ -185,6 +191,7 @@ impl Movers for Threads {
         let queue = match job {
             Job::Drive { device, to } => return self.drives[device].tell(to),
             Job::Merge { scans, groups, device } => return self.merge(scans, groups, device),
+            Job::MapIn { pages } => return self.map_in(pages),
             Job::Populate { .. } => &self.populate,
             Job::Verify { .. } => &self.verify,
         };
@@ -200,9 +207,22 @@ impl Threads {
     /// On a thread of its own, which gives way to nobody: what is on SSD is not served before.
     fn merge(&self, scans: Vec<DeviceScan>, groups: Vec<GroupRecord>, device: Option<usize>) {
         let report = self.report.clone();
-        let merge = move || report.tell(Done::Merged { recovered: recover::merge(&scans, &groups), device });
+        let merge = move || report.tell(Done::Merged { recovered: recover::merge(scans, &groups), device });
         if let Err(error) = std::thread::Builder::new().name("merge".into()).spawn(merge) {
             tracing::error!(%error, "no thread to merge what is on SSD: it stays unknown");
+        }
+    }
+
+    /// As the merge: the engine would touch every page itself, at twice the price and later.
+    fn map_in(&mut self, pages: Vec<PagesAhead>) {
+        let stop = self.stop.clone();
+        let map_in = move || {
+            let go_on = || !stop.load(Ordering::Relaxed);
+            pages.iter().for_each(|pages| pages.map_in(MAP_IN_CHUNK_BYTES, go_on));
+        };
+        match std::thread::Builder::new().name("map in".into()).spawn(map_in) {
+            Ok(thread) => self.threads.push(thread),
+            Err(error) => tracing::debug!(%error, "no thread to map in memory: it is mapped as it is used"),
         }
     }
 }
@@ -232,7 +252,7 @@ fn work(jobs: &Receiver<Job>, stop: &AtomicBool, report: &Report) {
                 let done = Done::Verified { group, op, outcome: check(&block) };
                 if jobs.is_empty() { report.tell(done) } else { report.leave(done) }
             }
-            Job::Merge { .. } | Job::Drive { .. } => unreachable!("they have threads of their own"),
+            Job::Merge { .. } | Job::MapIn { .. } | Job::Drive { .. } => unreachable!("they have threads of their own"),
         }
     }
 }

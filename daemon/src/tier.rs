@@ -9,7 +9,7 @@ use std::{
 use lapis_config::{OpId, PoolId, SegmentId, Time};
 use lapis_ssd::{
     format::{LogId, SEGMENT_BYTES_MIN},
-    recover::{DeviceScan, RecoveredRecord},
+    recover::{DeviceScan, RecoveredRecords},
     volume::{
         Counters,
         open::{Found, Identity, Plan},
@@ -53,8 +53,8 @@ pub(crate) enum Phase {
 #[derive(Debug, Default)]
 pub(crate) struct Telling {
     pub segments: Vec<(SegmentId, u64)>,
-    /// In the order of their sequences: told from the end.
-    pub records: Vec<RecoveredRecord>,
+    /// Told from the end.
+    pub records: RecoveredRecords,
     /// Numbers of the group's pools by the records' own.
     pub pools: Vec<PoolId>,
     /// Sequences below which a pool's records are gone.

@@ -12,5 +12,7 @@ mod scan;
 mod speed;
 
 pub use decode::{BadPage, Chunk, Damage, Decoded, Listed, ScannedSegment, SegmentPool, WhyFree, decode_chunk};
-pub use merge::{Recovered, RecoveredGroup, RecoveredRecord, RecoveredSegment, RecoveredShape, merge};
+pub use merge::{
+    Recovered, RecoveredGroup, RecoveredRecord, RecoveredRecords, RecoveredSegment, RecoveredShape, merge,
+};
 pub use scan::{DeviceScan, Scan};

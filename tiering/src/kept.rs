@@ -79,6 +79,13 @@ pub trait Kept {
     fn find(&self, pool: PoolId, key: &Key) -> Option<LineId>;
     /// The key is asked for, or published, soon: a hint.
     fn prefetch(&self, _pool: PoolId, _key: &Key) {}
+    /// A key that was hinted at before is published next, if it is not there: the line where it will probably be, with
+    /// its entry.
+    fn prefetch_free(&self, _pool: PoolId, _key: &Key) -> Option<LineId> {
+        None
+    }
+    /// This value of the core's own is wanted soon: a hint.
+    fn prefetch_value<T>(&self, _value: &T) {}
     /// `None` if the line is free.
     fn live(&self, line: LineId) -> Option<Live>;
     /// Puts a new key into the table, visible to readers when this returns.

@@ -31,6 +31,14 @@ impl Tree {
         Self { siblings: vec![[0; 2]; lines as usize] }
     }
 
+    /// The line gets a parent or a child soon: a hint.
+    #[inline]
+    pub fn prefetch<K: Kept>(&self, kept: &K, line: LineId) {
+        if let Some(siblings) = self.siblings.get(line.0 as usize) {
+            kept.prefetch_value(siblings);
+        }
+    }
+
     /// Makes `child`, which has no parent, a child of `parent`, whose generation is given.
     pub fn attach<K: Kept>(&mut self, kept: &mut K, parent: LineId, generation: u64, child: LineId) {
         let entry = kept.entry_mut(child);

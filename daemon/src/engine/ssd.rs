@@ -76,6 +76,11 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         let wanted = self.wanted(&all);
         match plan_open(&all, &wanted) {
             Ok(plan) => {
+                if all.iter().any(|found| matches!(found, Found::Formatted { .. })) {
+                    // Keys of a log lie all over the table. While segments are read, there is time to map it.
+                    let pages = self.groups.iter().flat_map(|group| group.core.kept().pages_of_lines()).collect();
+                    self.movers.submit(Job::MapIn { pages });
+                }
                 let tier = self.tier.as_mut().expect("looked at above");
                 tier.phase = Phase::Scanning(plan.superblocks.iter().map(|_| None).collect());
                 tier.reserved = plan.sequence_first + SEQUENCES_RESERVED;
@@ -249,18 +254,19 @@ impl<W: Wire, M: Movers> Engine<W, M> {
     }
 
     fn tell_some(&mut self, index: usize, tell: &mut Telling, count: usize) {
-        let from = tell.records.len().saturating_sub(count);
-        let found = tell.records.drain(from..).rev().map(|record| FoundRecord {
-            pool: tell.pools[record.pool as usize],
-            key: record.key,
-            parent: record.parent,
-            bytes: record.bytes,
-            sum: record.sum,
-            class: record.class,
-            at: record.place,
-            pages: record.pages,
+        let mut found = Vec::with_capacity(count.min(tell.records.len()));
+        tell.records.take_last(count, |record| {
+            found.push(FoundRecord {
+                pool: tell.pools[record.pool as usize],
+                key: record.key,
+                parent: record.parent,
+                bytes: record.bytes,
+                sum: record.sum,
+                class: record.class,
+                at: record.place,
+                pages: record.pages,
+            });
         });
-        let found: Vec<FoundRecord> = found.collect();
         self.groups[index].core.records_found(&found);
     }
 

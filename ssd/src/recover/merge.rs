@@ -2,7 +2,8 @@
 //! the highest sequence, unless it says that the key was removed. Pure.
 //!
 //! A million records are sorted by a hash of shape and key (16 bytes each, in one go), not put into a map: only records
-//! whose hashes are equal are looked at again.
+//! whose hashes are equal are looked at again. They stay where the scan put them: another hundred bytes each, in memory
+//! that nothing used before, took longer than all the rest.
 
 use std::collections::HashMap;
 
@@ -31,8 +32,25 @@ pub struct RecoveredGroup {
     pub shapes: Vec<RecoveredShape>,
     /// Segments in use, in the order in which they were opened.
     pub segments: Vec<RecoveredSegment>,
-    /// In the order of their sequences.
-    pub records: Vec<RecoveredRecord>,
+    pub records: RecoveredRecords,
+}
+
+/// Records that count, in the order of their sequences.
+#[derive(Clone, Debug, Default)]
+pub struct RecoveredRecords {
+    segments: Vec<MergedSegment>,
+    order: Vec<(u64, At)>,
+}
+
+/// What one segment lists, whether or not it counts.
+#[derive(Clone, Debug)]
+struct MergedSegment {
+    segment: SegmentId,
+    /// Of the segment's pools, which of the group's shapes they are.
+    pools: Vec<u32>,
+    records: Vec<Listed>,
+    /// Records of it in the order.
+    left: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,11 +85,57 @@ pub struct RecoveredRecord {
     pub class: u8,
 }
 
+impl RecoveredRecords {
+    pub fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = RecoveredRecord> + ExactSizeIterator {
+        self.order.iter().map(|(_, at)| self.record(*at))
+    }
+
+    /// Takes the latest records, as many as `count` if there are, the very last first. Segments of which all was taken
+    /// give their memory back.
+    pub fn take_last(&mut self, count: usize, mut take: impl FnMut(RecoveredRecord)) {
+        for _ in 0..count {
+            let Some((_, at)) = self.order.pop() else { return };
+            take(self.record(at));
+            let segment = &mut self.segments[at.segment as usize];
+            segment.left -= 1;
+            if segment.left == 0 {
+                segment.records = Vec::new();
+            }
+        }
+    }
+
+    fn record(&self, at: At) -> RecoveredRecord {
+        let segment = &self.segments[at.segment as usize];
+        let listed = segment.records[at.record as usize];
+        let Listed { key, parent, sum, sequence, start, pages, bytes, class, .. } = listed;
+        let pool = segment.pools[usize::from(listed.pool)];
+        let place = SsdPlace::new(segment.segment, start);
+        RecoveredRecord { key, parent, sum, sequence, place, pages, bytes, pool, class }
+    }
+}
+
+/// What was passed over on the way to the same records does not matter.
+impl PartialEq for RecoveredRecords {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for RecoveredRecords {}
+
 /// Merges the scans of all devices of a log; `groups` as the superblocks have them.
-pub fn merge(scans: &[DeviceScan], groups: &[GroupRecord]) -> Recovered {
-    let mut by_group: Vec<Vec<&ScannedSegment>> = vec![Vec::new(); groups.len()];
+pub fn merge(scans: impl IntoIterator<Item = DeviceScan>, groups: &[GroupRecord]) -> Recovered {
+    let mut by_group: Vec<Vec<ScannedSegment>> = groups.iter().map(|_| Vec::new()).collect();
     let mut sequence_highest = 0;
-    for segment in scans.iter().flat_map(|scan| &scan.segments) {
+    for segment in scans.into_iter().flat_map(|scan| scan.segments) {
         sequence_highest = sequence_highest.max(segment.sequence_highest);
         // A header of a group that the superblock has not is refused, so this one has a place.
         by_group[usize::from(segment.used.group)].push(segment);
@@ -80,13 +144,13 @@ pub fn merge(scans: &[DeviceScan], groups: &[GroupRecord]) -> Recovered {
     Recovered { groups: merged.collect(), sequence_highest }
 }
 
-fn merge_group(mut segments: Vec<&ScannedSegment>, purged_before: u64) -> RecoveredGroup {
+fn merge_group(mut segments: Vec<ScannedSegment>, purged_before: u64) -> RecoveredGroup {
     segments.sort_unstable_by_key(|segment| (segment.used.opened, segment.used.segment));
     let (shapes, pools) = shapes(&segments, purged_before);
-    let lost = losers(&segments, &shapes, &pools);
+    let (lost, mut order) = losers(&segments, &shapes, &pools);
     let mut live = vec![0; segments.len()];
     // Nearly sorted: one device's segments follow each other, those of several are interleaved.
-    let mut order: Vec<(u64, At)> = Vec::with_capacity(lost.len() - lost.iter().filter(|lost| **lost).count());
+    order.clear();
     for ((segment, live), (number, first)) in segments.iter().zip(&mut live).zip(firsts(&segments)) {
         for (record, i) in segment.records.iter().zip(0..) {
             if !lost[first + i as usize] {
@@ -96,25 +160,24 @@ fn merge_group(mut segments: Vec<&ScannedSegment>, purged_before: u64) -> Recove
         }
     }
     order.sort();
-    let record = |(_, at): &(u64, At)| {
-        let (segment, listed) = (segments[at.segment as usize], at.listed(&segments));
-        let Listed { key, parent, sum, sequence, start, pages, bytes, class, .. } = *listed;
-        let pool = pools[at.segment as usize][usize::from(listed.pool)];
-        let place = SsdPlace::new(segment.used.segment, start);
-        RecoveredRecord { key, parent, sum, sequence, place, pages, bytes, pool, class }
-    };
-    let records = order.iter().map(record).collect();
-    let segments = segments.iter().zip(live).map(|(segment, records)| RecoveredSegment {
+    let found = segments.iter().zip(&live).map(|(segment, &records)| RecoveredSegment {
         segment: segment.used.segment,
         opened: segment.used.opened,
         opened_s: segment.opened_s,
         records,
     });
-    RecoveredGroup { shapes, segments: segments.collect(), records }
+    let found = found.collect();
+    let merged = segments.into_iter().zip(pools).zip(live).map(|((segment, pools), left)| MergedSegment {
+        segment: segment.used.segment,
+        pools,
+        records: if left > 0 { segment.records } else { Vec::new() },
+        left,
+    });
+    RecoveredGroup { shapes, segments: found, records: RecoveredRecords { segments: merged.collect(), order } }
 }
 
 /// The shapes of all segments without repetition, and for each segment which of them its pools are.
-fn shapes(segments: &[&ScannedSegment], purged_before: u64) -> (Vec<RecoveredShape>, Vec<Vec<u32>>) {
+fn shapes(segments: &[ScannedSegment], purged_before: u64) -> (Vec<RecoveredShape>, Vec<Vec<u32>>) {
     let mut shapes: Vec<RecoveredShape> = Vec::new();
     let mut known: HashMap<&PoolShape, u32> = HashMap::new();
     let mut pools = Vec::with_capacity(segments.len());
@@ -134,20 +197,20 @@ fn shapes(segments: &[&ScannedSegment], purged_before: u64) -> (Vec<RecoveredSha
 }
 
 /// Where a record was listed: index of its segment among those of the group, and its own in that.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct At {
     segment: u32,
     record: u32,
 }
 
 impl At {
-    fn listed<'a>(&self, segments: &[&'a ScannedSegment]) -> &'a Listed {
+    fn listed<'a>(&self, segments: &'a [ScannedSegment]) -> &'a Listed {
         &segments[self.segment as usize].records[self.record as usize]
     }
 }
 
 /// The number of each segment, and how many records those before it have.
-fn firsts<'a>(segments: &'a [&ScannedSegment]) -> impl Iterator<Item = (u32, usize)> + 'a {
+fn firsts(segments: &[ScannedSegment]) -> impl Iterator<Item = (u32, usize)> {
     (0..).zip(segments.iter().scan(0, |first, segment| {
         let this = *first;
         *first += segment.records.len();
@@ -156,8 +219,8 @@ fn firsts<'a>(segments: &'a [&ScannedSegment]) -> impl Iterator<Item = (u32, usi
 }
 
 /// For every record of all segments in order, whether it does not count: purged, removed, a removal, or followed by a
-/// later one of its key.
-fn losers(segments: &[&ScannedSegment], shapes: &[RecoveredShape], pools: &[Vec<u32>]) -> Vec<bool> {
+/// later one of its key. With them memory for a pair each, whose content means nothing any more.
+fn losers(segments: &[ScannedSegment], shapes: &[RecoveredShape], pools: &[Vec<u32>]) -> (Vec<bool>, Vec<(u64, At)>) {
     let records: usize = segments.iter().map(|segment| segment.records.len()).sum();
     let mut lost = vec![false; records];
     let mut hashed: Vec<(u64, At)> = Vec::with_capacity(records);
@@ -188,7 +251,7 @@ fn losers(segments: &[&ScannedSegment], shapes: &[RecoveredShape], pools: &[Vec<
             lost[index(pair[usize::from(planted::is(Bug::OldestWins))].1)] = true;
         }
     }
-    lost
+    (lost, hashed)
 }
 
 /// Spreads keys, which may be random or mostly zeros. Who crafts keys of one hash makes a sort of his own records a bit

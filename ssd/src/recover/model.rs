@@ -83,17 +83,17 @@ fn recover(pages: BTreeMap<u64, Vec<u8>>) -> Option<Recovered> {
     let mut sheet = Sheet::of_pages(BYTES, pages);
     let superblock = open(&mut sheet)?;
     let scan = scan(&mut sheet, &superblock);
-    Some(merge(&[scan], &superblock.groups))
+    Some(merge([scan], &superblock.groups))
 }
 
 fn found(recovered: &Recovered) -> BTreeMap<Name, (SsdPlace, Record)> {
     let mut found = BTreeMap::new();
     for (group, number) in recovered.groups.iter().zip(0..) {
-        assert!(group.records.is_sorted_by_key(|record| record.sequence));
+        assert!(group.records.iter().is_sorted_by_key(|record| record.sequence));
         assert!(group.segments.is_sorted_by_key(|segment| segment.opened));
         let live: usize = group.segments.iter().map(|segment| segment.records as usize).sum();
         assert_eq!(live, group.records.len());
-        for r in &group.records {
+        for r in group.records.iter() {
             let shape = &group.shapes[r.pool as usize].shape;
             let pool = shapes().iter().position(|s| s == shape).expect("one of ours");
             let record = Record {
@@ -402,12 +402,15 @@ fn of_several_devices_the_highest_sequence_wins_and_a_purge_on_one_counts_on_all
     };
     let group = |purged_before| GroupRecord { name: "g".into(), purged_before };
     let sequences = |recovered: &Recovered| recovered.groups[1].records.iter().map(|r| r.sequence).collect::<Vec<_>>();
-    let all = merge(&scans(0), &[group(0), group(0)]);
+    let all = merge(scans(0), &[group(0), group(0)]);
     assert_eq!((sequences(&all), all.sequence_highest, all.groups[1].shapes.len()), (vec![30, 40, 41], 41, 1));
-    assert_eq!(all.groups[1].records[1].place, SsdPlace::new(SegmentId::new(1, 5), PageIndex(18)));
-    let purged = merge(&scans(31), &[group(0), group(0)]);
+    assert_eq!(
+        all.groups[1].records.iter().nth(1).map(|record| record.place),
+        Some(SsdPlace::new(SegmentId::new(1, 5), PageIndex(18)))
+    );
+    let purged = merge(scans(31), &[group(0), group(0)]);
     assert_eq!((sequences(&purged), purged.groups[1].shapes[0].purged_before), (vec![40, 41], 31));
-    let group_purged = merge(&scans(31), &[group(0), group(41)]);
+    let group_purged = merge(scans(31), &[group(0), group(41)]);
     assert_eq!((sequences(&group_purged), group_purged.groups[1].segments[1].records), (vec![41], 0));
 }
 
@@ -433,4 +436,14 @@ fn a_scan_deeper_than_its_device_and_decoded_in_any_order_finds_the_same() {
     }
     assert_eq!(deep.progress(), (4, 4));
     assert_eq!(deep.finish(), plain);
+}
+
+#[test]
+fn a_scan_that_is_not_over_has_reads_under_way_that_can_be_waited_for() {
+    let writer = long();
+    let mut sheet = writer.volume.device().clone();
+    let mut scan = Scan::new(writer.volume.superblock(), 3).expect("memory");
+    while !scan.poll_inline(&mut sheet).expect("polled") {
+        assert!(!sheet.is_idle(), "after {:?} segments", scan.progress());
+    }
 }

@@ -101,11 +101,16 @@ impl Scan {
         }
     }
 
-    /// For callers without threads to decode on: `poll`, and decodes here.
+    /// For callers without threads to decode on: `poll`, and decodes here. Until it is done, reads are under way that
+    /// the caller may wait for.
     pub fn poll_inline<D: Device>(&mut self, device: &mut D) -> io::Result<bool> {
         let mut chunks = Vec::new();
         self.poll(device, &mut chunks)?;
         chunks.into_iter().for_each(|chunk| self.decoded(chunk.decode()));
+        // The chunks that those just named: nothing else may be under way that would wake the caller.
+        if self.begin_reads(device) {
+            device.kick()?;
+        }
         Ok(self.is_done())
     }
 

@@ -109,7 +109,7 @@ fn a_million_records_are_recovered_in_half_a_second() {
             let decoded = start.elapsed();
             let scan = found.into_inner().expect("no panic");
             let (start, before_ns) = (Instant::now(), ran_ns());
-            let recovered = merge(&[scan], &superblock.groups);
+            let recovered = merge([scan], &superblock.groups);
             let (merged, merging_ms) = (start.elapsed(), (ran_ns() - before_ns) / 1_000_000);
             let decoding_ms = decoding_ns.into_inner() / 1_000_000;
             let records: usize = recovered.groups.iter().map(|group| group.records.len()).sum();

@@ -86,9 +86,11 @@ impl SimMovers {
                 (Done::Verified { group: *group, op: *op, outcome: movers::check(block) }, true)
             }
             Job::Merge { scans, groups, device } => {
-                (Done::Merged { recovered: recover::merge(scans, groups), device: *device }, true)
+                (Done::Merged { recovered: recover::merge(std::mem::take(scans), groups), device: *device }, true)
             }
-            Job::Drive { .. } => unreachable!("drives have inboxes of their own"),
+            Job::MapIn { .. } | Job::Drive { .. } => {
+                unreachable!("drives have inboxes of their own, hints change nothing")
+            }
         };
         if over {
             self.waiting.swap_remove(at);
@@ -179,6 +181,7 @@ impl Movers for SimMovers {
                 }
                 own.inbox.push_back(to);
             }
+            Job::MapIn { .. } => {}
             job => {
                 self.waiting.push((job, 0));
                 self.count.set(self.waiting.len());

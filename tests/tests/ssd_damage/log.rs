@@ -148,7 +148,7 @@ pub fn recover(disk: &Disk) -> Option<Recovered> {
     let mut device = MemDevice::new(disk, DEPTH);
     let mut scan = Scan::new(&superblock, DEPTH).expect("memory");
     while !scan.poll_inline(&mut device).expect("memory reads") {}
-    Some(merge(&[scan.finish()], &superblock.groups))
+    Some(merge([scan.finish()], &superblock.groups))
 }
 
 /// Reads every block that a start finds, as the first get of it would.
@@ -159,7 +159,7 @@ pub fn judge(log: &Log, disk: &Disk) -> Judged {
     let (mut judged, Some(recovered)) = (Judged::default(), recover(disk)) else { return Judged::default() };
     let known: BTreeMap<(Key, usize), ()> = log.records.iter().map(|r| ((r.key, r.pool), ())).collect();
     for group in recovered.groups {
-        for record in group.records {
+        for record in group.records.iter() {
             let shape = &group.shapes[record.pool as usize].shape;
             let pool = shapes().iter().position(|known| known == shape).expect("a pool that was never listed");
             assert!(known.contains_key(&(record.key, pool)), "{record:?} was never put");

@@ -21,7 +21,7 @@ pub mod words;
 pub use error::ArenaError;
 pub use extent::Extents;
 pub use hazard::Hazards;
-pub use map::{Access, Mapping, Private};
+pub use map::{Access, Mapping, PagesAhead, Private, prefetch};
 pub use sum::Sum;
 pub use table::{Adoption, Found, LineState, LiveLine, Table, TableWriter};
 pub use words::{MappedHalves, MappedWords, Words};

@@ -227,6 +227,12 @@ impl Mapping {
         }
     }
 
+    /// For whoever maps its pages in while this mapping is used.
+    pub fn pages_ahead(&self) -> PagesAhead {
+        assert!(self.is_writable(), "pages are mapped in for writes");
+        PagesAhead(self.clone())
+    }
+
     /// Keeps the range in memory: never swapped out, by this mapping. Needs a memlock limit that allows it.
     pub fn lock(&self, range: Range<usize>) -> Result<(), ArenaError> {
         let bytes = range.len();
@@ -244,6 +250,36 @@ impl Mapping {
             };
         }
     }
+}
+
+/// The pages of a mapping, to be mapped in ahead of their use by another thread than the one that uses them. No byte can
+/// be read or written by this, so that the mapping may be anybody's, a `Private` one's too.
+#[derive(Clone, Debug)]
+pub struct PagesAhead(Mapping);
+
+impl PagesAhead {
+    /// Allocates and maps all pages, `piece_bytes` at a time, while `go_on` says so. A kernel before Linux 5.14, or one
+    /// that has no memory left, is no error: pages come when they are touched, as they would have without this.
+    pub fn map_in(&self, piece_bytes: usize, go_on: impl Fn() -> bool) {
+        for start in (0..self.0.len()).step_by(piece_bytes) {
+            let bytes = piece_bytes.min(self.0.len() - start);
+            let (address, advice) = (self.0.range(start, bytes).as_ptr(), Advice::LinuxPopulateWrite);
+            if !go_on() {
+                return;
+            }
+            // SAFETY: the range is the mapping's own, as checked; populating changes no content.
+            if let Err(error) = unsafe { rustix::mm::madvise(address.cast(), bytes, advice) } {
+                tracing::debug!(%error, bytes, "pages are not mapped in ahead of their use");
+                return;
+            }
+        }
+    }
+}
+
+/// A hint that a value is wanted soon.
+#[inline]
+pub fn prefetch<T>(value: &T) {
+    prefetch_address(std::ptr::from_ref(value).cast());
 }
 
 #[inline]
@@ -265,7 +301,8 @@ pub(crate) fn prefetch_address(address: *const u8) {
 /// Memory with a descriptor that this daemon alone maps: an array that outlives the process. Sparse: what was never
 /// touched is zero and takes no memory.
 pub struct Private<T> {
-    raw: MmapRaw,
+    /// No clone of it reads or writes: `PagesAhead` cannot.
+    mapping: Mapping,
     count: usize,
     /// While this is open no other `Private` of the same memory exists, here or elsewhere.
     _owner: OwnedFd,
@@ -288,9 +325,19 @@ impl<T: FromBytes + IntoBytes + Immutable + KnownLayout> Private<T> {
             return Err(ArenaError::Size { expected: bytes, found });
         }
         let owner = memfd::lock_owner(fd)?;
-        let raw = MmapOptions::new().len(bytes as usize).map_raw(owner.as_fd().as_raw_fd());
-        let raw = raw.map_err(|e| ArenaError::io("mmap", bytes, e))?;
-        Ok(Self { raw, count, _owner: owner, of: PhantomData })
+        let mapping = Mapping::shared(owner.as_fd(), bytes, Access::ReadWrite)?;
+        Ok(Self { mapping, count, _owner: owner, of: PhantomData })
+    }
+
+    /// For whoever maps its pages in while it is used.
+    pub fn pages_ahead(&self) -> PagesAhead {
+        self.mapping.pages_ahead()
+    }
+
+    /// A hint that this value is wanted soon; any index is allowed.
+    #[inline]
+    pub fn prefetch(&self, index: usize) {
+        self.mapping.prefetch(index.wrapping_mul(size_of::<T>()));
     }
 }
 
@@ -299,7 +346,7 @@ impl<T: FromBytes + IntoBytes + Immutable + KnownLayout> Deref for Private<T> {
     fn deref(&self) -> &[T] {
         // SAFETY: `map` checked the size; a mapping is page-aligned; any bytes are a valid T (FromBytes); nobody else
         // writes: the memory is locked by `_owner` and its descriptor goes to no client.
-        unsafe { std::slice::from_raw_parts(self.raw.as_ptr().cast(), self.count) }
+        unsafe { std::slice::from_raw_parts(self.mapping.inner.raw.as_ptr().cast(), self.count) }
     }
 }
 
@@ -307,7 +354,7 @@ impl<T: FromBytes + IntoBytes + Immutable + KnownLayout> DerefMut for Private<T>
     fn deref_mut(&mut self) -> &mut [T] {
         // SAFETY: as for `deref`; `&mut self` keeps other references of this process out, and T has no padding
         // (IntoBytes), so that every byte stays initialised.
-        unsafe { std::slice::from_raw_parts_mut(self.raw.as_mut_ptr().cast(), self.count) }
+        unsafe { std::slice::from_raw_parts_mut(self.mapping.inner.raw.as_mut_ptr().cast(), self.count) }
     }
 }
 
@@ -334,6 +381,7 @@ mod tests {
         b.populate_read(0..8192).expect("memory");
         a.populate_write(1..8191).expect("memory");
         a.touch(0..8192, 4096, Advice::LinuxPopulateWrite);
+        a.pages_ahead().map_in(4096, || true);
         b.touch(0..8192, 4096, Advice::LinuxPopulateRead);
         assert_eq!(b.load64(8, Ordering::Acquire), 16, "populating changes nothing");
     }

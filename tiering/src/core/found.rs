@@ -24,8 +24,10 @@ pub struct FoundRecord {
     pub pages: u32,
 }
 
-/// Records whose homes are fetched ahead: the look-ups of a million take half as long.
-const AHEAD: usize = 8;
+/// So many records ahead the home of a key is fetched,
+const HOME_AHEAD: usize = 16;
+/// and so many the line where it will lie, with all that is kept of a line: nothing of a million records is in a cache.
+const LINE_AHEAD: usize = 8;
 
 impl<K: Kept, P: Policy> Core<K, P> {
     /// A segment of this group, in any order; its records are told next. A new use of it comes after all others.
@@ -45,8 +47,13 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// Several records, each as to `record_found`.
     pub fn records_found(&mut self, found: &[FoundRecord]) {
         for (at, record) in found.iter().enumerate() {
-            if let Some(later) = found.get(at + AHEAD) {
+            if let Some(later) = found.get(at + HOME_AHEAD) {
                 self.kept.prefetch(later.pool, &later.key);
+            }
+            if let Some(soon) = found.get(at + LINE_AHEAD)
+                && let Some(line) = self.kept.prefetch_free(soon.pool, &soon.key)
+            {
+                self.tree.prefetch(&self.kept, line);
             }
             self.record_found(record);
         }

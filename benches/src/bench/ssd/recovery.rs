@@ -34,6 +34,8 @@ const RECORDS_QUICK: u64 = 200_000;
 /// Blocks of a chain: written leaf first, as they leave memory.
 const CHAIN: u64 = 32;
 const SEED: u64 = 9;
+/// Keys both of whose windows are full are passed over: one of a million in some starts, by the table's random words.
+const PASSED_OVER_ONE_IN: u64 = 200_000;
 const GOAL_MS: f64 = 500.0;
 /// A segment's header and first chunk; and a chunk.
 const HEAD_PAGES: u32 = 1 + CHUNK_PAGES;
@@ -63,7 +65,8 @@ pub fn run(plan: &Plan, ground: &Ground, report: &mut Report) -> anyhow::Result<
         times.push(tier::serves(plan, &mut host)?);
         cpu.push(cpu_of_process(host.daemon_pid())?.as_secs_f64() * 1e3);
         let found = found(&host)?;
-        ensure!(found == records, "{found} of {records} blocks were found\n{}", host.log_tail());
+        let right = (records - records / PASSED_OVER_ONE_IN..=records).contains(&found);
+        ensure!(right, "{found} of {records} blocks were found\n{}", host.log_tail());
         host.kill_daemon()?;
         let_go(plan, &mut host, log.path())?;
     }
@@ -227,7 +230,7 @@ mod tests {
         let bytes = 4 * (64 << 20);
         write_log(&path, bytes, RECORDS).expect("a log");
         let device = Device::open(&path, bytes, EngineChoice::Auto, DEPTH).expect("the same log");
-        let found = merge(std::slice::from_ref(device.scan()), &device.superblock().groups);
+        let found = merge([device.scan().clone()], &device.superblock().groups);
         assert_eq!(found.groups[0].records.len() as u64, RECORDS);
         assert!(device.scan().segments.iter().all(|segment| !segment.damage.any()));
     }

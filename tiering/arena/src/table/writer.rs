@@ -11,7 +11,7 @@ use super::{
     Found, LineState, Table,
     layout::{self, Homes, WINDOW, bind, head, near, word},
 };
-use crate::{ArenaError, MappedWords, Words};
+use crate::{ArenaError, MappedWords, PagesAhead, Words};
 
 /// All that a live line says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +37,13 @@ pub struct TableWriter<W = MappedWords> {
     pub(super) live: u32,
     /// False from `adopt` until its [`super::Adoption`] is done: nothing may be published before.
     pub(super) ready: bool,
+}
+
+impl TableWriter<MappedWords> {
+    /// For whoever maps its pages in while it is used.
+    pub fn pages_ahead(&self) -> PagesAhead {
+        self.table.words.mapping().pages_ahead()
+    }
 }
 
 impl<W: Words> TableWriter<W> {
@@ -98,6 +105,15 @@ impl<W: Words> TableWriter<W> {
         let key = Key(std::array::from_fn(|i| load(word::KEY + i)));
         let pool = near::pool(load(word::NEAR));
         Some(LiveLine { pool, key, slot, bytes, sum: load(word::SUM), state, generation: bind::generation(bind) })
+    }
+
+    /// A key that is not there is published soon, probably at this line, which the processor is told to fetch; its home
+    /// should have been ([`Table::prefetch`]).
+    #[inline]
+    pub fn prefetch_free(&self, pool: PoolId, key: &Key) -> Option<LineId> {
+        let line = self.free_line(self.table.homes(pool, key).first)?;
+        self.table.words.prefetch(word::of(line));
+        Some(LineId(line))
     }
 
     /// Puts a key into the table; readers find it when this returns. The key must not be there (ask `find`). `Err` names the lines in
@@ -233,6 +249,14 @@ impl<W: Words> TableWriter<W> {
 
     /// The first free line of a window.
     fn free_line(&self, home: u32) -> Option<u32> {
+        if home + WINDOW <= self.table.lines {
+            let (word, bit) = (home as usize / 64, home % 64);
+            let low = self.taken[word] >> bit;
+            // In two steps: by all 64 at once is no shift.
+            let high = self.taken.get(word + 1).copied().unwrap_or(0) << 1 << (63 - bit);
+            let free = !(low | high) & near::MAP;
+            return (free != 0).then(|| home + free.trailing_zeros());
+        }
         let window = (0..WINDOW).map(|steps| layout::line_at(home, steps, self.table.lines));
         let mut free = window.filter(|line| !self.is_taken(*line));
         free.next()
