@@ -2,7 +2,7 @@
 //!
 //! Invariant: the same seed, plan and calls give the same completions and the same bytes.
 //! Invariant: a write reads its memory when it lands, a read fills its memory when it ends: memory that is used again
-//! too early shows. So does memory that two operations have at once, or a name.
+//! too early shows. So does memory that two operations have at once, a place, or a name.
 //! Dropping it is what a kill is: writes under way land, land in part or do not, by the seed; then the disk is still.
 
 mod plan;
@@ -136,7 +136,8 @@ impl Faulty {
         self.injected
     }
 
-    /// What every submitter promises: a name of its own, and memory that nothing else is at.
+    /// What every submitter promises: a name of its own, memory that nothing else is at, and a place that does not change
+    /// under others.
     fn expect_own(&self, io: &Io) {
         let ops = self.under_way.values().chain(&self.hung).map(|op| &op.io);
         for other in self.staged.iter().chain(ops) {
@@ -150,6 +151,12 @@ impl Faulty {
                 let apart = memory.end <= used.start || used.end <= memory.start;
                 assert!(apart, "{:?} is at the memory of {:?}, and one of them reads", io.id, other.id);
             }
+        }
+        // Whoever opens a device again does not know what still hangs.
+        for other in self.staged.iter().chain(self.under_way.values().map(|op| &op.io)) {
+            let changes = [io.kind, other.kind].iter().any(|kind| *kind != IoKind::Read);
+            let apart = io.offset + io.bytes <= other.offset || other.offset + other.bytes <= io.offset;
+            assert!(!changes || apart, "{:?} is where {:?} is under way, and one of them writes", io.id, other.id);
         }
     }
 
