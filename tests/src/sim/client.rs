@@ -384,7 +384,21 @@ impl Client {
         let from = if cx.percent(30) { cx.rng.usize(..keys.len()) } else { 0 };
         let (keys, parent) = (keys[from..].to_vec(), from.checked_sub(1).map(|at| keys[at]));
         let objects = pool == 2;
-        let job = match cx.rng.u32(..100) {
+        if cx.percent(cx.plan.removes) {
+            let job = if cx.percent(5) { call.purge(cx) } else { call.remove(cx, keys) };
+            return self.go_on(cx, job, deadline);
+        }
+        if cx.percent(cx.plan.holds) {
+            let pools = if pool < 2 && cx.rng.bool() { &self.pools[..2] } else { &self.pools[pool..=pool] };
+            let wait = if cx.rng.bool() { Wait::Absent } else { Wait::Filling };
+            let job = call.wait(cx, pools, keys, wait);
+            return self.go_on(cx, job, deadline);
+        }
+        if !objects && self.may_put() && cx.percent(cx.plan.puts) {
+            let job = call.put(cx, keys, parent);
+            return self.go_on(cx, Some(job), deadline);
+        }
+        let job = match cx.rng.u32(..92) {
             0..30 if !objects => {
                 let wait = [Wait::Present, Wait::Present, Wait::Filling, Wait::Absent][cx.rng.usize(..4)];
                 Some(call.get(cx, keys, wait))
@@ -403,18 +417,15 @@ impl Client {
                 None
             }
             88..92 => {
-                let pools = if pool < 2 && cx.rng.bool() { &self.pools[..2] } else { &self.pools[pool..=pool] };
-                let wait = if cx.rng.bool() { Wait::Absent } else { Wait::Filling };
-                call.wait(cx, pools, keys, wait)
-            }
-            92..96 => {
                 self.hint(cx, &session, pool, keys);
                 None
             }
-            96..99 if cx.plan.removes => call.remove(cx, keys),
-            99 if cx.plan.removes && cx.percent(20) => call.purge(cx),
             _ => None,
         };
+        self.go_on(cx, job, deadline)
+    }
+
+    fn go_on(&mut self, cx: &mut Context<'_>, job: Option<Job>, deadline: Duration) -> Result<(), String> {
         if let Some(mut job) = job {
             cx.note(format_args!("begins {} within {} us", job.name(), deadline.as_micros()));
             let stands = self.is_up().then_some(self.epoch).filter(|_| self.manners != Manners::Evil);
