@@ -434,3 +434,16 @@ fn a_scan_deeper_than_its_device_and_decoded_in_any_order_finds_the_same() {
     assert_eq!(deep.progress(), (4, 4));
     assert_eq!(deep.finish(), plain);
 }
+
+#[test]
+fn a_scan_that_is_not_done_has_reads_under_way() {
+    let writer = long();
+    let superblock = writer.volume.superblock();
+    for depth in 1..9 {
+        let mut sheet = writer.volume.device().clone();
+        let mut scan = Scan::new(superblock, depth).expect("memory");
+        while !scan.poll_inline(&mut sheet).expect("polled") {
+            assert!(!sheet.is_idle(), "of depth {depth}: nothing will ever end, and {:?} is read", scan.progress());
+        }
+    }
+}

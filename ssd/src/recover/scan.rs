@@ -101,12 +101,17 @@ impl Scan {
         }
     }
 
-    /// For callers without threads to decode on: `poll`, and decodes here.
+    /// For callers without threads to decode on: `poll`, and decodes here. What a chunk names is read at once: if it came
+    /// last, no other read would end and make anybody poll again.
     pub fn poll_inline<D: Device>(&mut self, device: &mut D) -> io::Result<bool> {
         let mut chunks = Vec::new();
-        self.poll(device, &mut chunks)?;
-        chunks.into_iter().for_each(|chunk| self.decoded(chunk.decode()));
-        Ok(self.is_done())
+        loop {
+            self.poll(device, &mut chunks)?;
+            if chunks.is_empty() {
+                return Ok(self.is_done());
+            }
+            chunks.drain(..).for_each(|chunk| self.decoded(chunk.decode()));
+        }
     }
 
     /// # Panics
