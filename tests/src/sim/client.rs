@@ -35,6 +35,8 @@ use super::{
 /// Head and hazards: what tells the daemon of this client.
 const TOLD_BYTES: usize = control::HAZARDS_OFFSET + 4 * lapis_config::HAZARDS;
 const JOBS_MAX: usize = 4;
+/// Reservations that a fair client has.
+const FILLING_MAX: usize = 2;
 
 /// What a turn works with.
 pub struct Context<'a> {
@@ -404,7 +406,7 @@ impl Client {
                 Some(call.get(cx, keys, wait))
             }
             30..55 if !objects => self.may_put().then(|| call.put(cx, keys, parent)),
-            0..70 if self.may_put() => {
+            0..70 if self.may_put() && self.is_fair(cx.plan) => {
                 // Many classes of sizes share little memory badly.
                 let any = objects && !cx.plan.is_calm();
                 let bytes = if any { cx.rng.u64(16..=handle.block_bytes()) } else { handle.block_bytes() };
@@ -443,6 +445,11 @@ impl Client {
     /// Who gives slots back that it still writes can hurt others of its group: no evil one puts in earnest.
     fn may_put(&self) -> bool {
         !matches!(self.manners, Manners::Reads | Manners::Evil)
+    }
+
+    /// Whether it may reserve: slots that nobody fills keep memory from all others, and fair ones fill what they have first.
+    fn is_fair(&self, plan: &Plan) -> bool {
+        !plan.is_calm() || self.filling.len() < FILLING_MAX
     }
 
     fn hint(&self, cx: &mut Context<'_>, session: &Session, pool: usize, keys: Vec<Key>) {
