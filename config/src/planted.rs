@@ -25,7 +25,8 @@ pub enum Bug {
     CleanBeforeListed,
     /// What a device read is believed.
     ReadBelieved,
-    /// A segment is given to new records while it is read.
+    /// A segment is given to new records while it is read: neither the core nor the device's queue waits for its reads.
+    /// Either of them alone would hold the other's mistake up.
     SegmentFreeDuringRead,
     /// A hold that ended with its block ends the hold of the next one there.
     HoldOfAnother,

@@ -2,7 +2,7 @@
 //!
 //! Invariant: the same seed, plan and calls give the same completions and the same bytes.
 //! Invariant: a write reads its memory when it lands, a read fills its memory when it ends: memory that is used again
-//! too early shows. So does memory that two operations have at once, or a name.
+//! too early shows. So does memory that two operations have at once, a place, or a name.
 //! Dropping it is what a kill is: writes under way land, land in part or do not, by the seed; then the disk is still.
 
 mod plan;
@@ -41,6 +41,7 @@ pub struct Faulty {
     last_due: Time,
     begun: u64,
     is_gone: bool,
+    places_apart: bool,
     injected: Injected,
 }
 
@@ -70,6 +71,7 @@ impl Faulty {
             last_due: Time(0),
             begun: 0,
             is_gone: false,
+            places_apart: false,
             injected: Injected::default(),
         }
     }
@@ -92,6 +94,11 @@ impl Faulty {
             return Some(self.now);
         }
         self.under_way.first_key_value().map(|((due, _), _)| *due)
+    }
+
+    /// From now on no operation may change a place where another is under way: a log never does so.
+    pub fn keep_places_apart(&mut self) {
+        self.places_apart = true;
     }
 
     /// Another plan from now on.
@@ -136,7 +143,8 @@ impl Faulty {
         self.injected
     }
 
-    /// What every submitter promises: a name of its own, and memory that nothing else is at.
+    /// What every submitter promises: a name of its own, and memory that nothing else is at; from some also a place
+    /// that does not change under others.
     fn expect_own(&self, io: &Io) {
         let ops = self.under_way.values().chain(&self.hung).map(|op| &op.io);
         for other in self.staged.iter().chain(ops) {
@@ -150,6 +158,15 @@ impl Faulty {
                 let apart = memory.end <= used.start || used.end <= memory.start;
                 assert!(apart, "{:?} is at the memory of {:?}, and one of them reads", io.id, other.id);
             }
+        }
+        if !self.places_apart {
+            return;
+        }
+        // Whoever opens a device again does not know what still hangs.
+        for other in self.staged.iter().chain(self.under_way.values().map(|op| &op.io)) {
+            let changes = [io.kind, other.kind].iter().any(|kind| *kind != IoKind::Read);
+            let apart = io.offset + io.bytes <= other.offset || other.offset + other.bytes <= io.offset;
+            assert!(!changes || apart, "{:?} is where {:?} is under way, and one of them writes", io.id, other.id);
         }
     }
 

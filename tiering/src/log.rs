@@ -205,6 +205,13 @@ impl Log {
         self.lines.contains_key(&segment)
     }
 
+    /// Whether a place is to be written by a new use of its segment, or may be at any time.
+    pub fn is_given_anew(&self, at: SsdPlace, pages: u32) -> bool {
+        let segment = at.segment();
+        let is_spare = self.devices.get(&segment.device()).is_some_and(|device| device.spare.contains(&segment));
+        is_spare || self.uses.get(&segment).is_some_and(|open| open.cursor < at.page().0 + pages)
+    }
+
     /// Every segment with each of its lines.
     pub fn lines_by_segment(&self) -> impl Iterator<Item = (SegmentId, LineId)> + '_ {
         self.lines.iter().flat_map(|(&segment, lines)| lines.iter().map(move |&line| (segment, line)))

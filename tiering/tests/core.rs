@@ -476,6 +476,21 @@ fn a_verdict_on_bytes_that_were_replaced_meanwhile_counts_for_nothing() {
     assert_eq!(scene.core.counts().corrupt, 0);
 }
 
+/// An empty log on one device serves.
+fn with_log(scene: &mut Scene) {
+    scene.core.ssd_coming();
+    scene.core.ssd_opened(lapis_tiering::LogOptions {
+        group: 0,
+        segment_pages: 1 << 14,
+        sequence_first: 1,
+        sequence_end: 1 << 32,
+        list_after_us: 20_000,
+        durable: false,
+    });
+    scene.core.device_added(0);
+    scene.core.ssd_ready(scene.now);
+}
+
 /// Carries out what the core wants of a device, all of it well, until nothing is wanted; the slots in the order written.
 fn serve_device(scene: &mut Scene, next: &mut u32) -> Vec<lapis_config::SlotId> {
     let mut written = Vec::new();
@@ -502,17 +517,7 @@ fn serve_device(scene: &mut Scene, next: &mut u32) -> Vec<lapis_config::SlotId> 
 fn a_flush_writes_every_block_that_is_only_in_memory_and_parents_before_their_children() {
     let mut scene = Scene::new(&[64 * MIB]);
     let pool = scene.pool(PoolKind::Chain, 100, 1);
-    scene.core.ssd_coming();
-    scene.core.ssd_opened(lapis_tiering::LogOptions {
-        group: 0,
-        segment_pages: 1 << 14,
-        sequence_first: 1,
-        sequence_end: 1 << 32,
-        list_after_us: 20_000,
-        durable: false,
-    });
-    scene.core.device_added(0);
-    scene.core.ssd_ready(scene.now);
+    with_log(&mut scene);
     let mut segments = 0;
     serve_device(&mut scene, &mut segments);
     for chain in 0..100 {
@@ -540,5 +545,37 @@ fn a_flush_writes_every_block_that_is_only_in_memory_and_parents_before_their_ch
         assert!(order(chain).is_sorted(), "a parent comes first");
     }
     assert!(order(99) < order(0), "the hottest chain comes first");
+    scene.core.audit().unwrap();
+}
+
+/// One chain fills the memory, and all that may go of it is its last block, which a device takes its time to write.
+#[test]
+fn a_put_at_its_deadline_waits_for_no_device() {
+    let mut scene = Scene::new(&[MIB]);
+    let pool = scene.pool(PoolKind::Chain, 100, 1);
+    with_log(&mut scene);
+    (1..32).for_each(|part| assert_eq!(scene.put_chain(pool, 0, 8 * part), 8));
+    let keys: Vec<_> = (0..16).map(|depth| key(1, depth)).collect();
+    scene.ask_reserve(pool, 4096, &keys, Parent::None, 1_000_000);
+    let (mut segments, mut writes, mut answered) = (0, 0, Vec::new());
+    for _ in 0..100 {
+        while let Some(action) = scene.core.poll_action() {
+            match action {
+                Action::NeedSegment { device } => {
+                    scene.core.segment_given(lapis_config::SegmentId::new(device, segments));
+                    segments += 1;
+                }
+                Action::OpenSegment { op, .. } => scene.core.completed(scene.now, op, Outcome::Ok),
+                Action::WriteSsd { .. } => writes += 1,
+                Action::Reply { reply: Reply::Reserved { results }, .. } => answered = results,
+                _ => {}
+            }
+        }
+        scene.now.0 += 10_000;
+        scene.core.tick(scene.now);
+    }
+    assert!(writes > 0, "the last blocks are written first");
+    assert_eq!(answered.len(), 16);
+    assert!(answered.iter().all(|result| matches!(result, Reserved::Slot(_))), "{answered:?}");
     scene.core.audit().unwrap();
 }

@@ -439,11 +439,14 @@ fn a_scan_deeper_than_its_device_and_decoded_in_any_order_finds_the_same() {
 }
 
 #[test]
-fn a_scan_that_is_not_over_has_reads_under_way_that_can_be_waited_for() {
+fn a_scan_that_is_not_done_has_reads_under_way() {
     let writer = long();
-    let mut sheet = writer.volume.device().clone();
-    let mut scan = Scan::new(writer.volume.superblock(), 3).expect("memory");
-    while !scan.poll_inline(&mut sheet).expect("polled") {
-        assert!(!sheet.is_idle(), "after {:?} segments", scan.progress());
+    let superblock = writer.volume.superblock();
+    for depth in 1..9 {
+        let mut sheet = writer.volume.device().clone();
+        let mut scan = Scan::new(superblock, depth).expect("memory");
+        while !scan.poll_inline(&mut sheet).expect("polled") {
+            assert!(!sheet.is_idle(), "of depth {depth}: nothing will ever end, and {:?} is read", scan.progress());
+        }
     }
 }

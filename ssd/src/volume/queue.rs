@@ -6,7 +6,10 @@
 
 use std::collections::VecDeque;
 
-use lapis_config::SegmentId;
+use lapis_config::{
+    SegmentId,
+    planted::{self, Bug},
+};
 
 use super::Command;
 
@@ -58,7 +61,8 @@ impl Queue {
     /// A segment whose discarding may begin: nothing on it waits, and nothing is `under_way`.
     pub fn next_discard(&mut self, under_way: impl Fn(SegmentId) -> bool) -> Option<SegmentId> {
         let waits = |segment| self.reads.iter().chain(&self.others).any(|c| c.segment() == Some(segment));
-        let ready = self.fences.iter().position(|f| !f.begun && !under_way(f.segment) && !waits(f.segment))?;
+        let busy = |segment| (under_way(segment) || waits(segment)) && !planted::is(Bug::SegmentFreeDuringRead);
+        let ready = self.fences.iter().position(|f| !f.begun && !busy(f.segment))?;
         self.fences[ready].begun = true;
         Some(self.fences[ready].segment)
     }

@@ -35,6 +35,8 @@ use super::{
 /// Head and hazards: what tells the daemon of this client.
 const TOLD_BYTES: usize = control::HAZARDS_OFFSET + 4 * lapis_config::HAZARDS;
 const JOBS_MAX: usize = 4;
+/// Reservations that a fair client has.
+const FILLING_MAX: usize = 2;
 
 /// What a turn works with.
 pub struct Context<'a> {
@@ -384,13 +386,27 @@ impl Client {
         let from = if cx.percent(30) { cx.rng.usize(..keys.len()) } else { 0 };
         let (keys, parent) = (keys[from..].to_vec(), from.checked_sub(1).map(|at| keys[at]));
         let objects = pool == 2;
-        let job = match cx.rng.u32(..100) {
+        if cx.percent(cx.plan.removes) {
+            let job = if cx.percent(5) { call.purge(cx) } else { call.remove(cx, keys) };
+            return self.go_on(cx, job, deadline);
+        }
+        if cx.percent(cx.plan.holds) {
+            let pools = if pool < 2 && cx.rng.bool() { &self.pools[..2] } else { &self.pools[pool..=pool] };
+            let wait = if cx.rng.bool() { Wait::Absent } else { Wait::Filling };
+            let job = call.wait(cx, pools, keys, wait);
+            return self.go_on(cx, job, deadline);
+        }
+        if !objects && self.may_put() && cx.percent(cx.plan.puts) {
+            let job = call.put(cx, keys, parent);
+            return self.go_on(cx, Some(job), deadline);
+        }
+        let job = match cx.rng.u32(..92) {
             0..30 if !objects => {
                 let wait = [Wait::Present, Wait::Present, Wait::Filling, Wait::Absent][cx.rng.usize(..4)];
                 Some(call.get(cx, keys, wait))
             }
             30..55 if !objects => self.may_put().then(|| call.put(cx, keys, parent)),
-            0..70 if self.may_put() => {
+            0..70 if self.may_put() && self.is_fair(cx.plan) => {
                 // Many classes of sizes share little memory badly.
                 let any = objects && !cx.plan.is_calm();
                 let bytes = if any { cx.rng.u64(16..=handle.block_bytes()) } else { handle.block_bytes() };
@@ -403,18 +419,15 @@ impl Client {
                 None
             }
             88..92 => {
-                let pools = if pool < 2 && cx.rng.bool() { &self.pools[..2] } else { &self.pools[pool..=pool] };
-                let wait = if cx.rng.bool() { Wait::Absent } else { Wait::Filling };
-                call.wait(cx, pools, keys, wait)
-            }
-            92..96 => {
                 self.hint(cx, &session, pool, keys);
                 None
             }
-            96..99 if cx.plan.removes => call.remove(cx, keys),
-            99 if cx.plan.removes && cx.percent(20) => call.purge(cx),
             _ => None,
         };
+        self.go_on(cx, job, deadline)
+    }
+
+    fn go_on(&mut self, cx: &mut Context<'_>, job: Option<Job>, deadline: Duration) -> Result<(), String> {
         if let Some(mut job) = job {
             cx.note(format_args!("begins {} within {} us", job.name(), deadline.as_micros()));
             let stands = self.is_up().then_some(self.epoch).filter(|_| self.manners != Manners::Evil);
@@ -432,6 +445,11 @@ impl Client {
     /// Who gives slots back that it still writes can hurt others of its group: no evil one puts in earnest.
     fn may_put(&self) -> bool {
         !matches!(self.manners, Manners::Reads | Manners::Evil)
+    }
+
+    /// Whether it may reserve: slots that nobody fills keep memory from all others, and fair ones fill what they have first.
+    fn is_fair(&self, plan: &Plan) -> bool {
+        !plan.is_calm() || self.filling.len() < FILLING_MAX
     }
 
     fn hint(&self, cx: &mut Context<'_>, session: &Session, pool: usize, keys: Vec<Key>) {

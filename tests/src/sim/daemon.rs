@@ -60,6 +60,7 @@ pub struct Daemon {
     pub gone: Vec<bool>,
     pub faults: Faults,
     queue: usize,
+    start_latency_us: u64,
     segment_bytes: u64,
     /// Whether this life has told that it serves what is on SSD.
     served: bool,
@@ -97,7 +98,7 @@ fn options(plan: &Plan, rng: &mut Rng) -> EngineOptions {
         core: CoreOptions {
             magazine_bytes_max,
             idle_recall: Duration::from_millis(50),
-            write_back_ahead_bytes: dram_bytes / 16,
+            write_back_ahead_bytes: dram_bytes / plan.ahead_part,
             ..CoreOptions::default()
         },
     };
@@ -132,6 +133,7 @@ impl Daemon {
             gone: vec![false; plan.devices],
             faults: plan.faults(),
             queue: plan.queue,
+            start_latency_us: plan.start_latency_us,
             segment_bytes: plan.segment_bytes,
             served: false,
             owed: None,
@@ -214,8 +216,12 @@ impl Daemon {
     fn open(&mut self, now: Time, rng: &mut Rng, model: &Model) -> Result<bool, String> {
         self.lives += 1;
         let wire = SimWire { net: self.net.clone(), fuse: self.fuse.clone() };
-        let Self { disks, gone, queue, faults, .. } = &*self;
-        let hardware = Hardware { disks, gone, queue: *queue, faults: faults.clone() };
+        let Self { disks, gone, queue, faults, start_latency_us, .. } = &*self;
+        let faults = Faults {
+            latency_us: faults.latency_us.start..faults.latency_us.end.max(*start_latency_us),
+            ..faults.clone()
+        };
+        let hardware = Hardware { disks, gone, queue: *queue, faults };
         let movers = SimMovers::new(now, rng.fork(), self.fuse.clone(), self.jobs.clone(), &hardware);
         self.served = false;
         let keeper = Box::new(SimKeeper { store: self.store.clone(), fuse: self.fuse.clone() });

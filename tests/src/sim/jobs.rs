@@ -203,7 +203,7 @@ impl Job {
 
     fn slack(&self, plan: &Plan) -> Duration {
         let removal = matches!(self.what, What::Ask(_, Ask::Removal(_)));
-        let slow = plan.has_ssd() && (!plan.is_honest() || plan.delay > 0);
+        let slow = plan.has_ssd() && (!plan.is_honest() || plan.is_slow());
         Duration::from_micros(if removal && slow { REMOVAL_US } else { SLACK_US })
     }
 
@@ -307,8 +307,11 @@ impl Job {
                 let reservation = job.take().expect("finished once").finish();
                 cx.note(format_args!("reserved {:?}", reservation.results()));
                 for result in reservation.results() {
-                    if let ReserveResult::Refused(reason) = result {
-                        refused(cx, *reason, deadline_us)?;
+                    match result {
+                        // Its share is reserved, and it has yet to fill that.
+                        ReserveResult::Refused(Refusal::Limit) => {}
+                        ReserveResult::Refused(reason) => refused(cx, *reason, deadline_us)?,
+                        _ => {}
                     }
                 }
                 let (keys, table, pool) = (std::mem::take(keys), self.table, self.pool);
@@ -336,8 +339,9 @@ fn refused(cx: &mut Context<'_>, reason: Refusal, deadline_us: u64) -> Result<()
     *cx.tally.refused.entry(reason as u8).or_insert(0) += 1;
     let may = match reason {
         Refusal::Gone | Refusal::Late | Refusal::Draining | Refusal::NoParent => true,
-        // Others fill what they have reserved meanwhile; memory is on its way, or its announcement.
-        Refusal::AllPinned => deadline_us < 900_000,
+        // Others fill what they have reserved meanwhile, slow ones for longer than anybody waits; so do slow devices, and
+        // who waits behind others may not drop what is to be written for them. Memory is on its way, or its announcement.
+        Refusal::AllPinned => deadline_us < 900_000 || cx.plan.pace > 1 || cx.plan.is_slow(),
         Refusal::NotReady => deadline_us < 900_000 || cx.plan.groups > 1,
         _ => false,
     };

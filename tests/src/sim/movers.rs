@@ -54,6 +54,7 @@ impl SimMovers {
         count.set(0);
         let drives = hardware.disks.iter().zip(hardware.gone).map(|(disk, gone)| {
             let mut device = Faulty::new(disk, hardware.queue, hardware.faults.clone(), rng.u64(..));
+            device.keep_places_apart();
             device.advance(now);
             if *gone {
                 device.vanish();

@@ -90,7 +90,11 @@ knobs! {
     forks: bool,
     stalls: bool,
     evil: bool,
-    removes: bool,
+    /// Of 100 things that clients begin: removals and purges, gets that hold what they are answered, and puts beside
+    /// those that are anyway.
+    removes: u32,
+    holds: u32,
+    puts: u32,
     /// Of the SSD tier; 0: there is none.
     devices: usize,
     segment_bytes: u64,
@@ -98,6 +102,11 @@ knobs! {
     segments: u64,
     /// Operations that a device takes at once.
     queue: usize,
+    /// What an operation takes, at most; and before the daemon has found all that is there.
+    latency_us: u64,
+    start_latency_us: u64,
+    /// A part of the memory is kept clean.
+    ahead_part: u64,
     list_after_us: u64,
     durable: bool,
     /// Kills that take memory along, and what was not flushed.
@@ -122,10 +131,16 @@ knobs! {
 impl Plan {
     pub fn of(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let mut percent = |p: u32| rng.u32(..100) < p;
-        let (kills, crashes, stalls, evil) = (percent(60), percent(60), percent(25), percent(25));
-        let (colds, forks, removes) = (kills && percent(30), crashes && percent(50), percent(50));
-        let groups = if percent(25) { 2 } else { 1 };
+        let percent = |rng: &mut Rng, p: u32| rng.u32(..100) < p;
+        let (kills, crashes) = (percent(&mut rng, 60), percent(&mut rng, 60));
+        let (stalls, evil) = (percent(&mut rng, 25), percent(&mut rng, 25));
+        let (colds, forks) = (kills && percent(&mut rng, 30), crashes && percent(&mut rng, 50));
+        // Some hosts do little else than that.
+        let removes = if percent(&mut rng, 50) { [4, 4, 12][rng.usize(..3)] } else { 0 };
+        let holds = [4, 4, 30][rng.usize(..3)];
+        // A few keys come and go again and again.
+        let few = rng.u32(..10) < 2;
+        let groups = if percent(&mut rng, 25) { 2 } else { 1 };
         let plan = Self {
             seed,
             turns: rng.u32(1_500..4_000),
@@ -133,7 +148,7 @@ impl Plan {
             extents: rng.u64(1..4) + groups as u64 - 1,
             lines: rng.u64(512..2_048),
             clients: rng.usize(1..6),
-            chains: rng.u64(4..40),
+            chains: if few { rng.u64(1..4) } else { rng.u64(4..40) },
             depth: rng.u64(2..12),
             views: if rng.bool() { 4 } else { 40 },
             pace: 1,
@@ -144,10 +159,15 @@ impl Plan {
             stalls,
             evil,
             removes,
+            holds,
+            puts: 0,
             devices: 0,
             segment_bytes: 256 << 10,
             segments: 8,
             queue: 1,
+            latency_us: 200,
+            start_latency_us: 200,
+            ahead_part: 16,
             list_after_us: 0,
             durable: false,
             power_cuts: false,
@@ -180,19 +200,27 @@ impl Plan {
         let (eio, short, torn, bit_flip) = (wrong(200), wrong(300), wrong(400), wrong(400));
         let (misdirected, lost, stale, full) = (wrong(300), wrong(300), wrong(300), wrong(200));
         let hang = wrong(60);
-        let (delay, reorder) = (rate(30, 500), rate(40, 3_000));
+        let (delay, reorder) = (rate(30, 3_000), rate(40, 3_000));
         let groups = self.groups as u64;
+        // Segments come and go.
+        let churns = rng.u32(..10) < 3;
+        let few = self.chains < 4;
+        let latency_us = [200, 200, 200, 2_000][rng.usize(..4)];
         let slow = (faulty || rng.u32(..10) == 0) && rng.bool();
         Self {
             // Little memory, many blocks: they go to SSD and come back.
             turns: rng.u32(1_500..6_000),
             extents: if rng.u32(..10) < 6 { groups } else { self.extents },
-            chains: rng.u64(8..80),
+            chains: if few { self.chains } else { rng.u64(8..80) },
+            puts: if churns { 40 } else { 0 },
             pace: if slow { rng.u64(10..60) } else { 1 },
-            devices: rng.usize(1..4),
-            segment_bytes: (256 << 10) << rng.u32(..3),
-            segments: rng.u64(6..18),
+            devices: if churns { 1 } else { rng.usize(1..4) },
+            segment_bytes: (256 << 10) << if churns { 0 } else { rng.u32(..3) },
+            segments: rng.u64(6..if churns { 9 } else { 18 }),
             queue: [1, 4, 32][rng.usize(..3)],
+            latency_us,
+            start_latency_us: if rng.u32(..10) < 3 { 20_000 } else { latency_us },
+            ahead_part: if churns { 1 } else { 16 },
             list_after_us: [1_000, 20_000, 100_000][rng.usize(..3)],
             durable: rng.u32(..10) < 4,
             power_cuts: self.kills && rng.u32(..10) < 4,
@@ -230,9 +258,14 @@ impl Plan {
             delay: self.delay,
             hang: self.hang,
             reorder: self.reorder,
-            latency_us: 20..200,
+            latency_us: 20..self.latency_us,
             delay_max: Duration::from_micros(self.delay_max_us),
         }
+    }
+
+    /// Whether devices take longer than a call that is in a hurry.
+    pub fn is_slow(&self) -> bool {
+        self.delay > 0 || self.latency_us.max(self.start_latency_us) > 200
     }
 
     /// Whether devices say that they did what they did not.

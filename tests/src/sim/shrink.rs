@@ -4,7 +4,7 @@
 use super::{Plan, run};
 
 /// What these mean when they are off. All others: 0.
-const LEAST: [(&str, u64); 12] = [
+const LEAST: [(&str, u64); 15] = [
     ("turns", 50),
     ("groups", 1),
     ("extents", 1),
@@ -17,6 +17,9 @@ const LEAST: [(&str, u64); 12] = [
     ("segment_bytes", 256 << 10),
     ("segments", 8),
     ("queue", 1),
+    ("latency_us", 200),
+    ("start_latency_us", 200),
+    ("ahead_part", 16),
 ];
 /// Runs that shrinking may take.
 const RUNS_MAX: u32 = 400;

@@ -1,10 +1,11 @@
 //! Everybody on the host, turn by turn, in the order of virtual time.
 
-use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc, sync::Once, time::Duration};
 
 use fastrand::Rng;
 use lapis_config::Time;
 use lapis_ssd::faulty::Faults;
+use lapis_tiering::face::Counts;
 
 use super::{
     client::{Client, Context, Manners},
@@ -82,13 +83,15 @@ struct World {
     movers_at: Time,
     chaos_at: Time,
     ending: bool,
-    counts_last: String,
+    /// Of every group, with how many clients it knows.
+    counts_last: Vec<(Counts, usize)>,
     /// Of this daemon, what was tallied already.
     counted: [u64; 7],
 }
 
 /// Runs one seed to its end. The error says what was wrong, with the last things that happened.
 pub fn run(plan: Plan) -> Result<Outcome, String> {
+    keep_memory();
     let mut world = World::new(plan);
     let lived = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.live()));
     let lived = lived.unwrap_or_else(|panic| {
@@ -104,6 +107,18 @@ pub fn run(plan: Plan) -> Result<Outcome, String> {
         }),
         Err(wrong) => Err(format!("{}{:#?}\n{wrong}", world.trace.last(), world.plan)),
     }
+}
+
+/// Payloads come and go all the time: what is freed stays with the process, and the kernel need not clear it again.
+fn keep_memory() {
+    const KEPT_BYTES: libc::c_int = 32 << 20;
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        for option in [libc::M_MMAP_THRESHOLD, libc::M_TRIM_THRESHOLD] {
+            // SAFETY: it sets a number of the allocator, behind its own lock.
+            unsafe { libc::mallopt(option, KEPT_BYTES) };
+        }
+    });
 }
 
 impl World {
@@ -132,7 +147,7 @@ impl World {
             movers_at: Time(0),
             chaos_at: Time(0),
             ending: false,
-            counts_last: String::new(),
+            counts_last: Vec::new(),
             counted: [0; 7],
         }
     }
@@ -163,17 +178,24 @@ impl World {
     /// Devices do nothing wrong any more; some of those that hang go on doing so.
     fn heal(&mut self) {
         self.daemon.faults = Faults { latency_us: 20..200, ..Faults::NONE };
-        let faults = self.daemon.faults.clone();
+        self.set_faults();
         let releases = self.rng.u32(..10) < 7;
         self.daemon.gone.fill(false);
         let Some(engine) = &mut self.daemon.engine else { return };
         for at in 0..self.plan.devices {
             let device = engine.movers_mut().device(self.now, at);
-            device.set_faults(faults.clone());
             device.come_back();
             if releases {
                 device.release_hung();
             }
+        }
+    }
+
+    /// From now on devices do wrong what their plan says, and take as long.
+    fn set_faults(&mut self) {
+        let Some(engine) = &mut self.daemon.engine else { return };
+        for at in 0..self.plan.devices {
+            engine.movers_mut().device(self.now, at).set_faults(self.daemon.faults.clone());
         }
     }
 
@@ -183,7 +205,7 @@ impl World {
         self.turns += 1;
         let (due, who) = self.next();
         if due == Time::NEVER {
-            return Err(format!("nothing will ever happen again: {}{}", self.counts_last, self.left()));
+            return Err(format!("nothing will ever happen again: {:?}{}", self.counts_last, self.left()));
         }
         self.now = self.now.max(due);
         self.net.borrow_mut().now = self.now;
@@ -269,11 +291,13 @@ impl World {
         if was_down {
             self.trace.note(self.now, format_args!("daemon starts, life {}", self.daemon.lives));
             (self.counted, self.movers_at) = ([0; 7], self.now);
+            self.counts_last.clear();
             let tables = self.daemon.engine.iter().flat_map(|engine| engine.groups()).map(|group| group.table_id);
             tables.for_each(|table| self.model.table_starts(table));
             self.judge()?;
         }
         if self.daemon.begins_to_serve() {
+            self.set_faults();
             self.model.ssd_serves();
             if self.plan.is_kept() && !self.plan.evil {
                 self.tally.recovered += self.daemon.judge_recovery(&self.model)?;
@@ -310,11 +334,15 @@ impl World {
     }
 
     fn note_counts(&mut self) -> Result<(), String> {
-        use std::fmt::Write;
         let Some(engine) = &self.daemon.engine else { return Ok(()) };
-        let (mut text, mut sums) = (String::new(), [0; 7]);
-        for group in engine.groups() {
-            let counts = group.core.counts();
+        self.tally.expelled = self.tally.expelled.max(engine.counts().clients_expelled);
+        let now = engine.groups().iter().map(|group| (group.core.counts(), group.clients.len()));
+        if now.clone().eq(self.counts_last.iter().copied()) {
+            return Ok(());
+        }
+        self.counts_last = now.collect();
+        let mut sums = [0; 7];
+        for (counts, _) in &self.counts_last {
             let own = [
                 counts.evictions,
                 counts.corrupt,
@@ -325,10 +353,8 @@ impl World {
                 counts.ssd_found,
             ];
             sums.iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
-            write!(text, "{counts:?} {} clients; ", group.clients.len()).expect("a string takes all");
         }
         let tally = &mut self.tally;
-        tally.expelled = tally.expelled.max(engine.counts().clients_expelled);
         let tallied = [
             &mut tally.evictions,
             &mut tally.corrupt,
@@ -344,10 +370,7 @@ impl World {
         self.counted = sums;
         let [evictions, corrupt, ..] = sums;
         self.model.forgetful |= evictions + corrupt > 0;
-        if text != self.counts_last {
-            self.trace.note(self.now, format_args!("{text}"));
-            self.counts_last = text;
-        }
+        self.trace.note(self.now, format_args!("{:?}", self.counts_last));
         let rots = self.plan.lies() || self.plan.power_cuts && !self.plan.durable;
         if corrupt > 0 && !self.plan.evil && !rots {
             return Err(format!("{corrupt} blocks do not fit their sums"));
@@ -515,7 +538,7 @@ impl World {
         let until = self.now.after(self.rest_max());
         while !self.at_rest() {
             self.turn()?;
-            self.before(until, &format!("not at rest: {}{}", self.counts_last, self.left()))?;
+            self.before(until, &format!("not at rest: {:?}{}", self.counts_last, self.left()))?;
         }
         self.daemon.audit()?;
         self.judge()?;

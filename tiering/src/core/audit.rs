@@ -20,6 +20,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
         self.memory.audit()?;
         let lines = self.audit_slots()?;
+        self.audit_flights()?;
         for &line in lines.values() {
             self.audit_line(line)?;
         }
@@ -116,6 +117,29 @@ impl<K: Kept, P: Policy> Core<K, P> {
             }
         }
         (reading, dropped)
+    }
+
+    /// What devices are at is nobody else's: neither the memory of an operation nor what it reads.
+    fn audit_flights(&self) -> Result<(), String> {
+        for (id, op) in &self.ops {
+            let (slot, right) = match *op {
+                Op::Write { line: Some(line), slot, .. } => (slot, SlotState::Used(line)),
+                Op::Write { line: None, slot, .. } => (slot, SlotState::Aside),
+                Op::Read { slot, .. } => (slot, SlotState::IoIn),
+                _ => continue,
+            };
+            let state = self.memory.locate(slot).map(|(found, index)| self.kept.slot_state(&found.slab, index));
+            if state != Some(right) {
+                return Err(format!("slot {} is {state:?} while {op:?} is under way as {}", slot.0, id.0));
+            }
+            // What is read for nobody may be of a device that was out and came back.
+            if let Op::Read { line: Some(_), at, pages, .. } = *op
+                && self.ssd.log.as_ref().is_some_and(|log| log.is_given_anew(at, pages))
+            {
+                return Err(format!("segment {:x} is given to new records while {op:?} is under way", at.segment().0));
+            }
+        }
+        Ok(())
     }
 
     /// What every line says of its copy on SSD, against the log.
@@ -217,7 +241,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             self.clients.values().flat_map(|client| client.gots.iter().flat_map(|got| got.held.iter().copied()));
         let of_reservations = self.reservations.values().filter_map(|reservation| reservation.held());
         for held in of_gots.chain(of_reservations).chain(self.puts.held()).chain(self.gets.held()) {
-            if self.holds.counts(held) {
+            if self.holds.life(held.line) == Some(held.life) {
                 *counts.entry(held.line).or_insert(0) += 1;
             }
         }

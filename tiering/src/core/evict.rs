@@ -37,7 +37,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             // Blocks that wait to be read need room at once, though they ask for it one by one.
             let wanted = short.max(self.ssd.queue.len() as u32);
             while left < short && (force || left + leaving < wanted) {
-                let Some(line) = self.victim(shelf, &mut leaving) else { break };
+                let Some(line) = self.victim(shelf, &mut leaving, force) else { break };
                 // Those that came up on the way and are being written go first.
                 if !force && left + leaving >= wanted {
                     break;
@@ -84,8 +84,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     /// The next block of the shelf that may go. What comes up and may not is unlinked until it may; what is being written
-    /// is counted as leaving.
-    fn victim(&mut self, shelf: Shelf, leaving: &mut u32) -> Option<LineId> {
+    /// is counted as leaving, and goes only with `force`.
+    fn victim(&mut self, shelf: Shelf, leaving: &mut u32, force: bool) -> Option<LineId> {
         self.expire_pins(shelf);
         while let Some(line) = self.policy.coldest(&self.kept, shelf, self.now) {
             let entry = self.kept.entry(line);
@@ -100,7 +100,21 @@ impl<K: Kept, P: Policy> Core<K, P> {
             self.policy.unlink(&mut self.kept, shelf, line);
             self.relink(line);
         }
-        self.softest(shelf)
+        let moving = if force { self.coldest_moving(shelf) } else { None };
+        moving.or_else(|| self.softest(shelf))
+    }
+
+    /// The coldest of the blocks that are on their way to SSD, first of those that only wait to be listed: their slots
+    /// come free at once. A slow device takes longer than anybody waits, and with the leaves of a few chains it would
+    /// hold all memory up.
+    fn coldest_moving(&self, shelf: Shelf) -> Option<LineId> {
+        let may_go = |line: LineId| {
+            let kept = self.kept.entry(line).flags & (HELD | PINNED) != 0;
+            !kept && self.shelf_of_line(line) == shelf && self.tree.is_dram_leaf(&self.kept, line)
+        };
+        let moving = self.ssd.moving.iter().filter(|&(&line, _)| may_go(line));
+        let order = |line: LineId, written: bool| (!written, self.kept.entry(line).last_use, line);
+        moving.map(|(&line, moving)| order(line, moving.op.is_none())).min().map(|(.., line)| line)
     }
 
     /// Makes a block that is no candidate one again, if it may go now: it came up before, so it goes next.

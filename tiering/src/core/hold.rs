@@ -60,9 +60,14 @@ impl Holds {
         self.counts.get(&line).map_or(0, |holders| holders.count)
     }
 
+    /// Of the line's present holders, if it has any.
+    pub fn life(&self, line: LineId) -> Option<u64> {
+        self.counts.get(&line).map(|holders| holders.life)
+    }
+
     /// Whether the holder still counts.
     pub fn counts(&self, held: Held) -> bool {
-        self.counts.get(&held.line).is_some_and(|holders| holders.life == held.life || planted::is(Bug::HoldOfAnother))
+        self.life(held.line).is_some_and(|life| life == held.life || planted::is(Bug::HoldOfAnother))
     }
 
     pub fn lines(&self) -> impl Iterator<Item = LineId> + '_ {
