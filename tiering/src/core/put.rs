@@ -106,6 +106,11 @@ impl PutWaits {
         short
     }
 
+    /// When the first of those that wait for the shelf has no time left to wait for devices.
+    fn force_from(&self, shelf: Shelf) -> Option<Time> {
+        self.queues.get(&shelf)?.iter().map(|waiter| waiter.force_from).min()
+    }
+
     fn is_full(&self, id: ClientId, most: usize) -> bool {
         self.count >= most || self.by_client.get(&id).is_some_and(|&count| count >= CLIENT_WAITS_MAX)
     }
@@ -286,6 +291,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
         // Also while others of the shelf are before it: its deadline may come first.
         if self.puts.waits(shelf) {
             self.puts.wakes.insert((deadline, shelf));
+            if self.can_write() || self.is_coming() {
+                self.puts.wakes.insert((force_from, shelf));
+            }
         }
     }
 
@@ -307,9 +315,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
                     continue;
                 }
             }
+            // Nobody behind it gets anything before it does: it waits no longer than any of them can.
+            let behind = self.puts.force_from(shelf).unwrap_or(Time::NEVER);
             let patience = match self.now {
-                now if now < waiter.evict_from => Patience::Long,
-                now if now < waiter.force_from => Patience::Short,
+                now if now < waiter.evict_from.min(behind) => Patience::Long,
+                now if now < waiter.force_from.min(behind) => Patience::Short,
                 _ => Patience::None,
             };
             let room = self.obtain(shelf, need, client, patience, &mut waiter.slots);
