@@ -62,11 +62,15 @@ pub fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
             if round < warm {
                 continue;
             }
-            let mut places = [0, 1].map(|_| rng.usize(..=source.blocks() - BATCH));
-            if round % 2 == 0 {
-                places.reverse();
-            }
-            let (summed, bare) = (copies.batch(&keys, places, true), copies.batch(&keys, places, false));
+            // Each of other blocks, in turns: what one leaves in the caches must not serve the other.
+            let [here, there] = [(); 2].map(|()| [(); 2].map(|()| rng.usize(..=source.blocks() - BATCH)));
+            let (summed, bare) = if round % 2 == 0 {
+                let summed = copies.batch(&keys, here, true);
+                (summed, copies.batch(&keys, there, false))
+            } else {
+                let bare = copies.batch(&keys, there, false);
+                (copies.batch(&keys, here, true), bare)
+            };
             let sums = (summed.as_secs_f64() - bare.as_secs_f64()).max(0.0);
             let rate = |seconds: f64| (BATCH * block_bytes) as f64 / seconds.max(1e-9) / 1e9;
             pairs.push(rate(whole), rate((whole - sums).max(whole / 10.0)));
