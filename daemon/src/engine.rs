@@ -6,6 +6,7 @@
 //! Invariant: a slot number leaves the daemon only after its state was written to the kept memory (by the core).
 
 mod lives;
+mod recovery;
 mod requests;
 mod ssd;
 
