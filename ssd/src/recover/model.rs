@@ -1,6 +1,9 @@
 //! Recovery against a plain model: what a correct core did to a device, cut, torn, reordered or spoilt, and opened again.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use lapis_config::{Key, PageIndex, PoolId, SegmentId, SsdPlace};
 use proptest::prelude::*;
@@ -338,6 +341,17 @@ fn a_segment_that_cannot_be_read_is_free_and_the_rest_is_found() {
     let scan = scan(&mut sheet, writer.volume.superblock());
     let why: Vec<&WhyFree> = scan.free.iter().map(|(_, why)| why).collect();
     assert_eq!((scan.segments.len(), why), (1, vec![&WhyFree::Unreadable, &WhyFree::Blank, &WhyFree::Blank]));
+}
+
+#[test]
+fn a_read_that_fails_twice_costs_nothing() {
+    static FAILED: AtomicU32 = AtomicU32::new(0);
+    let writer = small();
+    let mut sheet = writer.volume.device().clone();
+    let whole = scan(&mut sheet, writer.volume.superblock());
+    sheet.fails = |io| io.kind == IoKind::Read && FAILED.fetch_add(1, Ordering::Relaxed) < 2;
+    assert_eq!(scan(&mut sheet, writer.volume.superblock()), whole);
+    assert!(FAILED.load(Ordering::Relaxed) > 2, "nothing was read again");
 }
 
 /// A segment of several chunks: each listing is a page, and the 9000 pages that are skipped keep the chunks apart.

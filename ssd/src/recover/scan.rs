@@ -17,6 +17,8 @@ use crate::{
 
 /// The header and the chunk behind it.
 const READ_BYTES_MAX: usize = (CONTENTS_START.0 + CHUNK_PAGES) as usize * PAGE_BYTES;
+/// A read that failed so often costs what it was to read; errors that pass cost nothing.
+const FAILURES_MAX: u32 = 3;
 
 /// See the module's head.
 pub struct Scan {
@@ -26,6 +28,8 @@ pub struct Scan {
     next: u32,
     /// Segments whose next chunk is known and not read: they go first, to be out of the way.
     named: VecDeque<(ScannedSegment, PageIndex)>,
+    /// Reads that the device had no room for, or that failed: before all others.
+    again: Vec<Reading>,
     buffers: Mapping,
     slots: Vec<Option<Reading>>,
     slots_free: Vec<usize>,
@@ -40,6 +44,8 @@ struct Reading {
     so_far: Option<ScannedSegment>,
     place: PageIndex,
     bytes: usize,
+    /// How often it failed.
+    failures: u32,
 }
 
 /// What one device holds.
@@ -60,6 +66,7 @@ impl Scan {
             superblock: superblock.clone(),
             next: 0,
             named: VecDeque::new(),
+            again: Vec::new(),
             buffers: Mapping::anonymous((depth * READ_BYTES_MAX) as u64)?,
             slots: (0..depth).map(|_| None).collect(),
             slots_free: (0..depth).rev().collect(),
@@ -70,7 +77,8 @@ impl Scan {
     }
 
     /// Begins reads and takes what ended: appends the chunks to be decoded, whose outcome [`Scan::decoded`] wants. True
-    /// once nothing is left to read or to decode. An error is the whole device's; a read that failed costs its segment.
+    /// once nothing is left to read or to decode. An error is the whole device's; a read that fails again and again costs
+    /// its segment.
     pub fn poll<D: Device>(&mut self, device: &mut D, out: &mut Vec<Chunk>) -> io::Result<bool> {
         let mut completions = std::mem::take(&mut self.completions);
         let polled = device.poll(&mut completions);
@@ -129,8 +137,8 @@ impl Scan {
     }
 
     fn is_done(&self) -> bool {
-        let idle = self.slots_free.len() == self.slots.len() && self.out == 0 && self.named.is_empty();
-        idle && self.next == self.superblock.segments
+        let idle = self.slots_free.len() == self.slots.len() && self.out == 0;
+        idle && self.named.is_empty() && self.again.is_empty() && self.next == self.superblock.segments
     }
 
     fn begin_reads<D: Device>(&mut self, device: &mut D) -> bool {
@@ -142,7 +150,7 @@ impl Scan {
             let memory = Some(Memory::new(&self.buffers, slot * READ_BYTES_MAX, reading.bytes));
             let read = Io { id: IoId(slot as u64), kind: IoKind::Read, offset, bytes, memory };
             if device.submit(read).is_err() {
-                self.put_back(reading);
+                self.again.push(reading);
                 break;
             }
             begun = true;
@@ -153,9 +161,12 @@ impl Scan {
     }
 
     fn next_reading(&mut self) -> Option<Reading> {
+        if let Some(reading) = self.again.pop() {
+            return Some(reading);
+        }
         if let Some((so_far, place)) = self.named.pop_front() {
             let bytes = self.device.chunk_pages(place) as usize * PAGE_BYTES;
-            return Some(Reading { segment: so_far.used.segment, so_far: Some(so_far), place, bytes });
+            return Some(Reading { segment: so_far.used.segment, so_far: Some(so_far), place, bytes, failures: 0 });
         }
         let in_flight = self.slots.len() - self.slots_free.len();
         if self.next == self.superblock.segments || in_flight + self.out >= 2 * self.slots.len() {
@@ -163,24 +174,21 @@ impl Scan {
         }
         let segment = SegmentId::new(self.superblock.device, self.next);
         self.next += 1;
-        Some(Reading { segment, so_far: None, place: PageIndex(0), bytes: READ_BYTES_MAX })
-    }
-
-    fn put_back(&mut self, reading: Reading) {
-        match reading.so_far {
-            Some(so_far) => self.named.push_front((so_far, reading.place)),
-            None => self.next -= 1,
-        }
+        Some(Reading { segment, so_far: None, place: PageIndex(0), bytes: READ_BYTES_MAX, failures: 0 })
     }
 
     fn read(&mut self, slot: usize, reading: Reading) -> Chunk {
-        let Reading { segment, so_far, place, bytes } = reading;
+        let Reading { segment, so_far, place, bytes, .. } = reading;
         self.out += 1;
         let bytes = self.buffers.to_vec(slot * READ_BYTES_MAX, bytes);
         Chunk { segment, so_far, place, bytes, device: self.device }
     }
 
-    fn failed(&mut self, reading: Reading) {
+    fn failed(&mut self, mut reading: Reading) {
+        reading.failures += 1;
+        if reading.failures < FAILURES_MAX {
+            return self.again.push(reading);
+        }
         match reading.so_far {
             Some(mut segment) => {
                 segment.damage.unreadable += (reading.bytes / PAGE_BYTES) as u32;
