@@ -20,7 +20,7 @@ use crate::{
     error::DaemonError,
     group::{Extent, Former, Group},
     movers::Movers,
-    state::ClientRecord,
+    state::{CLIENT_EXPELLED, CLIENT_MAY_PUT, CLIENT_WRITES_BY_DMA, ClientRecord},
     status,
 };
 
@@ -111,12 +111,13 @@ fn hello<W: Wire, M: Movers>(
     let keeper = engine.keeper.as_mut();
     let (control_fd, mapping, lifeline, lifeline_client) =
         group.make_client(id, keeper).map_err(|error| format!("no memory for one more client: {error}"))?;
+    let flag = |is: bool, flag: u32| if is { flag } else { 0 };
     let record = ClientRecord {
         id: id.0,
         pid: asked.peer.pid,
         start_time: asked.peer.start_time,
         uid: asked.peer.uid,
-        flags: u32::from(asked.may_put) | u32::from(asked.writes_by_dma) << 1,
+        flags: flag(asked.may_put, CLIENT_MAY_PUT) | flag(asked.writes_by_dma, CLIENT_WRITES_BY_DMA),
         secret,
         name: short_name(&asked.name),
     };
@@ -317,8 +318,8 @@ fn open_pool(group: &mut Group, shape: &PoolShape, growth: u64) -> Result<(lapis
     Ok((id, slot_bytes as u32))
 }
 
-/// Takes over a client of the former daemon: its pins count, its granted slots stay its own until it resumes or is
-/// proven gone.
+/// Takes over a client of the former daemon: its pins count unless it was expelled, its granted slots stay its own until
+/// it resumes or is proven gone.
 pub(crate) fn adopt_client<W: Wire>(
     index: usize,
     group: &mut Group,
@@ -333,16 +334,20 @@ pub(crate) fn adopt_client<W: Wire>(
         .watch_former(record.pid, record.start_time, lifeline.as_fd())
         .map_err(|source| DaemonError::Os { what: "watch a former client", source })?;
     let control = ControlDaemon::new(mapping);
-    group.core.adopt_client(id, record.flags & 1 != 0);
-    group.core.kept_mut().add_hazards(id, control.hazards());
+    let [may_put, writes_by_dma, expelled] =
+        [CLIENT_MAY_PUT, CLIENT_WRITES_BY_DMA, CLIENT_EXPELLED].map(|flag| record.flags & flag != 0);
+    group.core.adopt_client(id, may_put);
+    if !expelled {
+        group.core.kept_mut().add_hazards(id, control.hazards());
+    }
     let name_bytes = record.name.iter().take_while(|&&b| b != 0).count();
     let peer = Peer { pid: record.pid, uid: record.uid, gid: 0, start_time: record.start_time };
-    let client = Client::new(Parts {
+    let mut client = Client::new(Parts {
         id,
         name: String::from_utf8_lossy(&record.name[..name_bytes]).into_owned(),
         peer,
-        may_put: record.flags & 1 != 0,
-        writes_by_dma: record.flags & 2 != 0,
+        may_put,
+        writes_by_dma,
         secret: record.secret,
         control,
         control_fd,
@@ -350,6 +355,7 @@ pub(crate) fn adopt_client<W: Wire>(
         conn,
         connected: false,
     });
+    client.expelled = expelled;
     group.clients.insert(id, client);
     roles.insert(conn, Role::Client { group: index, id });
     Ok(())

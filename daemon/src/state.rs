@@ -76,6 +76,10 @@ struct PoolRecord {
 }
 const _: () = assert!(size_of::<PoolRecord>() == 128, "layout of kept memory");
 
+pub const CLIENT_MAY_PUT: u32 = 1;
+pub const CLIENT_WRITES_BY_DMA: u32 = 1 << 1;
+pub const CLIENT_EXPELLED: u32 = 1 << 2;
+
 /// A client as its daemon remembers it over a restart. `id` 0: no client.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -84,7 +88,7 @@ pub struct ClientRecord {
     pub pid: u32,
     pub start_time: u64,
     pub uid: u32,
-    /// Bit 0: may put; bit 1: writes by DMA.
+    /// `CLIENT_*`.
     pub flags: u32,
     pub secret: u64,
     pub name: [u8; 32],
@@ -312,9 +316,21 @@ impl State {
     }
 
     pub fn remove_client(&mut self, id: ClientId) {
-        if let Some(index) = (0..CLIENT_RECORDS).find(|&i| self.client_at(i).id == id.0) {
+        if let Some(index) = self.client_index(id) {
             self.client_at_mut(index).id = 0;
         }
+    }
+
+    /// The client's hazard page does not count from here on, after a restart either: to be called before it does not.
+    pub fn set_expelled(&mut self, id: ClientId) {
+        if let Some(index) = self.client_index(id) {
+            self.client_at_mut(index).flags |= CLIENT_EXPELLED;
+            compiler_fence(Ordering::Release);
+        }
+    }
+
+    fn client_index(&self, id: ClientId) -> Option<usize> {
+        (0..CLIENT_RECORDS).find(|&i| self.client_at(i).id == id.0)
     }
 
     fn slab_at(&mut self, index: usize) -> &mut SlabRecord {
@@ -424,6 +440,9 @@ mod tests {
         assert_eq!(state.pools().collect::<Vec<_>>(), vec![(PoolId(0), shape("k"))]);
         assert_eq!(state.extents_bytes(), [64 << 20]);
         assert_eq!(state.clients().map(|c| (c.id, c.pid, c.secret)).collect::<Vec<_>>(), vec![(id.0, 5, 3)]);
+        state.set_expelled(id);
+        let mut state = State::adopt(map(&fd), GEOMETRY).expect("the same geometry");
+        assert_eq!(state.clients().map(|c| c.flags & CLIENT_EXPELLED).collect::<Vec<_>>(), [CLIENT_EXPELLED]);
         assert_ne!(state.next_client(), id);
         assert_eq!(state.adopt_slabs(16384), vec![slab(0, 512), slab(1024, 256), slab(2048, 512)]);
         state.remove_client(id);

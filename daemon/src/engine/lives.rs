@@ -147,7 +147,9 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         client.control.set_expelled();
         let conn = client.conn;
         self.counts.clients_expelled += 1;
-        group.core.kept_mut().remove_hazards(id);
+        let kept = group.core.kept_mut();
+        kept.state.set_expelled(id);
+        kept.remove_hazards(id);
         self.refuse(
             now,
             conn,

@@ -8,6 +8,7 @@ mod binary;
 mod blocks;
 mod client_kills;
 mod daemon_kills;
+mod expelled;
 mod filter;
 mod floods;
 mod groups;
