@@ -165,6 +165,11 @@ impl<D: Device> Drive<D> {
         if let Stage::Serving(volume) = &self.stage { volume.in_flight() + volume.waiting() } else { 0 }
     }
 
+    /// Bytes of records that are being read.
+    pub fn reading_bytes(&self) -> u64 {
+        if let Stage::Serving(volume) = &self.stage { volume.reading_bytes() } else { 0 }
+    }
+
     /// Goes on as far as possible; appends what is to be said. True if anything happened.
     pub fn poll(&mut self, now: Time, out: &mut Vec<FromDrive>) -> bool {
         let before = out.len();
@@ -181,9 +186,14 @@ impl<D: Device> Drive<D> {
             Stage::Serving(volume) => self.counters.plus(volume.counters()),
             _ => self.counters,
         };
-        if counters != self.counted {
-            self.counted = counters;
-            out.push(FromDrive::Counted(counters));
+        if counters == self.counted {
+            return;
+        }
+        self.counted = counters;
+        // What was not told yet is told once, as it is now.
+        match out.iter_mut().find(|said| matches!(said, FromDrive::Counted(_))) {
+            Some(untold) => *untold = FromDrive::Counted(counters),
+            None => out.push(FromDrive::Counted(counters)),
         }
     }
 
