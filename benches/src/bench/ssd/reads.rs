@@ -81,7 +81,7 @@ impl Reads<'_> {
     fn measure(&self, plan: &Plan, raw: &mut Raw) -> anyhow::Result<Rounds> {
         let mut rounds = Rounds::default();
         let slot_bytes = u64::from(self.pool.slot_bytes());
-        let mut rng = fastrand::Rng::with_seed(1);
+        let mut at = 0;
         for _ in 0..if plan.quick { 3 } else { 9 } {
             plan.stop.check()?;
             let [before, sums_before] = self.tier.cpu()?;
@@ -91,9 +91,10 @@ impl Reads<'_> {
             self.tier.rests()?;
             let [after, sums_after] = self.tier.cpu()?;
             let ours = Took { bytes: blocks * slot_bytes, wall, cpu: after - before };
-            // Bytes of blocks, wherever they lie: the same as ours, at random.
-            let offsets: Vec<u64> =
-                (0..blocks).map(|_| (1 << 20) + rng.u64(..DATA_BYTES / slot_bytes) * slot_bytes).collect();
+            // As many bytes of the same log, one after the other: chains lie in it as they are read.
+            let next = |at: u64| (1 << 20) + at % (DATA_BYTES / slot_bytes) * slot_bytes;
+            let offsets: Vec<u64> = (at..at + blocks).map(next).collect();
+            at += blocks;
             let limit = raw.run(Way::Read, slot_bytes as usize, &offsets)?;
             rounds.push(&ours, &limit, Some(sums_after - sums_before));
         }
