@@ -94,6 +94,8 @@ struct Device {
     /// Opened ahead of need.
     next: Option<SegmentId>,
     spare: Vec<SegmentId>,
+    /// Spare ones whose headers could not be written: tried again when the device is well again, or nothing else is left.
+    suspect: Vec<SegmentId>,
     /// Pages of records being written.
     flight_pages: u64,
 }
@@ -137,9 +139,15 @@ impl Log {
     }
 
     pub fn add_device(&mut self, device: u8) {
-        let fresh =
-            Device { writable: true, wanted: false, open: None, next: None, spare: Vec::new(), flight_pages: 0 };
-        self.devices.entry(device).or_insert(fresh);
+        self.devices.entry(device).or_insert(Device {
+            writable: true,
+            wanted: false,
+            open: None,
+            next: None,
+            spare: Vec::new(),
+            suspect: Vec::new(),
+            flight_pages: 0,
+        });
     }
 
     pub fn has_device(&self, device: u8) -> bool {
@@ -149,6 +157,16 @@ impl Log {
     pub fn set_writable(&mut self, device: u8, writable: bool) {
         if let Some(device) = self.devices.get_mut(&device) {
             device.writable = writable;
+        }
+        if writable {
+            self.try_suspects(device);
+        }
+    }
+
+    /// Segments whose headers could not be written are tried once more, after all others: it may have been the device.
+    pub fn try_suspects(&mut self, device: u8) {
+        if let Some(device) = self.devices.get_mut(&device) {
+            device.spare.splice(..0, device.suspect.drain(..));
         }
     }
 
@@ -208,7 +226,8 @@ impl Log {
     /// Whether a place is to be written by a new use of its segment, or may be at any time.
     pub fn is_given_anew(&self, at: SsdPlace, pages: u32) -> bool {
         let segment = at.segment();
-        let is_spare = self.devices.get(&segment.device()).is_some_and(|device| device.spare.contains(&segment));
+        let of = self.devices.get(&segment.device());
+        let is_spare = of.is_some_and(|of| of.spare.contains(&segment) || of.suspect.contains(&segment));
         is_spare || self.uses.get(&segment).is_some_and(|open| open.cursor < at.page().0 + pages)
     }
 

@@ -593,3 +593,45 @@ fn a_put_at_its_deadline_waits_for_no_device() {
 fn nor_does_one_behind_another_that_has_time() {
     assert_eq!(puts_while_a_device_is_slow(&[10_000_000, 1_000_000]), 2);
 }
+
+#[test]
+fn a_segment_whose_header_could_not_be_written_is_tried_again_and_after_all_others() {
+    let mut scene = Scene::new(&[MIB]);
+    let pool = scene.pool(PoolKind::Chain, 100, 1);
+    with_log(&mut scene);
+    let (mut given, mut tried) = (0, Vec::new());
+    // Puts are written as memory fills up; no header comes on the device until it is well again.
+    for round in 0..40 {
+        for part in 1..=8 {
+            scene.put_chain(pool, 10 + round, 8 * part);
+        }
+        while let Some(action) = scene.others.pop().or_else(|| scene.core.poll_action()) {
+            match action {
+                Action::NeedSegment { device } if given < 3 => {
+                    scene.core.segment_given(lapis_config::SegmentId::new(device, given));
+                    given += 1;
+                }
+                Action::OpenSegment { op, segment, .. } => {
+                    tried.push(segment.index());
+                    scene.core.completed(scene.now, op, Outcome::Failed);
+                    if tried.len() == 3 {
+                        scene.core.device_writable(scene.now, 0, false);
+                    }
+                }
+                _ => {}
+            }
+        }
+        if tried.len() == 3 {
+            scene.core.device_writable(scene.now, 0, true);
+        }
+        scene.now.0 += 100_000;
+        scene.core.tick(scene.now);
+        if tried.len() > 6 {
+            break;
+        }
+    }
+    let (first, again) = tried.split_at(3);
+    assert_eq!(first.iter().collect::<std::collections::BTreeSet<_>>().len(), 3, "each once: {tried:?}");
+    assert!(again.len() > 3, "none is given up: {tried:?}");
+    scene.core.audit().unwrap();
+}

@@ -78,7 +78,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
         if self.ssd.retiring.keys().any(|segment| segment.device() == device) {
             return;
         }
-        let Some(segment) = self.ssd.log.as_ref().and_then(|log| log.oldest(Some(device))) else { return };
+        let Some(log) = &mut self.ssd.log else { return };
+        let Some(segment) = log.oldest(Some(device)) else { return log.try_suspects(device) };
         let owed = self.ssd.owed.get_mut(&device).filter(|owed| **owed > 0);
         let leaves = owed.map(|owed| *owed -= 1).is_some();
         self.ssd.retiring.insert(segment, Retiring { choosing: true, leaves, ..Retiring::default() });

@@ -95,7 +95,7 @@ impl Log {
 
     // ---- What became of it ----
 
-    /// The header is on the device, or it is not: then the segment is left alone until the next start.
+    /// The header is on the device, or it is not: then the segment is left alone as long as there are others.
     pub fn opened(&mut self, segment: SegmentId, ok: bool) {
         if ok {
             if let Some(open) = self.uses.get_mut(&segment) {
@@ -106,6 +106,7 @@ impl Log {
         if let Some(device) = self.devices.get_mut(&segment.device()) {
             device.open = device.open.filter(|open| *open != segment);
             device.next = device.next.filter(|next| *next != segment);
+            device.suspect.push(segment);
         }
         self.uses.remove(&segment);
         self.lines.remove(&segment);
