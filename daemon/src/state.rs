@@ -441,6 +441,7 @@ mod tests {
         assert_eq!(state.extents_bytes(), [64 << 20]);
         assert_eq!(state.clients().map(|c| (c.id, c.pid, c.secret)).collect::<Vec<_>>(), vec![(id.0, 5, 3)]);
         state.set_expelled(id);
+        drop(state);
         let mut state = State::adopt(map(&fd), GEOMETRY).expect("the same geometry");
         assert_eq!(state.clients().map(|c| c.flags & CLIENT_EXPELLED).collect::<Vec<_>>(), [CLIENT_EXPELLED]);
         assert_ne!(state.next_client(), id);
