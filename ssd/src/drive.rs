@@ -165,11 +165,6 @@ impl<D: Device> Drive<D> {
         if let Stage::Serving(volume) = &self.stage { volume.in_flight() + volume.waiting() } else { 0 }
     }
 
-    /// Bytes of records that are being read.
-    pub fn reading_bytes(&self) -> u64 {
-        if let Stage::Serving(volume) = &self.stage { volume.reading_bytes() } else { 0 }
-    }
-
     /// Goes on as far as possible; appends what is to be said. True if anything happened.
     pub fn poll(&mut self, now: Time, out: &mut Vec<FromDrive>) -> bool {
         let before = out.len();
