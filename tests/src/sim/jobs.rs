@@ -17,9 +17,8 @@ use super::{
 
 /// How much later than its deadline an answer may come in a world whose messages take up to 20 ms.
 const SLACK_US: u64 = 200_000;
-/// A removal is answered when it is on the device, or the device is taken out; a device that hangs while its segments are
-/// scanned is given up after ten minutes.
-const REMOVAL_US: u64 = 660_000_000;
+/// A removal is answered when it is on the device, or the device is taken out.
+const REMOVAL_US: u64 = 120_000_000;
 
 pub struct Job {
     what: What,

@@ -22,8 +22,8 @@ const AUDIT_EVERY: u32 = 64;
 const JUDGE_EVERY: u32 = 512;
 /// How long everything may take to come to rest once nobody wants anything any more.
 const REST_MAX: Duration = Duration::from_secs(20);
-/// With devices that stall: they are taken out first, given up, or come back.
-const REST_MAX_FAULTY: Duration = Duration::from_secs(780);
+/// With devices that stall: they are taken out first, or come back.
+const REST_MAX_FAULTY: Duration = Duration::from_secs(240);
 /// Process numbers: few, so that they are used again.
 const PIDS: u32 = 12;
 

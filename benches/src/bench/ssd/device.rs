@@ -103,7 +103,7 @@ impl Device {
         let scan = loop {
             match turner.next()? {
                 FromDrive::Scanned(scan) => break scan,
-                FromDrive::Started { .. } | FromDrive::Counted(_) => {}
+                FromDrive::Started { .. } | FromDrive::Counted(_) | FromDrive::Scanning { .. } => {}
                 other => bail!("a device is scanned before it serves, and says {other:?}"),
             }
         };
