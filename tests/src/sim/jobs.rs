@@ -339,9 +339,9 @@ fn refused(cx: &mut Context<'_>, reason: Refusal, deadline_us: u64) -> Result<()
     *cx.tally.refused.entry(reason as u8).or_insert(0) += 1;
     let may = match reason {
         Refusal::Gone | Refusal::Late | Refusal::Draining | Refusal::NoParent => true,
-        // Others fill what they have reserved meanwhile, slow ones for longer than anybody waits; slots that a device is at
-        // come back when it has ended, and some devices take longer. Memory is on its way, or its announcement.
-        Refusal::AllPinned => deadline_us < 900_000 || cx.plan.pace > 1 || cx.plan.outlasts_puts(),
+        // Others fill what they have reserved meanwhile, slow ones for longer than anybody waits; memory is on its way, or
+        // its announcement.
+        Refusal::AllPinned => deadline_us < 900_000 || cx.plan.pace > 1,
         Refusal::NotReady => deadline_us < 900_000 || cx.plan.groups > 1,
         _ => false,
     };

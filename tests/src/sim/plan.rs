@@ -268,11 +268,6 @@ impl Plan {
         self.delay > 0 || self.latency_us.max(self.start_latency_us) > 200
     }
 
-    /// Whether an operation of a device may take longer than the longest deadline of a put.
-    pub fn outlasts_puts(&self) -> bool {
-        self.has_ssd() && (self.hang > 0 || self.delay > 0 && self.delay_max_us > 900_000)
-    }
-
     /// Whether devices say that they did what they did not.
     pub fn lies(&self) -> bool {
         self.torn + self.bit_flip + self.misdirected + self.lost + self.stale > 0
