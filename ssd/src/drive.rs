@@ -301,7 +301,7 @@ mod tests {
                 now.0 += step_us;
                 drive.kick();
                 drive.poll(now, &mut said);
-                for said in said.drain(..).collect::<Vec<_>>() {
+                for said in std::mem::take(&mut said) {
                     match said {
                         FromDrive::Found(found) => {
                             let wanted = crate::testing::wanted();
