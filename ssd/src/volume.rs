@@ -42,8 +42,9 @@ pub enum Command {
     /// All that was reported done before outlasts a power cut once this is done.
     Flush { op: OpId },
     /// The segment's bytes are not wanted any more: its header is wiped, so that no start finds them, and the device is
-    /// told. Waits for whatever came before on this segment.
-    Discard { segment: SegmentId },
+    /// told. Waits for whatever came before on this segment. With `durable` the wiping is flushed before anything else
+    /// happens to the segment: a power cut brings no header back over what is written, or discarded, below it.
+    Discard { segment: SegmentId, durable: bool },
     /// Writes the superblock with this in it. Sequences below `sequence_reserved` may be used once it is done.
     Reserve { op: OpId, sequence_reserved: u64 },
     /// Writes the superblock with this in it: what the group wrote before the sequence is gone once it is done.
@@ -76,7 +77,7 @@ impl Command {
         match self {
             Self::Open { used, .. } | Self::List { used, .. } => Some(used.segment),
             Self::Write { at, .. } | Self::Read { at, .. } => Some(at.segment()),
-            Self::Discard { segment } => Some(*segment),
+            Self::Discard { segment, .. } => Some(*segment),
             Self::Flush { .. } | Self::Reserve { .. } | Self::Purge { .. } | Self::Probe { .. } => None,
         }
     }

@@ -96,7 +96,8 @@ impl<W: Wire, M: Movers> Engine<W, M> {
             }
             Action::FlushSsd { op, device } => self.command(now, device, Command::Flush { op: wide(index, op) }),
             Action::FreeSegment { segment, leaves } => {
-                self.command(now, segment.device(), Command::Discard { segment });
+                let durable = self.tier.as_ref().is_some_and(|tier| tier.options.durable);
+                self.command(now, segment.device(), Command::Discard { segment, durable });
                 if leaves {
                     self.segment_freed(index, segment);
                 }

@@ -172,7 +172,7 @@ impl Writer {
         }
         self.in_use.pop_front();
         self.free.push_back(oldest);
-        self.volume.submit(Time(0), Command::Discard { segment: oldest });
+        self.volume.submit(Time(0), Command::Discard { segment: oldest, durable: false });
         self.drain();
         self.fact(Fact::Wiped(oldest));
     }

@@ -78,6 +78,8 @@ enum JobKind {
     Flush,
     Superblock,
     Wipe,
+    /// Of a wiped header.
+    FlushWipe,
     Discard,
 }
 
@@ -292,7 +294,7 @@ impl<D: Device> Volume<D> {
             JobKind::ReadRecord | JobKind::Probe => IoKind::Read,
             JobKind::Discard => IoKind::Discard,
             JobKind::WriteRecord | JobKind::Contents | JobKind::Header | JobKind::Wipe => IoKind::Write,
-            JobKind::Flush => IoKind::Flush,
+            JobKind::Flush | JobKind::FlushWipe => IoKind::Flush,
             JobKind::Superblock => {
                 if memory.is_some() {
                     IoKind::Write
@@ -323,7 +325,10 @@ impl<D: Device> Volume<D> {
         }
         match job.kind {
             JobKind::Superblock => return self.changes.went(result, &mut self.superblock),
-            JobKind::Wipe => {
+            JobKind::Wipe if self.queue.is_flushed_first(job.segment.expect("a wiped header is a segment's")) => {
+                self.issue(None, JobKind::FlushWipe, job.segment, 0, 0, None);
+            }
+            JobKind::Wipe | JobKind::FlushWipe => {
                 let segment = job.segment.expect("a wiped header is a segment's");
                 let (offset, bytes) = (self.superblock.offset_bytes(segment), self.superblock.segment_bytes);
                 // In the slot that was just freed. If the wiping failed, so much the more is the device told.
@@ -345,7 +350,7 @@ impl<D: Device> Volume<D> {
             JobKind::Header | JobKind::Wipe => counters.headers_written_bytes += bytes,
             JobKind::Probe => counters.probes_read_bytes += bytes,
             JobKind::Superblock if bytes > 0 => counters.superblocks_written_bytes += bytes,
-            JobKind::Flush | JobKind::Superblock => counters.flushes += 1,
+            JobKind::Flush | JobKind::FlushWipe | JobKind::Superblock => counters.flushes += 1,
             JobKind::Discard => counters.discarded_bytes += bytes,
         }
     }

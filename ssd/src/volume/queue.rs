@@ -27,6 +27,7 @@ pub(super) struct Queue {
 
 struct Fence {
     segment: SegmentId,
+    durable: bool,
     begun: bool,
     held: VecDeque<Command>,
 }
@@ -39,8 +40,8 @@ impl Queue {
             return;
         }
         match command {
-            Command::Discard { segment } => {
-                self.fences.push(Fence { segment, begun: false, held: VecDeque::new() });
+            Command::Discard { segment, durable } => {
+                self.fences.push(Fence { segment, durable, begun: false, held: VecDeque::new() });
             }
             Command::Read { .. } => self.reads.push_back(command),
             _ => self.others.push_back(command),
@@ -65,6 +66,11 @@ impl Queue {
         let ready = self.fences.iter().position(|f| !f.begun && !busy(f.segment))?;
         self.fences[ready].begun = true;
         Some(self.fences[ready].segment)
+    }
+
+    /// Whether the segment, whose header was wiped, is discarded only after a flush.
+    pub fn is_flushed_first(&self, segment: SegmentId) -> bool {
+        self.fences.iter().any(|f| f.segment == segment && f.begun && f.durable)
     }
 
     /// A discard is over, however it ended: what it held is free to go.
@@ -117,7 +123,7 @@ mod tests {
     fn a_discard_waits_for_what_came_before_and_holds_what_comes_after() {
         let mut queue = Queue::default();
         queue.push(read(1, 7));
-        queue.push(Command::Discard { segment: SegmentId(7) });
+        queue.push(Command::Discard { segment: SegmentId(7), durable: false });
         queue.push(read(2, 7));
         queue.push(read(3, 8));
         assert_eq!(queue.next_discard(|_| false), None, "a read of the segment waits");

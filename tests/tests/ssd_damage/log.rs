@@ -304,7 +304,7 @@ impl Maker {
     }
 
     fn run_free(&mut self, segment: SegmentId) {
-        self.carry_out(Command::Discard { segment });
+        self.carry_out(Command::Discard { segment, durable: false });
     }
 
     fn carry_out(&mut self, command: Command) -> Vec<Report> {

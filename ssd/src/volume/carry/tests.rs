@@ -120,7 +120,7 @@ fn a_superblock_that_failed_is_written_to_the_same_page_again() {
 fn a_segment_is_opened_again_only_after_its_discard() {
     let mut volume = volume(|sheet| sheet.backwards = true);
     volume.submit(Time(0), Command::Write { op: OpId(1), at: at(20), memory: testing::memory(1, 1) });
-    volume.submit(Time(0), Command::Discard { segment: SEGMENT });
+    volume.submit(Time(0), Command::Discard { segment: SEGMENT, durable: false });
     volume.submit(Time(0), Command::Open { op: OpId(2), used: USED });
     run(&mut volume);
     let pages = volume.device().events.iter().map(|event| match event {
@@ -129,6 +129,20 @@ fn a_segment_is_opened_again_only_after_its_discard() {
     });
     assert_eq!(pages.collect::<Vec<_>>(), [(20, 1), (0, 0), (0, b'L')], "the record, the wiped header, the new one");
     assert_eq!(volume.counters().discarded_bytes, 64 << 20);
+}
+
+#[test]
+fn a_wiped_header_that_is_to_last_is_flushed_before_anything_else_happens_to_its_segment() {
+    let mut volume = volume(|sheet| sheet.backwards = true);
+    volume.submit(Time(0), Command::Discard { segment: SEGMENT, durable: true });
+    volume.submit(Time(0), Command::Open { op: OpId(2), used: USED });
+    run(&mut volume);
+    let events = volume.device().events.iter().map(|event| match event {
+        Event::Page(offset, page) => (offset / PAGE % 16384 - 256, page[0]),
+        Event::Flush => (0, b'F'),
+    });
+    assert_eq!(events.collect::<Vec<_>>(), [(0, 0), (0, b'F'), (0, b'L')], "wiped, flushed, opened");
+    assert_eq!((volume.counters().flushes, volume.counters().discarded_bytes), (1, 64 << 20));
 }
 
 #[test]
@@ -177,7 +191,7 @@ fn what_the_device_gives_back_is_offered_again() {
 
     let narrow = Narrow(Sheet::new(257 << 20), 0);
     let mut volume = Volume::new(narrow, testing::superblock(), WallClock::default()).expect("memory");
-    volume.submit(Time(0), Command::Discard { segment: SEGMENT });
+    volume.submit(Time(0), Command::Discard { segment: SEGMENT, durable: false });
     (1..5).for_each(|op| volume.submit(Time(0), Command::Probe { op: OpId(op) }));
     let mut reports = Vec::new();
     for _ in 0..12 {
