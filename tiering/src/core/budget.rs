@@ -38,16 +38,7 @@ fn bin(worth: u32) -> usize {
 
 impl Budget {
     pub fn new(bytes_a_day: u64) -> Self {
-        Self {
-            bytes_a_day,
-            balance: 0,
-            at: Time(0),
-            offered: [0; BINS],
-            span_us: 0,
-            since: Time(0),
-            offers: 0,
-            cut: 0,
-        }
+        Self { bytes_a_day, balance: 0, at: Time(0), offered: [0; BINS], span_us: 0, since: Time(0), offers: 0, cut: 0 }
     }
 
     /// Time passed.
