@@ -273,6 +273,11 @@ options! {
         "Memory that the group always has.";
     "group.dram_ceiling" dram_ceiling: u64 = "auto", Size { least: DRAM_BYTES_MIN, most: 16 * TIB, auto: true },
         "Memory that the group never exceeds. auto: dram.bytes.";
+    "group.ssd_floor" ssd_floor: u64 = "0B", Size { least: 0, most: 256 * TIB, auto: false },
+        "Bytes of the SSD tier that the group always may have: while it has less, others above their floors give up \
+         their oldest blocks for it.";
+    "group.ssd_ceiling" ssd_ceiling: u64 = "auto", Size { least: SSD_BYTES_MIN, most: 256 * TIB, auto: true },
+        "Bytes of the SSD tier that the group never exceeds; at it, its own oldest blocks go. auto: all of it.";
     "group.may_put" may_put: bool = "true", Switch,
         "Whether its clients may store blocks; else they map the memory read-only.";
 }

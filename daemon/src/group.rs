@@ -44,6 +44,9 @@ pub struct GroupOptions {
     pub pin_bytes_max: u64,
     pub pin_age_max: Duration,
     pub core: CoreOptions,
+    /// Bytes of the SSD log that it always may have, and that it does not grow beyond; a ceiling of 0 is none.
+    pub ssd_floor_bytes: u64,
+    pub ssd_ceiling_bytes: u64,
     pub policy: PolicyName,
     /// Memory of the policy for blocks that are gone.
     pub ghost_bytes: u64,

@@ -78,6 +78,8 @@ pub fn engine_options(options: &Options) -> EngineOptions {
                     ssd_write_bytes_a_day: group.write_budget(options),
                     ..CoreOptions::default()
                 },
+                ssd_floor_bytes: group.ssd_floor,
+                ssd_ceiling_bytes: group.ssd_ceiling,
                 policy: options.policy_name,
                 ghost_bytes: group.ghost_bytes(options),
             }

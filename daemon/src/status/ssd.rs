@@ -48,7 +48,8 @@ pub struct Ssd {
     /// Blocks of former starts that were found on SSD, and records that were not taken over.
     pub recovered_blocks: u64,
     pub passed_over: u64,
-    /// From the start until all was found; `None` before that.
+    /// From the start until all was found; `None` before that, and where the host has several groups: it tells how much
+    /// they have.
     pub recovery_s: Option<f64>,
 }
 
@@ -72,8 +73,6 @@ pub struct Device {
     pub bytes: u64,
     /// "well", "degraded" (erring or stalling: not written) or "out" (neither read nor written).
     pub state: String,
-    /// Operations that failed.
-    pub errors: u64,
     /// `None` where the host has several groups.
     pub load: Option<Load>,
 }
@@ -81,6 +80,8 @@ pub struct Device {
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Load {
     pub operations_in_flight: u64,
+    /// Operations that failed.
+    pub errors: u64,
     pub segments_used: u64,
     pub segments_free: u64,
     pub read_bytes: u64,
@@ -118,18 +119,20 @@ impl Ssd {
             promotions: counts.promotions,
             evictions: counts.ssd_evictions,
             segments_retired: counts.segments_retired,
-            write_budget: engine.groups()[index].core.write_budget().map(|(bytes_a_day, available_bytes)| WriteBudget {
-                bytes_a_day,
-                spent_bytes: counts.budget_spent_bytes,
-                available_bytes,
-                declined_blocks: counts.ssd_declined,
+            write_budget: engine.groups()[index].core.write_budget().map(|(bytes_a_day, available_bytes)| {
+                WriteBudget {
+                    bytes_a_day,
+                    spent_bytes: counts.budget_spent_bytes,
+                    available_bytes,
+                    declined_blocks: counts.ssd_declined,
+                }
             }),
             read_failures: counts.ssd_reads_failed,
             write_failures: counts.ssd_writes_failed,
             checksum_failures: counts.ssd_corrupt,
             recovered_blocks: counts.ssd_found,
             passed_over: counts.ssd_passed_over,
-            recovery_s: tier.and_then(Tier::recovery_us).map(|us| us as f64 / 1e6),
+            recovery_s: tier.filter(|_| alone).and_then(Tier::recovery_us).map(|us| us as f64 / 1e6),
         }
     }
 }
@@ -142,7 +145,6 @@ impl Device {
             engine: drive.engine.map(Into::into),
             bytes: drive.bytes,
             state: state_of(drive).into(),
-            errors: drive.errors,
             load: alone.then(|| Load::of(tier, device)),
         }
     }
@@ -155,6 +157,7 @@ impl Load {
         let free = (tier.segments.free_on(device as u8) as u64).min(drive.segments.into());
         Self {
             operations_in_flight: drive.under_way.len() as u64,
+            errors: drive.errors,
             // Before all was found, nothing is known of them.
             segments_used: if tier.serves() { u64::from(drive.segments) - free } else { 0 },
             segments_free: free,

@@ -6,6 +6,7 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
+    time::Duration,
 };
 
 use lapis_config::{
@@ -13,7 +14,7 @@ use lapis_config::{
     planted::{self, Bug},
 };
 
-use super::{AGAIN, Core, HELD, HIT, fetch::Fetch};
+use super::{AGAIN, Core, HELD, HIT, fetch::Fetch, ssd::Asked};
 use crate::{
     copies::{Copy, Step, step_dram},
     face::Action,
@@ -25,6 +26,9 @@ use crate::{
 
 /// Per cent of the bytes admitted that may be written again: with headers and tables, devices write at most 110 %.
 const READMIT_PERCENT: u64 = 8;
+
+/// How long a segment that another group gives up is waited for, before one of our own goes.
+const PROMISE: Duration = Duration::from_secs(1);
 
 /// A segment on its way out.
 #[derive(Default)]
@@ -61,18 +65,29 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.retire_oldest(device);
     }
 
+    /// Another group was told to give up a segment on the device for this one: `segment_given` follows when it has. Ours
+    /// stay until then, or for so long that it must be stuck.
+    pub fn segment_promised(&mut self, device: u8) {
+        self.ssd.asked.insert(device, Asked::Promised { until: self.now.after(PROMISE) });
+    }
+
     /// Sees to it that every device has a segment to go on with.
     pub(super) fn ask_for_segments(&mut self) {
         self.pay_owed();
+        let now = self.now;
+        for asked in self.ssd.asked.values_mut() {
+            if matches!(asked, Asked::Promised { until } if *until <= now) {
+                *asked = Asked::Own;
+            }
+        }
         let Some(device) = self.ssd.log.as_ref().and_then(Log::wants) else { return };
         match self.ssd.asked.get(&device) {
             None => {
-                self.ssd.asked.insert(device, false);
+                self.ssd.asked.insert(device, Asked::No);
                 self.actions.push_back(Action::NeedSegment { device });
             }
-            Some(false) => {}
-            // Nobody has one for us.
-            Some(true) => self.retire_oldest(device),
+            Some(Asked::No | Asked::Promised { .. }) => {}
+            Some(Asked::Own) => self.retire_oldest(device),
         }
     }
 

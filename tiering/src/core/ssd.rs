@@ -47,6 +47,17 @@ pub(super) struct Moving {
     pub leaves: Option<Shelf>,
 }
 
+/// What became of a question for a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// Nobody heard it yet.
+    No,
+    /// Nobody has one for us: the oldest of our own goes.
+    Own,
+    /// Another group gives one up; until then ours stay.
+    Promised { until: Time },
+}
+
 #[derive(Default)]
 pub(super) struct Ssd {
     pub state: State,
@@ -61,8 +72,8 @@ pub(super) struct Ssd {
     pub queue: VecDeque<(LineId, u64)>,
     pub queued: Map<LineId, u64>,
     pub retiring: BTreeMap<SegmentId, Retiring>,
-    /// Devices that were asked a segment for, and whether the question was taken.
-    pub asked: BTreeMap<u8, bool>,
+    /// Devices that were asked a segment for.
+    pub asked: BTreeMap<u8, Asked>,
     /// Blocks whose records lie in segments that were given up, and may not be wiped yet: a kill brings them back unless a
     /// removal says otherwise.
     pub former: BTreeMap<LineId, SsdPlace>,
@@ -457,6 +468,13 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     pub(super) fn log_timeout(&self) -> Option<Time> {
-        if self.ssd.state == State::On { self.ssd.log.as_ref()?.timeout() } else { None }
+        if self.ssd.state != State::On {
+            return None;
+        }
+        let promises = self.ssd.asked.values().filter_map(|asked| match asked {
+            Asked::Promised { until } => Some(*until),
+            _ => None,
+        });
+        promises.chain(self.ssd.log.as_ref()?.timeout()).min()
     }
 }
