@@ -44,7 +44,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 if !force && left + leaving >= wanted {
                     break;
                 }
-                if request.is_some_and(|request| !self.admits(line, request)) {
+                // What is pinned goes only because all else is: who asks is not to be refused for that.
+                let pinned = self.kept.entry(line).flags & PINNED != 0;
+                if !pinned && request.is_some_and(|request| !self.admits(line, request)) {
                     evicted.declined = true;
                     break;
                 }

@@ -176,7 +176,6 @@ impl<K: Kept, P: Policy> Core<K, P> {
         };
         let def = &self.pools[&live.pool].def;
         let full = def.kind == PoolKind::Object || u64::from(live.place.bytes) == def.block_bytes;
-        let full = full || self.leads_to_ssd(line);
         let fits = self.ssd.log.as_ref().is_none_or(|log| self.pages_of(live) <= log.record_pages_max());
         let again = self.kept.entry(line).flags & AGAIN != 0;
         may && full && fits && (!again || self.may_write_again(live)) && self.is_within_budget(line)
