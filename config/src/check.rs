@@ -12,6 +12,8 @@ use crate::tables::Tables;
 
 /// Bytes of a block for which `index.entries_max` is made by default.
 const ENTRY_BYTES_DEFAULT: u64 = 64 * KIB;
+/// Of what is remembered of a block that is gone.
+const GHOST_BYTES: u64 = 16;
 
 pub(crate) fn check(loading: &mut Loading, machine: &Machine) {
     dram(loading, machine);
@@ -85,6 +87,9 @@ fn index(loading: &mut Loading) {
         let bytes = options.dram_bytes.saturating_add(options.ssd_bytes_of_files());
         options.index_entries_max = (bytes / ENTRY_BYTES_DEFAULT).clamp(1024, INDEX_ENTRIES_MAX);
     }
+    if options.index_ghost_bytes == 0 {
+        options.index_ghost_bytes = (options.index_entries_max * GHOST_BYTES).max(MIB);
+    }
 }
 
 /// The group that is there when the file has none: everything, for everyone who may open the socket.
@@ -145,8 +150,44 @@ fn groups(loading: &mut Loading) {
     }
 }
 
+/// Floors and ceilings of the SSD tier. How large a block device is, is not known here.
+fn shares_of_ssd(loading: &mut Loading) {
+    let options = &loading.options;
+    let paths = options.ssd_paths.len();
+    let files = !options.ssd_paths.iter().any(|path| path.starts_with("/dev"));
+    let known = files && paths > 0 && !loading.is_broken("ssd.bytes") && !loading.is_broken("ssd.paths");
+    let tier = if known { options.ssd_bytes_of_files() } else { u64::MAX };
+    let needed = SSD_BYTES_MIN * paths as u64;
+    let mut floors = 0u64;
+    for i in 0..loading.options.groups.len() {
+        let (floor_key, ceiling_key) = (group_key(i, "group.ssd_floor"), group_key(i, "group.ssd_ceiling"));
+        let floor_known = !loading.is_broken(&floor_key);
+        let ceiling_known = !loading.is_broken(&ceiling_key);
+        let (floor, given) = (loading.options.groups[i].ssd_floor, loading.options.groups[i].ssd_ceiling);
+        let ceiling = if given == 0 { tier } else { given };
+        floors = floors.saturating_add(if floor_known { floor } else { 0 });
+        if ceiling_known && ceiling > tier {
+            let mistake = Mistake::OverSsd { given: ceiling, tier };
+            loading.wrong(loading.source(&ceiling_key), "group.ssd_ceiling", mistake);
+        }
+        if ceiling_known && given != 0 && given < needed && !loading.is_broken("ssd.paths") {
+            let mistake = Mistake::CeilingTooSmall { given, paths, needed };
+            loading.wrong(loading.source(&ceiling_key), "group.ssd_ceiling", mistake);
+        }
+        if floor_known && ceiling_known && floor > ceiling && (given == 0 || ceiling <= tier) {
+            let mistake = Mistake::FloorOverCeiling { floor, ceiling };
+            loading.wrong(loading.source(&floor_key), "group.ssd_floor", mistake);
+        }
+        if floors > tier && floors - floor <= tier && floor <= ceiling {
+            let mistake = Mistake::FloorsOverSsd { floors, tier };
+            loading.wrong(loading.source(&floor_key), "group.ssd_floor", mistake);
+        }
+    }
+}
+
 /// Every group writes segments of its own, on every device.
 fn ssd(loading: &mut Loading) {
+    shares_of_ssd(loading);
     let options = &loading.options;
     let (given, groups, dram) = (options.ssd_bytes, options.groups.len() as u64, options.dram_bytes);
     if options.ssd_paths.is_empty() {
@@ -155,7 +196,10 @@ fn ssd(loading: &mut Loading) {
         }
         let unused =
             |name: &&str| name.starts_with("ssd.") && *name != "ssd.paths" && loading.sources.contains_key(*name);
-        let unused: Vec<&str> = Options::DEFINITIONS.iter().map(|d| d.name).filter(unused).collect();
+        let mut unused: Vec<&str> = Options::DEFINITIONS.iter().map(|d| d.name).filter(unused).collect();
+        let in_groups = ["group.ssd_floor", "group.ssd_ceiling"];
+        let given = |name: &&str| (0..groups as usize).any(|i| loading.sources.contains_key(&group_key(i, name)));
+        unused.extend(in_groups.into_iter().filter(given));
         if !unused.is_empty() {
             loading.notes.push(format!("{}: not used without ssd.paths", unused.join(", ")));
         }

@@ -112,6 +112,12 @@ pub enum Mistake {
     FloorOverCeiling { floor: u64, ceiling: u64 },
     #[error("the floors of all groups add up to {}, more than dram.bytes = {}", Bytes(*.floors), Bytes(*.dram))]
     FloorsOverDram { floors: u64, dram: u64 },
+    #[error("the floors of all groups add up to {}, more than the SSD tier has, {}", Bytes(*.floors), Bytes(*.tier))]
+    FloorsOverSsd { floors: u64, tier: u64 },
+    #[error("{} is more than the SSD tier has, {}", Bytes(*.given), Bytes(*.tier))]
+    OverSsd { given: u64, tier: u64 },
+    #[error("{} is less than a group needs on {paths} paths, {}", Bytes(*.given), Bytes(*.needed))]
+    CeilingTooSmall { given: u64, paths: usize, needed: u64 },
     #[error("{} is more than dram.bytes = {}", Bytes(*.given), Bytes(*.dram))]
     OverDram { given: u64, dram: u64 },
     #[error(

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::budget::BytesADay;
 use crate::mistake::Mistake;
 use crate::quantity::{MIB, TIB};
 use crate::units::*;
@@ -94,11 +95,12 @@ pub enum Verify {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PolicyName {
+    Hazq,
     Lru,
 }
 
 impl PolicyName {
-    pub const CHOICES: Choice<Self> = Choice(&[("lru", Self::Lru)]);
+    pub const CHOICES: Choice<Self> = Choice(&[("hazq", Self::Hazq), ("lru", Self::Lru)]);
 }
 
 /// How the SSD tier's reads and writes reach the kernel.
@@ -162,6 +164,10 @@ options! {
         "Most blocks that can be known at once; a group with a lower DRAM ceiling gets its share. A full table \
          evicts. auto: (dram.bytes + ssd.bytes of each path) / 64KiB; give a number for block devices of another \
          size and for larger blocks.";
+    "index.ghost_bytes" index_ghost_bytes: u64 = "auto", Size { least: 64 << 10, most: 64 << 30, auto: true },
+        "Memory for what is remembered of blocks that are gone, 16 bytes each: by these the policy hazq sees that it \
+         evicted too early, and goes on counting a session's turns. auto: 16 bytes for each of index.entries_max, at least \
+         1MiB; a group with a lower DRAM ceiling gets its share.";
     "server.socket" server_socket: PathBuf = "/run/lapis/lapis.sock", SocketPath,
         "Unix socket of the group \"default\", which is there when the file has no [[group]]. Who may open it may \
          use the cache. Without /run/lapis and not as root: $XDG_RUNTIME_DIR/lapis/lapis.sock.";
@@ -222,8 +228,13 @@ options! {
         Size { least: DRAM_STEP_BYTES, most: 16 * TIB, auto: true },
         "Memory that is kept clean ahead of need: of the blocks that are evicted next, so many bytes are on SSD before \
          their room is asked for; a group with a lower DRAM ceiling gets its share. auto: dram.bytes / 16.";
-    "policy.name" policy_name: PolicyName = "lru", PolicyName::CHOICES,
-        "What is evicted first: the least recently used block without a resident child (lru).";
+    "ssd.write_budget" ssd_write_budget: Option<u64> = "unlimited", BytesADay,
+        "Bytes that are written to all devices in a day, contents and headers included, as in 68TB/day; what is left is \
+         saved for a day. Of the blocks that leave memory those are written that are worth most, by the policy hazq. \
+         Several groups share it by their DRAM ceilings.";
+    "policy.name" policy_name: PolicyName = "hazq", PolicyName::CHOICES,
+        "What is evicted first, of blocks without a resident child: by what was learned of how soon blocks of its kind are \
+         used again (hazq), or the least recently used one (lru).";
     "metrics.listen" metrics_listen: Option<SocketAddr> = "127.0.0.1:7850", OrOff(Address),
         "Where Prometheus text is served over HTTP.";
     "metrics.public" metrics_public: bool = "false", Switch,
@@ -262,6 +273,11 @@ options! {
         "Memory that the group always has.";
     "group.dram_ceiling" dram_ceiling: u64 = "auto", Size { least: DRAM_BYTES_MIN, most: 16 * TIB, auto: true },
         "Memory that the group never exceeds. auto: dram.bytes.";
+    "group.ssd_floor" ssd_floor: u64 = "0B", Size { least: 0, most: 256 * TIB, auto: false },
+        "Bytes of the SSD tier that the group always may have: while it has less, others above their floors give up \
+         their oldest blocks for it.";
+    "group.ssd_ceiling" ssd_ceiling: u64 = "auto", Size { least: SSD_BYTES_MIN, most: 256 * TIB, auto: true },
+        "Bytes of the SSD tier that the group never exceeds; at it, its own oldest blocks go. auto: all of it.";
     "group.may_put" may_put: bool = "true", Switch,
         "Whether its clients may store blocks; else they map the memory read-only.";
 }
@@ -280,10 +296,23 @@ impl Group {
         (share.div_ceil(u128::from(options.dram_bytes.max(1))) as u64).max(1024)
     }
 
+    /// Memory for what this group's policy remembers of blocks that are gone: its share by its ceiling.
+    pub fn ghost_bytes(&self, options: &Options) -> u64 {
+        let share = u128::from(options.index_ghost_bytes) * u128::from(self.dram_ceiling);
+        (share / u128::from(options.dram_bytes.max(1))) as u64
+    }
+
     /// Memory that this group keeps clean: its share of `ssd.write_back_ahead` by its ceiling.
     pub fn write_back_ahead(&self, options: &Options) -> u64 {
         let share = u128::from(options.ssd_write_back_ahead) * u128::from(self.dram_ceiling);
         (share / u128::from(options.dram_bytes.max(1))) as u64
+    }
+
+    /// Bytes that this group may write to SSD in a day: its share of `ssd.write_budget` among all groups, by their ceilings.
+    pub fn write_budget(&self, options: &Options) -> Option<u64> {
+        let all: u128 = options.groups.iter().map(|group| u128::from(group.dram_ceiling)).sum();
+        let share = |bytes: u64| u128::from(bytes) * u128::from(self.dram_ceiling) / all.max(1);
+        options.ssd_write_budget.map(|bytes| (share(bytes) as u64).max(1))
     }
 
     /// Whether a user may connect to the group's socket, once the file system let it.

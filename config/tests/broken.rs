@@ -92,7 +92,11 @@ const FILES: &[Case] = &[
         "[server]\nclients_max = 0xffffffffffffffff",
         &[("f:2: server.clients_max:", "number too large")],
     ),
-    ("word that is no choice", "[policy]\nname = \"lfu\"", &[("f:2: policy.name:", "\"lfu\" is not one of \"lru\"")]),
+    (
+        "word that is no choice",
+        "[policy]\nname = \"lfu\"",
+        &[("f:2: policy.name:", "\"lfu\" is not one of \"hazq\", \"lru\"")],
+    ),
     ("choice in capitals", "verify = \"Always\"", &[("f:1: verify:", "is not one of \"auto\", \"always\"")]),
     ("boolean for a word", "verify = true", &[("f:1: verify:", "expected a text in quotes, found true")]),
     ("word for a boolean", "[metrics]\npublic = \"yes\"", &[("f:2: metrics.public:", "expected true or false")]),
@@ -181,6 +185,33 @@ const FILES: &[Case] = &[
     ),
     ("contents too late", "[ssd]\nlist_after = \"1s\"", &[("f:2: ssd.list_after:", "1s is more than the most, 100ms")]),
     ("queue of none", "[ssd]\nqueue_depth = 0", &[("f:2: ssd.queue_depth:", "less than the least, 1")]),
+    ("budget without a day", "[ssd]\nwrite_budget = \"68TB\"", &[("f:2: ssd.write_budget:", "write \"68TB/day\"")]),
+    ("budget of nothing", "[ssd]\nwrite_budget = \"0\"", &[("f:2: ssd.write_budget:", "write \"0TB/day\"")]),
+    ("budget below all", "[ssd]\nwrite_budget = \"0GB/day\"", &[("f:2: ssd.write_budget:", "the least, 1GB/day")]),
+    ("budget under zero", "[ssd]\nwrite_budget = -1", &[("f:2: ssd.write_budget:", "is not bytes a day")]),
+    ("budget of no unit", "[ssd]\nwrite_budget = \"9XB/day\"", &[("f:2: ssd.write_budget:", "unknown unit")]),
+    (
+        "floor over ceiling on SSD",
+        "GROUP ssd_floor = \"2GiB\"\nssd_ceiling = \"1GiB\"",
+        &[("f:4: group.ssd_floor:", "the floor 2GiB is above the group's ceiling 1GiB")],
+    ),
+    (
+        "ceiling over SSD",
+        "[ssd]\npaths = [\"/a\"]\nbytes = \"8GiB\"\nGROUP ssd_ceiling = \"9GiB\"",
+        &[("f:7: group.ssd_ceiling:", "9GiB is more than the SSD tier has, 8GiB")],
+    ),
+    (
+        "ceiling under what two paths need",
+        "[ssd]\npaths = [\"/a\", \"/b\"]\nGROUP ssd_ceiling = \"512MiB\"",
+        &[("f:6: group.ssd_ceiling:", "512MiB is less than a group needs on 2 paths, 1GiB")],
+    ),
+    (
+        "floors over SSD",
+        "[ssd]\npaths = [\"/a\"]\nbytes = \"8GiB\"\nGROUP ssd_floor = \"5GiB\"\n[[group]]\nname = \"b\"\nsocket = \"/s/b\"\n\
+         ssd_floor = \"4GiB\"",
+        &[("f:11: group.ssd_floor:", "add up to 9GiB, more than the SSD tier has, 8GiB")],
+    ),
+    ("ceiling too small", "GROUP ssd_ceiling = \"1MiB\"", &[("f:4: group.ssd_ceiling:", "the least, 512MiB")]),
     ("unknown engine", "[ssd]\nengine = \"spdk\"", &[("f:2: ssd.engine:", "is not one of \"auto\", \"uring\"")]),
     (
         "more clean memory than memory",

@@ -120,7 +120,19 @@ fn ssd_lines(ssd: &Ssd) -> Vec<(&'static str, String)> {
     }
     let recovery = match ssd.recovery_s {
         Some(seconds) => format!("; {} found at the start, in {seconds:.2} s", ssd.recovered_blocks),
+        None if ssd.state == "serving" => format!("; {} found at the start", ssd.recovered_blocks),
         None => "; former starts' blocks are being looked for".into(),
+    };
+    let budget = match ssd.write_budget {
+        None => "unlimited".into(),
+        Some(budget) => format!(
+            "{} a day, {} spent, {}{} left; {} full blocks declined",
+            size(budget.bytes_a_day),
+            size(budget.spent_bytes),
+            if budget.available_bytes < 0 { "-" } else { "" },
+            size(budget.available_bytes.unsigned_abs()),
+            budget.declined_blocks
+        ),
     };
     let mut lines = vec![
         ("ssd", format!("{}, {} blocks, {}{recovery}", ssd.state, ssd.blocks, size(ssd.used_bytes))),
@@ -141,6 +153,7 @@ fn ssd_lines(ssd: &Ssd) -> Vec<(&'static str, String)> {
                 ssd.write_amplification
             ),
         ),
+        ("budget", budget),
         (
             "moved",
             format!(
@@ -163,7 +176,7 @@ fn ssd_lines(ssd: &Ssd) -> Vec<(&'static str, String)> {
 fn device_line(device: &Device) -> String {
     let engine = device.engine.as_deref().unwrap_or("not open");
     let (path, state) = (&device.path, &device.state);
-    let mut text = format!("{path}: {state}, {engine}, {}, {} errors", size(device.bytes), device.errors);
+    let mut text = format!("{path}: {state}, {engine}, {}", size(device.bytes));
     if let Some(load) = &device.load {
         text += &format!(
             ", {} in flight, {} segments used, {} free; {} read, {} written",

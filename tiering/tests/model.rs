@@ -4,7 +4,7 @@
 #[allow(dead_code, reason = "scenes need the rest of it")]
 mod world;
 
-use lapis_config::{ClientId, Hint, HitPolicy, PoolId, Wait};
+use lapis_config::{ClientId, Hint, HitPolicy, PolicyName, PoolId, Wait};
 use lapis_tiering::face::{Outcome, Parent};
 use proptest::prelude::*;
 use world::{POOLS, World, key};
@@ -25,6 +25,10 @@ fn step() -> impl Strategy<Value = Step> {
     (0u8..48, any::<u8>(), 0..POOLS.len() as u16, 0u32..6, 0u32..14, 1u32..24, wait).prop_map(
         |(what, who, pool, chain, depth, count, wait_us)| Step { what, who, pool, chain, depth, count, wait_us },
     )
+}
+
+fn policy() -> impl Strategy<Value = PolicyName> {
+    prop_oneof![Just(PolicyName::Hazq), Just(PolicyName::Lru)]
 }
 
 fn apply(world: &mut World, step: Step) {
@@ -95,11 +99,12 @@ proptest! {
 
     #[test]
     fn nothing_is_lost_and_nothing_is_given_twice(
+        policy in policy(),
         lines in prop_oneof![Just(48u32), Just(512)],
         whole in prop::bool::weighted(0.8),
         steps in prop::collection::vec(step(), 1..400),
     ) {
-        let mut world = World::new(lines);
+        let mut world = World::new(policy, lines);
         if whole {
             world.populate(0, 512);
         }
@@ -113,11 +118,12 @@ proptest! {
 
     #[test]
     fn nothing_that_counted_as_on_ssd_is_lost_and_nothing_removed_comes_back(
+        policy in policy(),
         lines in prop_oneof![1 => Just(64u32), 3 => Just(768)],
         devices in 1u8..3,
         steps in prop::collection::vec(step(), 1..500),
     ) {
-        let mut world = World::with_ssd(lines, devices);
+        let mut world = World::with_ssd(policy, lines, devices);
         world.populate(0, 512);
         world.recover();
         world.check();

@@ -5,7 +5,7 @@ mod world;
 
 use std::collections::BTreeSet;
 
-use lapis_config::{ClientId, HitPolicy, Key, PoolId, Wait};
+use lapis_config::{ClientId, HitPolicy, Key, PolicyName, PoolId, Wait};
 use lapis_tiering::{
     face::{Outcome, Parent},
     kept::{Kept, Tier},
@@ -35,7 +35,7 @@ fn in_memory(world: &mut World, on_ssd: bool) -> BTreeSet<Key> {
 
 #[test]
 fn a_removed_block_does_not_come_back_from_a_segment_that_was_given_up_and_is_not_wiped_yet() {
-    let mut world = World::with_ssd(768, 1);
+    let mut world = World::with_ssd(PolicyName::Lru, 768, 1);
     world.populate(0, 512);
     world.recover();
     world.check();

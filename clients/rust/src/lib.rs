@@ -33,6 +33,10 @@
 //!   it was made; a block that nobody has verified since the daemon started is checked against its sum.
 //! - No call outlives its deadline by more than a copy. A dead daemon is a miss, or a put [`Refusal::Gone`]; errors tell
 //!   of mistakes in the call. The client reconnects by itself; pools stay open, cold starts included.
+//! - A refused put is a value and no error. [`Refusal::Cold`] is an ordinary one: on a host without an SSD tier a
+//!   [`Client::reserve`] or a [`Client::put_object`] worth less than all that could make room for it gets none. Go on without
+//!   storing; asking again at once gets the same answer. [`Client::put_from`] never hears it, nor does anybody while
+//!   memory is free.
 //! - A [`View`] keeps its block where it is. Release it soon: over the daemon's limit of pinned bytes, and when others
 //!   need them, the client is warned, then given up; [`View::still_valid`] tells.
 //! - In a forked child every call answers [`ClientError::Closed`]: connect anew there.

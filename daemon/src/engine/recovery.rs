@@ -9,11 +9,12 @@ use lapis_ssd::{
     recover::{Damage, DeviceScan, Recovered, WhyFree},
     volume::open::{Found, SEQUENCES_RESERVED, Wanted, plan_open},
 };
-use lapis_tiering::{FoundRecord, LogOptions};
+use lapis_tiering::{FoundRecord, LogOptions, segments::SegmentLimits};
 use lapis_transport::wire::Wire;
 
 use super::Engine;
 use crate::{
+    group::GroupOptions,
     movers::{Job, Movers},
     tier::{Phase, Telling, Tier, segment_bytes},
 };
@@ -125,8 +126,14 @@ impl<W: Wire, M: Movers> Engine<W, M> {
             let all = (0..superblock.segments).rev().map(|index| SegmentId::new(number as u8, index));
             all.filter(|segment| !used.contains(segment)).for_each(|segment| tier.segments.add_free(segment));
         }
+        let segment_bytes = plan.superblocks[0].segment_bytes;
+        let limits = self.groups.iter().map(|group| {
+            let GroupOptions { ssd_floor_bytes, ssd_ceiling_bytes, .. } = group.options;
+            SegmentLimits::of_bytes(ssd_floor_bytes, ssd_ceiling_bytes, segment_bytes)
+        });
+        tier.segments.limit(limits.collect());
         let (list_after_us, durable) = (tier.options.list_after_us, tier.options.durable);
-        let (segment_bytes, sequence_end) = (plan.superblocks[0].segment_bytes, tier.reserved);
+        let sequence_end = tier.reserved;
         for (index, tell) in telling.iter().enumerate() {
             for (segment, _) in &tell.segments {
                 tier.segments.found(index, *segment);

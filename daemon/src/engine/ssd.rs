@@ -142,7 +142,11 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         let tier = self.tier.as_mut().expect("a core with a log has a tier");
         match tier.segments.wanted(index, device) {
             Given::Segment(segment) => self.groups[index].core.segment_given(segment),
-            Given::From(other) => self.groups[other].core.yield_segment(device),
+            Given::From(other) => {
+                self.groups[index].core.segment_promised(device);
+                self.groups[other].core.yield_segment(device);
+            }
+            Given::Over => self.groups[index].core.yield_segment(device),
             Given::Own => {}
         }
     }

@@ -39,6 +39,8 @@ pub struct Ssd {
     pub promotions: u64,
     pub evictions: u64,
     pub segments_retired: u64,
+    /// `None`: as many bytes as there are to write (`ssd.write_budget`).
+    pub write_budget: Option<WriteBudget>,
     pub read_failures: u64,
     pub write_failures: u64,
     /// Of `dram.checksum_failures`: blocks that lay on SSD too.
@@ -46,8 +48,21 @@ pub struct Ssd {
     /// Blocks of former starts that were found on SSD, and records that were not taken over.
     pub recovered_blocks: u64,
     pub passed_over: u64,
-    /// From the start until all was found; `None` before that.
+    /// From the start until all was found; `None` before that, and where the host has several groups: it tells how much
+    /// they have.
     pub recovery_s: Option<f64>,
+}
+
+/// The group's own share of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteBudget {
+    pub bytes_a_day: u64,
+    /// Records, contents and headers since the daemon's start.
+    pub spent_bytes: u64,
+    /// Saved and not spent, a day's bytes at most; negative when more was written.
+    pub available_bytes: i64,
+    /// Full blocks that left memory without being on SSD, for want of budget.
+    pub declined_blocks: u64,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -58,8 +73,6 @@ pub struct Device {
     pub bytes: u64,
     /// "well", "degraded" (erring or stalling: not written) or "out" (neither read nor written).
     pub state: String,
-    /// Operations that failed.
-    pub errors: u64,
     /// `None` where the host has several groups.
     pub load: Option<Load>,
 }
@@ -67,6 +80,8 @@ pub struct Device {
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Load {
     pub operations_in_flight: u64,
+    /// Operations that failed.
+    pub errors: u64,
     pub segments_used: u64,
     pub segments_free: u64,
     pub read_bytes: u64,
@@ -104,12 +119,20 @@ impl Ssd {
             promotions: counts.promotions,
             evictions: counts.ssd_evictions,
             segments_retired: counts.segments_retired,
+            write_budget: engine.groups()[index].core.write_budget().map(|(bytes_a_day, available_bytes)| {
+                WriteBudget {
+                    bytes_a_day,
+                    spent_bytes: counts.budget_spent_bytes,
+                    available_bytes,
+                    declined_blocks: counts.ssd_declined,
+                }
+            }),
             read_failures: counts.ssd_reads_failed,
             write_failures: counts.ssd_writes_failed,
             checksum_failures: counts.ssd_corrupt,
             recovered_blocks: counts.ssd_found,
             passed_over: counts.ssd_passed_over,
-            recovery_s: tier.and_then(Tier::recovery_us).map(|us| us as f64 / 1e6),
+            recovery_s: tier.filter(|_| alone).and_then(Tier::recovery_us).map(|us| us as f64 / 1e6),
         }
     }
 }
@@ -122,7 +145,6 @@ impl Device {
             engine: drive.engine.map(Into::into),
             bytes: drive.bytes,
             state: state_of(drive).into(),
-            errors: drive.errors,
             load: alone.then(|| Load::of(tier, device)),
         }
     }
@@ -135,6 +157,7 @@ impl Load {
         let free = (tier.segments.free_on(device as u8) as u64).min(drive.segments.into());
         Self {
             operations_in_flight: drive.under_way.len() as u64,
+            errors: drive.errors,
             // Before all was found, nothing is known of them.
             segments_used: if tier.serves() { u64::from(drive.segments) - free } else { 0 },
             segments_free: free,
@@ -192,12 +215,16 @@ pub struct DeviceTotals {
 pub struct SsdTotals {
     pub serves: bool,
     pub recovery_us: u64,
+    /// Of all groups; 0 without a write budget.
+    pub budget_bytes_a_day: u64,
+    pub budget_available_bytes: i64,
     pub devices: Vec<DeviceTotals>,
 }
 
 impl SsdTotals {
     pub(super) fn of<W: Wire, M: Movers>(engine: &Engine<W, M>) -> Self {
         let Some(tier) = engine.tier() else { return Self::default() };
+        let budgets = engine.groups().iter().filter_map(|group| group.core.write_budget());
         let device = |(number, drive): (usize, &DriveState)| DeviceTotals {
             path: tier.options.names[number].clone(),
             bytes: drive.bytes,
@@ -213,6 +240,8 @@ impl SsdTotals {
         Self {
             serves: tier.serves(),
             recovery_us: tier.recovery_us().unwrap_or(0),
+            budget_bytes_a_day: budgets.clone().map(|(bytes_a_day, _)| bytes_a_day).sum(),
+            budget_available_bytes: budgets.map(|(_, available)| available).sum(),
             devices: tier.drives.iter().enumerate().map(device).collect(),
         }
     }
@@ -237,4 +266,6 @@ pub(super) fn add(sum: &mut Counts, core: &Counts) {
     sum.ssd_record_bytes += core.ssd_record_bytes;
     sum.ssd_table_bytes += core.ssd_table_bytes;
     sum.segments_retired += core.segments_retired;
+    sum.budget_spent_bytes += core.budget_spent_bytes;
+    sum.ssd_declined += core.ssd_declined;
 }

@@ -14,7 +14,7 @@ use lapis::{
     tier::TierOptions,
 };
 use lapis_arena::memfd::Huge;
-use lapis_config::{LineId, PoolId, SsdPlace, Time, UNIT_BYTES};
+use lapis_config::{LineId, PolicyName, PoolId, SsdPlace, Time, UNIT_BYTES};
 use lapis_ssd::{
     disk::Disk,
     faulty::Faults,
@@ -37,6 +37,8 @@ use super::{
 
 /// Turns in a row in which the engine says that it is busy though nothing came from outside.
 const BUSY_MAX: u32 = 20_000;
+/// Of a write budget, in runs that have one.
+const BUDGET_BYTES_A_SECOND: u64 = 1 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -81,6 +83,8 @@ fn options(plan: &Plan, rng: &mut Rng) -> EngineOptions {
     let dram_bytes = plan.extents * EXTENT_BYTES;
     let magazine_bytes_max = [64 << 10, 256 << 10, 4 << 20][rng.usize(..3)];
     let heavy = !plan.is_calm();
+    let limited = plan.groups > 1 && plan.turns % 2 == 0;
+    let share = plan.segments * plan.devices as u64 * plan.segment_bytes / plan.groups as u64;
     let group = |index: usize| GroupOptions {
         name: format!("g{index}"),
         uids: vec![1000],
@@ -99,8 +103,16 @@ fn options(plan: &Plan, rng: &mut Rng) -> EngineOptions {
             magazine_bytes_max,
             idle_recall: Duration::from_millis(50),
             write_back_ahead_bytes: dram_bytes / plan.ahead_part,
+            // About what is written in some seconds, so that it binds.
+            ssd_write_bytes_a_day: (plan.turns % 3 == 0).then_some(BUDGET_BYTES_A_SECOND * 86_400),
             ..CoreOptions::default()
         },
+        // The first of several is promised more than its share, and the others no more than theirs, or they share freely.
+        ssd_floor_bytes: if limited && index == 0 { share + plan.segment_bytes } else { 0 },
+        ssd_ceiling_bytes: if limited && index > 0 { share } else { 0 },
+        // Ghosts are few: they are forgotten too.
+        policy: if plan.lines % 2 == 0 { PolicyName::Hazq } else { PolicyName::Lru },
+        ghost_bytes: 1024,
     };
     EngineOptions {
         groups: (0..plan.groups).map(group).collect(),

@@ -8,11 +8,12 @@ use std::{
 };
 
 use lapis_client::{Client, ConnectOptions};
+use serde_json::Value;
 
 use super::{
     alone,
     blocks::{self, SMALL},
-    machine::{MIB, at, host_with, status},
+    machine::{MIB, at, host_with, slots_held, status, status_when},
 };
 
 const DRAM: u64 = 96 * MIB;
@@ -25,6 +26,10 @@ fn client(socket: &Path) -> Client {
 
 fn blocks_in(bytes: u64) -> u64 {
     bytes / SMALL as u64
+}
+
+fn group(name: &str, socket: &Path, more: &str) -> String {
+    format!("[[group]]\nname = \"{name}\"\nsocket = {socket:?}\n{more}\n")
 }
 
 /// Puts three times the group's most, watching that it never has more. Returns what it has then.
@@ -55,9 +60,7 @@ fn a_group_never_passes_its_ceiling_and_another_ones_floor_stays_free() {
     let folder = tempfile::tempdir().expect("a folder");
     let sockets: [PathBuf; 3] = ["a", "b", "c"].map(|name| folder.path().join(format!("{name}.sock")));
     let [a, b, c] = &sockets;
-    let group = |name: &str, socket: &Path, more: String| {
-        format!("[[group]]\nname = \"{name}\"\nsocket = {socket:?}\n{more}\n")
-    };
+    let group = |name: &str, socket: &Path, more: String| group(name, socket, &more);
     let config = [
         group("a", a, format!("dram_floor = \"{FLOOR}B\"")),
         group("b", b, format!("dram_ceiling = \"{CEILING}B\"")),
@@ -81,4 +84,55 @@ fn a_group_never_passes_its_ceiling_and_another_ones_floor_stays_free() {
     assert_eq!(at(&status(a).expect("it answers"), "/dram/bytes"), FLOOR);
     let said = status(b).expect("it answers");
     assert_eq!((said["group"].as_str(), at(&said, "/dram/bytes")), (Some("b"), CEILING));
+}
+
+/// Looks in a row that show the same.
+const LOOKS: u32 = 200;
+
+/// What a group's clients are told of it, once nothing changes any more.
+fn at_rest(socket: &Path) -> Value {
+    let (mut last, mut same) = (Value::Null, 0);
+    let mut told = |status: &Value| {
+        let mut status = status.clone();
+        status["uptime_s"] = Value::Null;
+        same = if status == last { same + 1 } else { 0 };
+        last = status;
+        same >= LOOKS && slots_held(&last) == 0 && last["clients"].as_array().is_some_and(Vec::is_empty)
+    };
+    let mut status = status_when(socket, "a group at rest", |status| told(status));
+    status["uptime_s"] = Value::Null;
+    status
+}
+
+#[test]
+fn nothing_that_one_group_does_within_its_share_is_told_to_another() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().expect("a folder");
+    let sockets: [PathBuf; 2] = ["a", "b"].map(|name| folder.path().join(format!("{name}.sock")));
+    let [a, b] = &sockets;
+    let share = format!("dram_floor = \"{FLOOR}B\"\ndram_ceiling = \"{FLOOR}B\"\nssd_floor = \"512MiB\"");
+    let log = folder.path().join("log.ssd");
+    let ssd = format!("[ssd]\npaths = [{log:?}]\nbytes = \"1GiB\"\n");
+    let file = folder.path().join("lapis.toml");
+    fs::write(&file, [ssd, group("a", a, &share), group("b", b, &share)].concat()).expect("a file");
+    let host = host_with(2 * FLOOR, &["--config", file.to_str().expect("plain")]);
+    for socket in &sockets {
+        status_when(socket, "the SSD tier", |status| status["ssd"]["state"] == "serving");
+    }
+    let fill = |socket: &Path, first: u64| {
+        let client = client(socket);
+        let pool = blocks::pool(&client, SMALL);
+        assert_eq!(blocks::put_all(&client, &pool, first..first + 2 * blocks_in(FLOOR)), [], "refused puts");
+        client
+    };
+    drop(fill(a, 0));
+    let before = at_rest(a);
+    assert!(at(&before, "/ssd/blocks") > 0 && at(&before, "/dram/evictions") > 0, "{before}");
+    for first in [0, 1 << 20, 2 << 20] {
+        drop(fill(b, first));
+    }
+    let other = at_rest(b);
+    assert!(at(&other, "/dram/evictions") > 2 * at(&before, "/dram/evictions"), "{other}");
+    assert_eq!(at_rest(a), before, "a group sees what another did");
+    drop(host);
 }

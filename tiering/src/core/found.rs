@@ -2,7 +2,10 @@
 
 use lapis_config::{Key, LineId, PoolId, SegmentId, SsdPlace, Time};
 
-use super::{Core, ssd::State};
+use super::{
+    Core,
+    ssd::{Asked, State},
+};
 use crate::{
     copies::{Copy, Step, step_dram},
     face::Action,
@@ -225,7 +228,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     pub(super) fn need_segment_taken(&mut self, action: &Action) {
         if let Action::NeedSegment { device } = action {
-            self.ssd.asked.insert(*device, true);
+            self.ssd.asked.insert(*device, Asked::Own);
         }
     }
 }

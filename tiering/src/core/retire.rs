@@ -6,6 +6,7 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
+    time::Duration,
 };
 
 use lapis_config::{
@@ -13,10 +14,11 @@ use lapis_config::{
     planted::{self, Bug},
 };
 
-use super::{AGAIN, Core, HELD, HIT, fetch::Fetch};
+use super::{AGAIN, Core, HELD, HIT, fetch::Fetch, ssd::Asked};
 use crate::{
     copies::{Copy, Step, step_dram},
     face::Action,
+    hash::Map,
     kept::{Kept, Live},
     log::Log,
     policy::Policy,
@@ -24,6 +26,9 @@ use crate::{
 
 /// Per cent of the bytes admitted that may be written again: with headers and tables, devices write at most 110 %.
 const READMIT_PERCENT: u64 = 8;
+
+/// How long a segment that another group gives up is waited for, before one of our own goes.
+const PROMISE: Duration = Duration::from_secs(1);
 
 /// A segment on its way out.
 #[derive(Default)]
@@ -60,18 +65,29 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.retire_oldest(device);
     }
 
+    /// Another group was told to give up a segment on the device for this one: `segment_given` follows when it has. Ours
+    /// stay until then, or for so long that it must be stuck.
+    pub fn segment_promised(&mut self, device: u8) {
+        self.ssd.asked.insert(device, Asked::Promised { until: self.now.after(PROMISE) });
+    }
+
     /// Sees to it that every device has a segment to go on with.
     pub(super) fn ask_for_segments(&mut self) {
         self.pay_owed();
+        let now = self.now;
+        for asked in self.ssd.asked.values_mut() {
+            if matches!(asked, Asked::Promised { until } if *until <= now) {
+                *asked = Asked::Own;
+            }
+        }
         let Some(device) = self.ssd.log.as_ref().and_then(Log::wants) else { return };
         match self.ssd.asked.get(&device) {
             None => {
-                self.ssd.asked.insert(device, false);
+                self.ssd.asked.insert(device, Asked::No);
                 self.actions.push_back(Action::NeedSegment { device });
             }
-            Some(false) => {}
-            // Nobody has one for us.
-            Some(true) => self.retire_oldest(device),
+            Some(Asked::No | Asked::Promised { .. }) => {}
+            Some(Asked::Own) => self.retire_oldest(device),
         }
     }
 
@@ -106,16 +122,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let mut lines = self.ssd.log.as_mut().expect("it has the segment").retire(segment);
         let here = |line: &LineId| SsdPlace(self.kept.entry(*line).ssd).segment() == segment;
         lines.retain(|line| self.kept.entry(*line).ssd != 0 && here(line) && self.kept.live(*line).is_some());
-        // Written leaf first: a later record is nearer to the root.
-        let mut order: Vec<(Reverse<u32>, Reverse<usize>, LineId)> = lines
-            .into_iter()
-            .enumerate()
-            .map(|(at, line)| (Reverse(self.kept.entry(line).last_use), Reverse(at), line))
-            .collect();
-        order.sort_unstable();
-        order.dedup_by_key(|entry| entry.2);
         let mut chosen = BTreeSet::new();
-        for (.., line) in order {
+        for line in self.worthiest_first(lines) {
             // It may have gone with one above it.
             let entry = *self.kept.entry(line);
             if entry.ssd == 0 || SsdPlace(entry.ssd).segment() != segment {
@@ -139,6 +147,28 @@ impl<K: Kept, P: Policy> Core<K, P> {
             }
         }
         self.counts.segments_retired += 1;
+    }
+
+    /// The lines, those first that are worth most, and among equals the most recently used. A parent comes before its
+    /// children: these count as worth no more than it.
+    fn worthiest_first(&self, lines: Vec<LineId>) -> Vec<LineId> {
+        // Written leaf first: a later record is nearer to the root.
+        let mut order: Vec<(Reverse<u32>, Reverse<usize>, LineId)> = lines
+            .into_iter()
+            .enumerate()
+            .map(|(at, line)| (Reverse(self.kept.entry(line).last_use), Reverse(at), line))
+            .collect();
+        order.sort_unstable();
+        order.dedup_by_key(|entry| entry.2);
+        let mut worths = Map::<LineId, u32>::default();
+        for &(.., line) in &order {
+            let own = self.policy.worth(&self.kept, line, self.now);
+            let above = worths.get(&LineId(self.kept.entry(line).parent)).copied();
+            worths.insert(line, above.map_or(own, |above| above.min(own)));
+        }
+        // Stable: among equals the order stays.
+        order.sort_by_key(|entry| Reverse(worths[&entry.2]));
+        order.into_iter().map(|(.., line)| line).collect()
     }
 
     /// Brings a block into DRAM, from where it is written elsewhere.

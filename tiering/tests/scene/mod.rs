@@ -1,8 +1,10 @@
 //! One client and a core, without ceremony.
 
-use lapis_config::{ClientId, Fingerprint, HitPolicy, Key, PoolId, PoolKind, Refusal, SlotId, Time, UNIT_BYTES, Wait};
+use lapis_config::{
+    ClientId, Fingerprint, HitPolicy, Key, PolicyName, PoolId, PoolKind, Refusal, SlotId, Time, UNIT_BYTES, Wait,
+};
 use lapis_tiering::{
-    Core, CoreOptions, Lru, PlainKept, PoolDef,
+    Chosen, Core, CoreOptions, PlainKept, PoolDef,
     face::{Action, Caller, CommitItem, Parent, Put, Reply, Reserved},
     kept::Kept,
 };
@@ -10,8 +12,11 @@ use lapis_tiering::{
 pub const KIB: u64 = 1 << 10;
 pub const MIB: u64 = 1 << 20;
 
+const GHOST_BYTES: u64 = 1 << 16;
+
 pub struct Scene {
-    pub core: Core<PlainKept, Lru>,
+    pub core: Core<PlainKept, Chosen>,
+    policy: PolicyName,
     pub now: Time,
     pub client: ClientId,
     client_next: u32,
@@ -20,6 +25,8 @@ pub struct Scene {
     pub magazine: Vec<SlotId>,
     /// Actions that are no answers.
     pub others: Vec<Action>,
+    /// Of a block that is put.
+    bytes: u32,
     /// How often more memory was asked for; there is none.
     pub growths_asked: u32,
     token: u64,
@@ -39,6 +46,14 @@ impl Scene {
         Self::with_lines(extents, 1 << 14)
     }
 
+    /// Under either policy, with blocks of so many bytes.
+    pub fn under(policy: PolicyName, extents: &[u64], bytes: u32) -> Self {
+        let mut scene = Self::unpopulated_under(policy, extents, 1 << 14, options());
+        scene.bytes = bytes;
+        scene.populate();
+        scene
+    }
+
     pub fn with_lines(extents: &[u64], lines: u32) -> Self {
         Self::with_options(extents, lines, options())
     }
@@ -50,10 +65,14 @@ impl Scene {
 
     fn with_options(extents: &[u64], lines: u32, options: CoreOptions) -> Self {
         let mut scene = Self::unpopulated_with(extents, lines, options);
-        for (at, &bytes) in extents.iter().enumerate() {
-            scene.core.populated(at, bytes);
-        }
+        scene.populate();
         scene
+    }
+
+    fn populate(&mut self) {
+        for (at, &bytes) in self.extents.iter().enumerate() {
+            self.core.populated(at, bytes);
+        }
     }
 
     pub fn unpopulated(extents: &[u64]) -> Self {
@@ -61,10 +80,15 @@ impl Scene {
     }
 
     fn unpopulated_with(extents: &[u64], lines: u32, options: CoreOptions) -> Self {
-        let mut core = Core::new(PlainKept::new(lines), Lru::default(), options);
+        Self::unpopulated_under(PolicyName::Lru, extents, lines, options)
+    }
+
+    fn unpopulated_under(policy: PolicyName, extents: &[u64], lines: u32, options: CoreOptions) -> Self {
+        let mut core = Core::new(PlainKept::new(lines), Chosen::new(policy, GHOST_BYTES), options);
         extents.iter().for_each(|&bytes| core.extent_added(bytes));
         let mut scene = Self {
             core,
+            policy,
             now: Time(50_000_000),
             client: ClientId(0),
             client_next: 1,
@@ -72,6 +96,7 @@ impl Scene {
             pools: Vec::new(),
             magazine: Vec::new(),
             others: Vec::new(),
+            bytes: 100,
             growths_asked: 0,
             token: 0,
         };
@@ -97,12 +122,12 @@ impl Scene {
     }
 
     pub fn restart(&mut self) {
-        let core =
-            std::mem::replace(&mut self.core, Core::new(PlainKept::new(1), Lru::default(), CoreOptions::default()));
+        let policy = || Chosen::new(self.policy, GHOST_BYTES);
+        let core = std::mem::replace(&mut self.core, Core::new(PlainKept::new(1), policy(), CoreOptions::default()));
         let mut kept = core.into_kept();
         kept.restart();
         let slabs: Vec<_> = kept.slabs().copied().collect();
-        let mut core = Core::adopt(kept, Lru::default(), options());
+        let mut core = Core::adopt(kept, policy(), options());
         for (id, def) in self.pools.iter().enumerate() {
             core.pool_added(PoolId(id as u16), *def);
         }
@@ -177,13 +202,33 @@ impl Scene {
         results.iter().filter_map(slot).collect()
     }
 
+    /// For each key why it got no slot, if it did not.
+    pub fn refusals(&mut self, pool: PoolId, slot_bytes: u32, keys: &[Key]) -> Vec<Option<Refusal>> {
+        self.ask_reserve(pool, slot_bytes, keys, Parent::None, 0);
+        let answers = self.answers();
+        let [Reply::Reserved { results }] = &answers[..] else { panic!("{answers:?}") };
+        let refusal = |result: &Reserved| if let Reserved::Refused(reason) = result { Some(*reason) } else { None };
+        results.iter().map(refusal).collect()
+    }
+
+    /// Stores the root of a chain in a slot of the magazine: such a put is always taken.
+    pub fn put_from_magazine(&mut self, pool: PoolId, chain: u64) {
+        let slot = self.magazine.pop().unwrap_or_else(|| {
+            let slot_bytes = self.pools[pool.0 as usize].slot_units * UNIT_BYTES as u32;
+            self.refill(pool, slot_bytes, 1);
+            self.magazine.pop().expect("just granted")
+        });
+        assert_eq!(self.commit_chain(pool, chain, 0, &[slot]), [Put::Stored]);
+        assert_eq!(self.answers(), [], "a top-up at most");
+    }
+
     /// Commits slots as the blocks of a chain from `depth` on.
     pub fn commit_chain(&mut self, pool: PoolId, chain: u64, depth: u64, slots: &[SlotId]) -> Vec<Put> {
         let items: Vec<CommitItem> = (depth..)
             .zip(slots)
             .map(|(at, &slot)| {
                 let parent = at.checked_sub(1).map_or(Parent::None, |above| Parent::Key(key(chain, above)));
-                CommitItem { slot, key: key(chain, at), parent, bytes: 100, sum: 1 }
+                CommitItem { slot, key: key(chain, at), parent, bytes: self.bytes, sum: 1 }
             })
             .collect();
         let mut puts = Vec::new();

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use lapis_config::{ClientId, Key, LineId, PoolId, SlotId, UNIT_BYTES};
 use lapis_tiering::{
-    Core, Lru, PlainKept,
+    Chosen, Core, PlainKept,
     face::{Action, Caller, Outcome, Reply, Reserved},
     kept::{Kept, SlotState},
 };
 
-use super::{EXTENTS, Io, Owned, SEGMENTS, World, options, pools};
+use super::{EXTENTS, GHOST_BYTES, Io, Owned, SEGMENTS, World, options, pools};
 
 impl World {
     /// Operations under way.
@@ -103,7 +103,7 @@ impl World {
         self.crash(&kept);
         kept.restart();
         let slabs: Vec<_> = kept.slabs().copied().collect();
-        let mut core = Core::adopt(kept, Lru::default(), options());
+        let mut core = Core::adopt(kept, Chosen::new(self.policy, GHOST_BYTES), options());
         pools(&mut core);
         for bytes in &EXTENTS[..self.extents] {
             core.extent_added(*bytes);

@@ -7,11 +7,11 @@ mod engine;
 use std::collections::{BTreeMap, BTreeSet};
 
 use lapis_config::{
-    ClientId, Fingerprint, Hint, HitPolicy, Key, OpId, PageIndex, PoolId, PoolKind, SegmentId, SlotId, SsdPlace, Time,
-    UNIT_BYTES, Wait,
+    ClientId, Fingerprint, Hint, HitPolicy, Key, OpId, PageIndex, PolicyName, PoolId, PoolKind, SegmentId, SlotId,
+    SsdPlace, Time, UNIT_BYTES, Wait,
 };
 use lapis_tiering::{
-    Core, CoreOptions, Lru, PlainKept, PoolDef,
+    Chosen, Core, CoreOptions, PlainKept, PoolDef,
     face::{Caller, CommitItem, Listed, Outcome, Parent, Put},
     kept::{Kept, SlotState, Tier},
 };
@@ -42,11 +42,15 @@ enum Io {
     List { segment: SegmentId, opened: u64, place: PageIndex, next: Option<PageIndex>, sequence: u64, listed: Listed },
 }
 
+/// Few: they are forgotten too.
+const GHOST_BYTES: u64 = 1024;
+
 /// A block, and the sum of what was stored under its key.
 type Payload = ((PoolId, Key), u64);
 
 pub struct World {
-    pub core: Option<Core<PlainKept, Lru>>,
+    pub core: Option<Core<PlainKept, Chosen>>,
+    policy: PolicyName,
     pub now: Time,
     pub clients: BTreeMap<ClientId, bool>,
     pub client_next: u32,
@@ -90,7 +94,7 @@ fn options() -> CoreOptions {
     }
 }
 
-fn pools(core: &mut Core<PlainKept, Lru>) {
+fn pools(core: &mut Core<PlainKept, Chosen>) {
     for (id, (kind, slot_units, namespace)) in POOLS.into_iter().enumerate() {
         let block_bytes = u64::from(slot_units) * UNIT_BYTES;
         let namespace = Fingerprint([namespace; 32]);
@@ -101,12 +105,13 @@ fn pools(core: &mut Core<PlainKept, Lru>) {
 
 impl World {
     /// `lines`: room in the table; few make it full.
-    pub fn new(lines: u32) -> Self {
-        let mut core = Core::new(PlainKept::new(lines), Lru::default(), options());
+    pub fn new(policy: PolicyName, lines: u32) -> Self {
+        let mut core = Core::new(PlainKept::new(lines), Chosen::new(policy, GHOST_BYTES), options());
         pools(&mut core);
         core.extent_added(EXTENTS[0]);
         let mut world = Self {
             core: Some(core),
+            policy,
             now: Time(1_000_000),
             clients: BTreeMap::new(),
             client_next: 1,
@@ -133,15 +138,15 @@ impl World {
     }
 
     /// With an SSD tier of so many devices.
-    pub fn with_ssd(lines: u32, devices: u8) -> Self {
-        let mut world = Self::new(lines);
+    pub fn with_ssd(policy: PolicyName, lines: u32, devices: u8) -> Self {
+        let mut world = Self::new(policy, lines);
         world.disk = Some(Disk::new(devices, SEGMENTS));
         world.coming = true;
         world.core().ssd_coming();
         world
     }
 
-    pub fn core(&mut self) -> &mut Core<PlainKept, Lru> {
+    pub fn core(&mut self) -> &mut Core<PlainKept, Chosen> {
         self.core.as_mut().expect("a core between two steps")
     }
 
