@@ -1,0 +1,94 @@
+//! What a replay drives: anything that serves whole requests and counts by one rule. The hits of a request are its
+//! longest resident run from the first block; then all its blocks are touched or stored, deepest first.
+
+use std::time::Instant;
+
+use lapis_config::{Key, PolicyName, PoolId};
+use lapis_tiering::{Lru, Policy, Replay, SsdTier, kept::Kept};
+
+use super::{Outcome, outcome::SsdCounts, workload::Workload};
+use crate::trace::Request;
+
+pub trait Cache {
+    /// Serves a request; returns how many of its leading blocks were there.
+    fn serve(&mut self, request: &Request) -> u64;
+    fn holds(&self, id: u64) -> bool;
+    fn evictions(&self) -> u64;
+
+    /// What became of the tier on SSD, if there is one.
+    fn ssd(&self) -> Option<SsdCounts> {
+        None
+    }
+
+    /// Of the blocks hit, those that lay on another host.
+    fn remote_hit_blocks(&self) -> u64 {
+        0
+    }
+}
+
+/// The core with a policy of its own, chosen by name: here, and nowhere else in replays.
+///
+/// # Panics
+/// If a capacity is 0 or does not fit: they are checked where they are read.
+pub fn core(policy: PolicyName, capacity: u64, ssd: Option<SsdTier>) -> Box<dyn Cache> {
+    let capacity = u32::try_from(capacity).expect("capacities are checked where they are read");
+    match policy {
+        PolicyName::Lru => core_with(Lru::default(), capacity, ssd),
+    }
+}
+
+fn core_with(policy: impl Policy + 'static, capacity: u32, ssd: Option<SsdTier>) -> Box<dyn Cache> {
+    match ssd {
+        Some(tier) => Box::new(Replay::with_ssd(capacity, tier, policy)),
+        None => Box::new(Replay::new(capacity, policy)),
+    }
+}
+
+impl<P: Policy> Cache for Replay<P> {
+    fn serve(&mut self, request: &Request) -> u64 {
+        self.request(&request.ids, request.input_length)
+    }
+
+    fn holds(&self, id: u64) -> bool {
+        // A replay has one pool.
+        self.core().kept().find(PoolId(0), &Key([id, 0, 0, 0])).is_some()
+    }
+
+    fn evictions(&self) -> u64 {
+        self.counts().evictions
+    }
+
+    fn ssd(&self) -> Option<SsdCounts> {
+        let counts = self.counts();
+        Some(SsdCounts {
+            hit_blocks: counts.ssd_hit_blocks,
+            admitted_bytes: counts.admitted_bytes,
+            readmitted_bytes: counts.readmitted_bytes,
+            device_bytes: counts.device_bytes,
+        })
+    }
+}
+
+/// Serves all requests of `workload`.
+pub fn drive(workload: &Workload, cache: &mut dyn Cache) -> Outcome {
+    let mut outcome = Outcome::default();
+    let start = Instant::now();
+    for request in &workload.requests {
+        let hits = cache.serve(request);
+        let hit_tokens = request.tokens_of(hits as usize);
+        outcome.block_refs += request.ids.len() as u64;
+        outcome.hit_blocks += hits;
+        outcome.input_tokens += request.input_length;
+        outcome.hit_tokens += hit_tokens;
+        if workload.is_real(request) {
+            outcome.real.block_refs += request.ids.len() as u64;
+            outcome.real.hit_blocks += hits;
+            outcome.real.input_tokens += request.input_length;
+            outcome.real.hit_tokens += hit_tokens;
+        }
+    }
+    let ns = start.elapsed().as_nanos() as f64;
+    outcome.ns_per_block = (ns / outcome.block_refs.max(1) as f64 * 10.0).round() / 10.0;
+    outcome.evictions = cache.evictions();
+    outcome
+}
