@@ -4,6 +4,7 @@
 mod cache;
 mod hosts;
 mod outcome;
+mod plot;
 mod setting;
 mod table;
 mod words;
@@ -18,6 +19,7 @@ use lapis_config::PolicyName;
 
 use crate::trace::{Request, print, read_all};
 use outcome::Of;
+use plot::{Curve, Labels, PlotFile};
 use table::Table;
 
 pub use cache::Cache;
@@ -30,6 +32,8 @@ pub use yardsticks::Yardstick;
 
 /// Blocks that a DRAM tier of a replay may have: a line of the table each, and lines are counted in 32 bits.
 const CAPACITY_MAX: u64 = 1 << 30;
+/// What the optimum is called in plots.
+const OPT: &str = "opt";
 
 /// Runs the core alone over traces and counts its hits; others too, to hold it against.
 #[derive(Args, Debug)]
@@ -75,6 +79,9 @@ pub struct ReplayArgs {
     /// What a host may read of others.
     #[arg(long, value_enum, default_value = "none", requires = "hosts")]
     peers: Peers,
+    /// Draws the hit rate over capacity, every policy and the optimum, as .svg or .png.
+    #[arg(long, value_name = "FILE", value_parser = PlotFile::parse)]
+    plot: Option<PlotFile>,
     /// One JSON object a line, one line for each policy and capacity.
     #[arg(long)]
     json: bool,
@@ -91,6 +98,9 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<()> {
     for (subject, capacity) in cells(args) {
         setting.check(subject, capacity)?;
     }
+    if let Some(plot) = &args.plot {
+        plot.check(&args.capacity)?;
+    }
     let mut workload = Workload::of(read_all(&args.traces)?);
     if let Some(scan) = args.scan {
         workload = workload.with_scan(scan);
@@ -100,19 +110,61 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<()> {
     if !args.json {
         print(table.heading(&workload).as_bytes())?;
     }
-    let mut optima = BTreeMap::new();
+    let mut optima = Optima { setting: &setting, workload: &workload, found: BTreeMap::new() };
+    let mut curves: Vec<Curve> = Vec::new();
     for (subject, capacity) in cells(args) {
         let mut outcome = setting.replay(&workload, subject, capacity);
         if args.opt {
-            let optimum = optima.entry(capacity).or_insert_with(|| setting.optimum(&workload, capacity));
-            outcome.share_of_opt = Some(outcome.real.hit_tokens as f64 / optimum.real.hit_tokens.max(1) as f64);
+            outcome.share_of_opt = Some(outcome.real.hit_tokens as f64 / optima.of(capacity).hit_tokens.max(1) as f64);
         }
         let admission = setting.ssd.map(|_| setting.admission.word());
         let of = Of { trace: &names, subject, capacity, scan: args.scan.is_some(), admission };
         let text = if args.json { outcome::json(&of, &outcome)? } else { table.line(&of, &outcome) };
         print(text.as_bytes())?;
+        if curves.last().is_none_or(|curve| curve.name != subject.word()) {
+            curves.push(Curve { name: subject.word().into(), points: Vec::new() });
+        }
+        let curve = curves.last_mut().expect("pushed if there was none");
+        curve.points.push((capacity, outcome.real.hit_rate()));
+    }
+    if let Some(plot) = &args.plot {
+        curves.retain(|curve| curve.name != OPT);
+        let points = args.capacity.iter().map(|capacity| (*capacity, optima.of(*capacity).hit_rate())).collect();
+        curves.push(Curve { name: OPT.into(), points });
+        for curve in &mut curves {
+            curve.points.sort_by_key(|(capacity, _)| *capacity);
+        }
+        plot.write(&labels(&names, args), &curves)?;
     }
     Ok(())
+}
+
+/// The optimum by capacity; each is found once.
+struct Optima<'a> {
+    setting: &'a Setting,
+    workload: &'a Workload,
+    found: BTreeMap<u64, Sums>,
+}
+
+impl Optima<'_> {
+    fn of(&mut self, capacity: u64) -> Sums {
+        *self.found.entry(capacity).or_insert_with(|| self.setting.optimum(self.workload, capacity).real)
+    }
+}
+
+fn labels(names: &str, args: &ReplayArgs) -> Labels {
+    let mut title = names.replace("_trace", "");
+    if let Some(Scan { blocks, every }) = args.scan {
+        title += &format!(", a scan of {blocks} blocks after each {every} requests");
+    }
+    let mut capacity = "blocks in DRAM".to_string();
+    if let Some(hosts) = args.hosts {
+        capacity += &format!(", each of {hosts} hosts");
+    }
+    if let Some(ssd) = args.ssd {
+        capacity += &format!(", {ssd} on SSD below");
+    }
+    Labels { title, capacity }
 }
 
 fn cells(args: &ReplayArgs) -> impl Iterator<Item = (Subject, u64)> {

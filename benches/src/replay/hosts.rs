@@ -15,8 +15,8 @@ const LOAD_MAX: f64 = 1.5;
 pub enum Route {
     /// One after the other.
     Rr,
-    /// The host that has the longest prefix; one that had more than 1.5 times the mean number of requests counts as
-    /// having none. Of equals the one with the fewest requests.
+    /// The host that has the longest prefix; one that would have more than 1.5 times the mean number of requests with
+    /// this one counts as having none. Of equals the one with the fewest requests.
     Affinity,
 }
 
@@ -69,10 +69,11 @@ impl Hosts {
         match self.route {
             Route::Rr => (self.served % self.caches.len() as u64) as usize,
             Route::Affinity => {
-                let most = LOAD_MAX * self.served as f64 / self.caches.len() as f64;
+                // This request counts: else a host that comes late never gets what all requests begin with.
+                let most = LOAD_MAX * (self.served + 1) as f64 / self.caches.len() as f64;
                 let worth = |host: &usize| {
                     let load = self.loads[*host];
-                    let credit = if load as f64 > most { 0 } else { self.leading(*host, &request.ids) };
+                    let credit = if (load + 1) as f64 > most { 0 } else { self.leading(*host, &request.ids) };
                     (credit, std::cmp::Reverse(load), std::cmp::Reverse(*host))
                 };
                 (0..self.caches.len()).max_by_key(worth).expect("there is at least one host")

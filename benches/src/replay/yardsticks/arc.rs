@@ -29,18 +29,18 @@ impl Arc {
         let [once, often, once_ghosts, often_ghosts] =
             [ONCE, OFTEN, ONCE_GHOST, OFTEN_GHOST].map(|list| self.lists.len(list));
         match self.lists.find(id) {
-            Some(ONCE | OFTEN) => self.lists.to_front(OFTEN, id),
+            Some(ONCE | OFTEN) => self.lists.put_first(OFTEN, id),
             Some(ONCE_GHOST) => {
                 let step = (often_ghosts as f64 / once_ghosts as f64).max(1.0);
                 self.target = (self.target + step).min(self.capacity as f64);
                 self.replace(false);
-                self.lists.to_front(OFTEN, id);
+                self.lists.put_first(OFTEN, id);
             }
             Some(_) => {
                 let step = (once_ghosts as f64 / often_ghosts as f64).max(1.0);
                 self.target = (self.target - step).max(0.0);
                 self.replace(true);
-                self.lists.to_front(OFTEN, id);
+                self.lists.put_first(OFTEN, id);
             }
             None => {
                 if once + once_ghosts == self.capacity {
@@ -57,7 +57,7 @@ impl Arc {
                     }
                     self.replace(false);
                 }
-                self.lists.to_front(ONCE, id);
+                self.lists.put_first(ONCE, id);
             }
         }
     }
@@ -72,7 +72,7 @@ impl Arc {
         let from_once = once > 0 && (over || often == 0);
         let (from, to) = if from_once { (ONCE, ONCE_GHOST) } else { (OFTEN, OFTEN_GHOST) };
         if let Some(id) = self.lists.last(from) {
-            self.lists.to_front(to, id);
+            self.lists.put_first(to, id);
             self.evictions += 1;
         }
     }

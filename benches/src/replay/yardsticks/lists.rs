@@ -35,7 +35,7 @@ impl<const N: usize> Lists<N> {
     }
 
     /// Puts the block in front of `list`, taking it from where it was.
-    pub fn to_front(&mut self, list: usize, id: u64) {
+    pub fn put_first(&mut self, list: usize, id: u64) {
         self.remove(id);
         let (block, first) = (id as u32, self.ends[list][0]);
         self.links[block as usize] = [NONE, first];
@@ -93,7 +93,7 @@ mod tests {
                     0 => {
                         queues.iter_mut().for_each(|queue| queue.retain(|other| *other != id));
                         queues[list].push_front(id);
-                        lists.to_front(list, id);
+                        lists.put_first(list, id);
                     }
                     1 => prop_assert_eq!(lists.pop_last(list), queues[list].pop_back()),
                     _ => {

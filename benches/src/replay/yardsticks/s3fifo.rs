@@ -39,7 +39,7 @@ impl S3Fifo {
         }
         let known = self.lists.find(id) == Some(GHOST);
         self.uses[id as usize] = 0;
-        self.lists.to_front(if known { MAIN } else { SMALL }, id);
+        self.lists.put_first(if known { MAIN } else { SMALL }, id);
     }
 
     fn evict(&mut self) {
@@ -54,14 +54,14 @@ impl S3Fifo {
         while let Some(id) = self.lists.pop_last(SMALL) {
             if self.uses[id as usize] < USES_MAIN {
                 self.evictions += 1;
-                self.lists.to_front(GHOST, id);
+                self.lists.put_first(GHOST, id);
                 if self.lists.len(GHOST) > self.capacity - self.small {
                     self.lists.pop_last(GHOST);
                 }
                 return;
             }
             self.uses[id as usize] = 0;
-            self.lists.to_front(MAIN, id);
+            self.lists.put_first(MAIN, id);
             if self.lists.len(MAIN) > self.capacity - self.small {
                 self.evict_main();
             }
@@ -75,7 +75,7 @@ impl S3Fifo {
                 return;
             }
             self.uses[id as usize] -= 1;
-            self.lists.to_front(MAIN, id);
+            self.lists.put_first(MAIN, id);
         }
     }
 

@@ -46,9 +46,9 @@ impl Cache for WriteThrough {
                 if self.ssd.find(*id).is_none() {
                     self.write(*id);
                 }
-                self.ssd.to_front(0, *id);
+                self.ssd.put_first(0, *id);
             }
-            self.dram.to_front(0, *id);
+            self.dram.put_first(0, *id);
         }
         while self.dram.len(0) > self.dram_blocks {
             self.dram.pop_last(0);
