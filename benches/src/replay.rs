@@ -196,7 +196,25 @@ fn name(path: &Path) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::trace::{Generate, generate, write};
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: ReplayArgs,
+    }
+
+    /// What is said against a command line, by clap or before the trace is read.
+    fn said(line: &str) -> String {
+        let words = ["replay", "no/such/trace"].into_iter().chain(line.split_whitespace());
+        match Cli::try_parse_from(words) {
+            Ok(cli) => run(&cli.args).expect_err("there is no trace").to_string(),
+            Err(error) => error.to_string(),
+        }
+    }
 
     #[test]
     fn a_trace_is_called_by_its_file() {
@@ -205,5 +223,70 @@ mod tests {
             (of("/a/conversation_trace.jsonl.zst"), of("x"), of(".hidden")),
             ("conversation_trace", "x", ".hidden")
         );
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_said_before_a_trace_is_read() {
+        let ssd = "--ssd 1k --block-bytes 64KiB";
+        let cases = [
+            (format!("{ssd} --policy lru,arc"), "--policy arc has one tier: leave out --ssd"),
+            (format!("{ssd} --admission class --write-budget 50%"), "--admission full writes every"),
+            (format!("{ssd} --write-budget 68TB/day"), "--write-budget needs --admission class"),
+            (format!("{ssd} --hosts 4"), "cannot be used with"),
+            ("--admission write-through".into(), "--ssd"),
+            ("--route affinity".into(), "--hosts"),
+            ("--hosts 4 --policy opt".into(), "with --hosts give --opt"),
+            ("--hosts 0".into(), "0"),
+            ("--hosts 1024 --capacity 100M".into(), "1024 hosts of 100000000 blocks are too many"),
+            ("--policy belady".into(), "is not one of: lru"),
+            ("--scan 250".into(), "like 250/10"),
+            ("--plot a.pdf".into(), "neither .svg nor .png"),
+            ("--plot a.svg --capacity 1k".into(), "two or more with --capacity"),
+            (String::new(), "no/such/trace"),
+        ];
+        for (line, expected) in cases {
+            let said = said(&line);
+            assert!(said.contains(expected), "{line}: {said:?} does not say {expected:?}");
+        }
+    }
+
+    #[test]
+    fn a_replay_with_everything_runs() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [trace, plot] = ["t.jsonl", "p.svg"].map(|name| folder.path().join(name));
+        let mut text = Vec::new();
+        write(&mut text, &generate(&Generate { seed: 2, requests: 120, span_s: 600 })).expect("in memory");
+        std::fs::write(&trace, text).expect("our file");
+        let [trace, plot_text] = [&trace, &plot].map(|path| path.to_str().expect("a name"));
+        for line in [
+            "--policy lru,s3fifo,arc,opt --opt --scan 25/10",
+            "--hosts 3 --route affinity --peers oracle --opt",
+            "--ssd 300 --block-bytes 64KiB --opt",
+            "--ssd 300 --block-bytes 64KiB --admission write-through --json",
+        ] {
+            let words = ["replay", trace, "--capacity", "50,100", "--plot", plot_text].into_iter();
+            let cli =
+                Cli::try_parse_from(words.chain(line.split_whitespace())).unwrap_or_else(|e| panic!("{line}: {e}"));
+            run(&cli.args).unwrap_or_else(|e| panic!("{line}: {e:#}"));
+            let drawn = std::fs::read_to_string(&plot).expect("a plot");
+            assert!(drawn.contains("opt") && drawn.ends_with("</svg>\n"), "{line}");
+            std::fs::remove_file(&plot).expect("our file");
+        }
+    }
+
+    #[test]
+    fn a_scan_never_hits_and_the_optimum_passes_it_by() {
+        let trace = generate(&Generate { seed: 4, requests: 400, span_s: 900 });
+        let plain = Workload::of(trace.clone());
+        let scanned = Workload::of(trace).with_scan(Scan { blocks: 50, every: 10 });
+        let setting = Setting::default();
+        for (subject, changes) in [("lru", true), ("arc", true), ("opt", false)] {
+            let subject = subjects(subject).expect("a policy")[0];
+            let [alone, beside] = [&plain, &scanned].map(|workload| setting.replay(workload, subject, 300));
+            assert_eq!(beside.real.hit_blocks, beside.hit_blocks);
+            assert_eq!(beside.real.block_refs, alone.block_refs);
+            assert_eq!(beside.block_refs, alone.block_refs + 40 * 50);
+            assert_eq!(beside.real.hit_tokens < alone.real.hit_tokens, changes, "{subject:?}");
+        }
     }
 }

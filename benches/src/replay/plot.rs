@@ -12,6 +12,8 @@ use canvas::Canvas;
 /// Pixels, or the units of an SVG.
 const SIZE: (u32, u32) = (960, 600);
 const FONT: &str = "sans-serif";
+/// Up to so many capacities stand at the axis themselves.
+const TICKS_MAX: usize = 8;
 const TEXT: RGBColor = RGBColor(40, 40, 40);
 /// Colours that are told apart by those who see red and green alike (Okabe and Ito); the optimum is grey.
 const COLOURS: [RGBColor; 6] = [
@@ -97,23 +99,29 @@ fn draw<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, labels: &Labels, curv
     let points = || curves.iter().flat_map(|curve| curve.points.iter().copied());
     let capacities = points().map(|(capacity, _)| capacity as f64);
     let (least, most) = capacities.fold((f64::MAX, f64::MIN), |(least, most), c| (least.min(c), most.max(c)));
+    let mut ticks: Vec<f64> =
+        curves.first().into_iter().flat_map(|curve| &curve.points).map(|(c, _)| *c as f64).collect();
+    ticks.dedup();
+    if ticks.len() > TICKS_MAX {
+        ticks = (0..10).map(|power| 10f64.powi(power)).filter(|tick| (least..=most).contains(tick)).collect();
+    }
     let top = points().map(|(_, rate)| rate).fold(0.0, f64::max).clamp(0.05, 1.0);
     let text = |size: i32| (FONT, size).into_font().color(&TEXT);
 
     area.fill(&WHITE).map_err(wrong)?;
     let mut chart = ChartBuilder::on(area)
-        .caption(&labels.title, text(22))
+        .caption(&labels.title, text(27))
         .margin(16)
-        .x_label_area_size(54)
-        .y_label_area_size(72)
-        .build_cartesian_2d((least..most * 1.0001).log_scale(), 0.0..top * 1.05)
+        .x_label_area_size(58)
+        .y_label_area_size(84)
+        .build_cartesian_2d((least..most).log_scale().with_key_points(ticks), 0.0..top * 1.05)
         .map_err(wrong)?;
     chart
         .configure_mesh()
         .bold_line_style(RGBColor(215, 215, 215))
         .light_line_style(TRANSPARENT)
         .axis_style(TEXT)
-        .label_style(text(16))
+        .label_style(text(20))
         .x_desc(&labels.capacity)
         .x_labels(16)
         .x_label_formatter(&|capacity| short(*capacity))
@@ -135,10 +143,10 @@ fn draw<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, labels: &Labels, curv
         .configure_series_labels()
         .position(SeriesLabelPosition::LowerRight)
         .margin(14)
-        .legend_area_size(28)
+        .legend_area_size(30)
         .background_style(WHITE.mix(0.85))
         .border_style(RGBColor(190, 190, 190))
-        .label_font(text(16))
+        .label_font(text(20))
         .draw()
         .map_err(wrong)?;
     area.present().map_err(wrong)

@@ -68,17 +68,11 @@ impl Setting {
     }
 
     fn check_admission(&self, subject: Subject) -> anyhow::Result<()> {
-        if let Some(budget) = self.write_budget {
-            let given = match budget {
-                WriteBudget::Percent(percent) => format!("{percent}%"),
-                WriteBudget::BytesPerDay(bytes) => format!("{}/day", Bytes(bytes)),
-            };
-            ensure!(
-                self.admission == Admission::Class,
-                "--write-budget {given} needs --admission class: {} writes what it writes",
-                self.admission.word()
-            );
-        }
+        ensure!(
+            self.write_budget.is_none() || self.admission == Admission::Class,
+            "--write-budget needs --admission class: {} writes what it writes",
+            self.admission.word()
+        );
         match self.admission {
             Admission::Class => bail!(
                 "--admission class: no policy of the core has classes to admit by yet; --admission full writes every \

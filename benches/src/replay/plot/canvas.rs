@@ -18,7 +18,7 @@ use plotters_backend::{
 type Drawn = Result<(), DrawingErrorKind<Infallible>>;
 
 /// Text of this size and more is set in the larger font.
-const LARGE: f64 = 20.0;
+const LARGE: f64 = 24.0;
 
 pub struct Canvas<'a> {
     size: (u32, u32),
