@@ -21,9 +21,10 @@ use models::Model;
 
 /// A block has whole pages in the core, and no more than memory can be cut into.
 const BYTES_PER_TOKEN: std::ops::RangeInclusive<u64> = 8..=16 << 20;
-/// Larger blocks are replayed as blocks of this size, and bytes scaled: from 8 MiB on a segment has eight blocks, so that
-/// nothing else changes, and memory of hundreds of TiB can be planned.
-const REPLAYED_BYTES_MAX: u64 = 16 << 20;
+/// Larger blocks are replayed as blocks of this size, and bytes scaled. A trace's block has 512 tokens; engines store
+/// 16 or so in one, a few MiB. Replayed at hundreds of MiB, the core's bounds on bytes under way would hold a block or two
+/// and cost hits that no engine loses; memory of thousands of TiB can be planned besides.
+const REPLAYED_BYTES_MAX: u64 = 1 << 20;
 const DAY_S: f64 = 86_400.0;
 
 /// Says from a trace which sizes of DRAM and SSD buy which hit rate, and how much is written to SSD for it.

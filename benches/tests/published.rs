@@ -28,7 +28,7 @@ const PUBLISHED: [(&str, [[f64; 4]; 3]); 4] = [
     ),
 ];
 /// How far, relative, the classics may be from those figures, by capacity.
-const CLASSICS: [f64; 4] = [0.08, 0.07, 0.02, 0.01];
+const CLASSICS: [f64; 4] = [0.06, 0.015, 0.005, 0.001];
 
 /// Blocks hit by blocks asked for with 6000 blocks a host: hosts; one after the other; the same with peers, and the part
 /// that came from them; by affinity.

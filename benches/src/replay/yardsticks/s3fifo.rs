@@ -1,5 +1,5 @@
 //! S3-FIFO (Yang et al., SOSP 2023) as published: a small queue that sorts out what is asked for once, a main queue
-//! with second chances, and a ghost queue. Blocks of a request come deepest first.
+//! with second chances, and a ghost queue as long as both. Blocks of a request come deepest first.
 
 use super::{super::cache::Cache, lists::Lists};
 use crate::trace::Request;
@@ -55,7 +55,7 @@ impl S3Fifo {
             if self.uses[id as usize] < USES_MAIN {
                 self.evictions += 1;
                 self.lists.put_first(GHOST, id);
-                if self.lists.len(GHOST) > self.capacity - self.small {
+                if self.lists.len(GHOST) > self.capacity {
                     self.lists.pop_last(GHOST);
                 }
                 return;
@@ -83,7 +83,7 @@ impl S3Fifo {
     pub fn check(&self) {
         let [small, main, ghosts] = [SMALL, MAIN, GHOST].map(|list| self.lists.len(list));
         assert!(small + main <= self.capacity, "{small} and {main} blocks in {}", self.capacity);
-        assert!(ghosts <= self.capacity - self.small, "{ghosts} ghosts of {}", self.capacity);
+        assert!(ghosts <= self.capacity, "{ghosts} ghosts of {}", self.capacity);
         assert!(self.uses.iter().all(|uses| *uses <= USES_MAX));
     }
 }
