@@ -41,8 +41,8 @@ pub struct ReplayArgs {
     /// Files in Mooncake form, .jsonl or .jsonl.zst; several are merged by time.
     #[arg(required = true)]
     traces: Vec<PathBuf>,
-    /// What is evicted first, several separated by commas: a policy of the core (lru), or a yardstick: s3fifo, arc, or
-    /// opt, the offline optimum (Belady's rule with bypass).
+    /// What is evicted first, several separated by commas: a policy of the core, such as lru, or a yardstick: s3fifo, arc,
+    /// or opt, the offline optimum (Belady's rule with bypass).
     #[arg(long, default_value = "lru", value_parser = subjects)]
     policy: Subjects,
     /// Blocks in the DRAM tier, several separated by commas: 1k is 1000, 1M a million.
@@ -238,7 +238,7 @@ mod tests {
             ("--hosts 4 --policy opt".into(), "with --hosts give --opt"),
             ("--hosts 0".into(), "0"),
             ("--hosts 1024 --capacity 100M".into(), "1024 hosts of 100000000 blocks are too many"),
-            ("--policy belady".into(), "is not one of: lru"),
+            ("--policy belady".into(), "\"belady\" is not one of: "),
             ("--scan 250".into(), "like 250/10"),
             ("--plot a.pdf".into(), "neither .svg nor .png"),
             ("--plot a.svg --capacity 1k".into(), "two or more with --capacity"),
