@@ -6,7 +6,10 @@ use std::time::Instant;
 
 use clap::Args;
 use lapis_config::{Bytes, PolicyName, size};
-use lapis_tiering::{Lru, Policy, Replay, SsdTier, replay::ReplayCounts};
+use lapis_tiering::{
+    Chosen, Replay, SsdTier,
+    replay::{ReplayCounts, ghost_bytes},
+};
 use serde::Serialize;
 
 use crate::trace::{Request, print, read_all};
@@ -25,7 +28,7 @@ pub struct ReplayArgs {
     #[arg(required = true)]
     traces: Vec<PathBuf>,
     /// What is evicted first.
-    #[arg(long, default_value = "lru", value_parser = policy)]
+    #[arg(long, default_value = "hazq", value_parser = policy)]
     policy: PolicyName,
     /// Blocks in the DRAM tier, several separated by commas: 1k is 1000, 1M a million.
     #[arg(long, value_name = "BLOCKS", default_value = "1k,3k,10k,30k,50k,100k", value_parser = capacities)]
@@ -130,18 +133,15 @@ fn check_ssd(capacity: u64, ssd: Option<(u64, u64)>) -> anyhow::Result<()> {
 /// Replays `trace` through a core with `capacity` blocks of DRAM, 1 to 2^30.
 pub fn replay(trace: &[Request], policy: PolicyName, capacity: u64) -> Outcome {
     assert!((1..=CAPACITY_MAX).contains(&capacity), "capacities are checked where they are read");
-    match policy {
-        PolicyName::Lru => drive(trace, Replay::new(capacity as u32, Lru::default())).0,
-    }
+    drive(trace, Replay::new(capacity as u32, Chosen::new(policy, ghost_bytes(capacity)))).0
 }
 
 /// The same over an SSD tier of so many blocks of so many bytes.
 pub fn replay_ssd(trace: &[Request], policy: PolicyName, capacity: u64, blocks: u64, block_bytes: u64) -> Outcome {
     check_ssd(capacity, Some((blocks, block_bytes))).expect("capacities are checked where they are read");
     let tier = SsdTier { blocks: blocks as u32, block_bytes };
-    let (outcome, counts) = match policy {
-        PolicyName::Lru => drive(trace, Replay::with_ssd(capacity as u32, tier, Lru::default())),
-    };
+    let policy = Chosen::new(policy, ghost_bytes(capacity));
+    let (outcome, counts) = drive(trace, Replay::with_ssd(capacity as u32, tier, policy));
     let ssd = SsdOutcome {
         ssd_blocks: blocks,
         block_bytes,
@@ -154,10 +154,10 @@ pub fn replay_ssd(trace: &[Request], policy: PolicyName, capacity: u64, blocks: 
     Outcome { ssd: Some(ssd), ..outcome }
 }
 
-fn drive(trace: &[Request], mut core: Replay<impl Policy>) -> (Outcome, ReplayCounts) {
+fn drive(trace: &[Request], mut core: Replay<Chosen>) -> (Outcome, ReplayCounts) {
     let start = Instant::now();
     for request in trace {
-        core.request(&request.ids, request.input_length);
+        core.request_at(request.timestamp_ms, &request.ids, request.input_length);
     }
     let (ns, counts) = (start.elapsed().as_nanos() as f64, core.counts());
     let outcome = Outcome {
