@@ -23,6 +23,8 @@ pub struct Shelf(pub u32);
 pub struct Request {
     pub(crate) turn: u8,
     pub(crate) class: u8,
+    /// Of the blocks that it stores, so many from the first on lead to one that others share.
+    pub(crate) shared: u32,
 }
 
 /// Why a block was used.
@@ -73,8 +75,17 @@ pub trait Policy {
     fn enters<K: Kept>(&mut self, kept: &mut K, shelf: Shelf, line: LineId, now: Time);
     /// A block that is in no list is nowhere any more.
     fn gone<K: Kept>(&mut self, _kept: &K, _line: LineId, _live: &Live, _now: Time) {}
-    /// A block was not stored, for all that could make room for it is worth more.
-    fn declined(&mut self, _pool: PoolId, _key: &Key, _request: Request, _now: Time) {}
+    /// A block was not stored, for all that could make room for it is worth more. It would have been below `above`.
+    fn declined<K: Kept>(
+        &mut self,
+        _kept: &K,
+        _above: Option<&Key>,
+        _pool: PoolId,
+        _key: &Key,
+        _request: Request,
+        _now: Time,
+    ) {
+    }
     /// The block goes next among its like: its kin went, its session ended, or it came up as a victim before and could
     /// not go then.
     fn cool<K: Kept>(&mut self, kept: &mut K, shelf: Shelf, line: LineId);
@@ -86,7 +97,8 @@ pub trait Policy {
     fn oldest<K: Kept>(&self, kept: &K, shelf: Shelf) -> Option<LineId>;
     /// Who goes after `line`, which is linked; about.
     fn after<K: Kept>(&self, kept: &K, shelf: Shelf, line: LineId, now: Time) -> Option<LineId>;
-    /// Whether new blocks of a request that needs room are worth at least as much as `victim`.
+    /// Whether new blocks of a request that needs room are worth at least as much as `victim`: those that lead to a
+    /// shared one, or others.
     fn admits<K: Kept>(&self, _kept: &K, _victim: LineId, _request: Request, _now: Time) -> bool {
         true
     }

@@ -445,6 +445,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             Ask::Reserve { pool, keys, there, parent, request } => {
                 let mut short = need - slots.len() as u32;
                 self.unreserve(to.client, shelf, short);
+                let mut above = parent.and_then(|held| self.kept.live(held.line)).map(|live| live.key);
                 let reservation = self.reservation_next;
                 self.reservation_next += 1;
                 if slots.is_empty() {
@@ -464,11 +465,12 @@ impl<K: Kept, P: Policy> Core<K, P> {
                         self.counts.puts_refused += 1;
                         let reason = if short > 0 { reason } else { Refusal::Limit };
                         if reason == Refusal::Cold {
-                            self.policy.declined(pool, &key, request, self.now);
+                            self.policy.declined(&self.kept, above.as_ref(), pool, &key, request, self.now);
                         }
                         short = short.saturating_sub(1);
                         Reserved::Refused(reason)
                     });
+                    above = Some(key);
                 }
                 self.reply(to, Reply::Reserved { results });
             }

@@ -61,9 +61,13 @@ impl<K: Kept, P: Policy> Core<K, P> {
                     None => break,
                 }
             }
-            let short = need - slots.len() as u32;
+            let (mut short, mut request) = (need - slots.len() as u32, request);
             if short == 0 {
                 return Room::Enough;
+            }
+            if let Some(request) = &mut request {
+                request.shared = request.shared.saturating_sub(slots.len() as u32);
+                short = if request.shared > 0 { short.min(request.shared) } else { short };
             }
             if self.grow(shelf) {
                 continue;

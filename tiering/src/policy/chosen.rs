@@ -60,8 +60,16 @@ impl Policy for Chosen {
     fn gone<K: Kept>(&mut self, kept: &K, line: LineId, live: &Live, now: Time) {
         both!(self, policy => policy.gone(kept, line, live, now));
     }
-    fn declined(&mut self, pool: PoolId, key: &Key, request: Request, now: Time) {
-        both!(self, policy => policy.declined(pool, key, request, now));
+    fn declined<K: Kept>(
+        &mut self,
+        kept: &K,
+        above: Option<&Key>,
+        pool: PoolId,
+        key: &Key,
+        request: Request,
+        now: Time,
+    ) {
+        both!(self, policy => policy.declined(kept, above, pool, key, request, now));
     }
     fn cool<K: Kept>(&mut self, kept: &mut K, shelf: Shelf, line: LineId) {
         both!(self, policy => policy.cool(kept, shelf, line));

@@ -37,8 +37,11 @@ use crate::{
     kept::{Kept, Live},
 };
 
-/// Uses closer together are one request's: it is looked up, read and stored by several calls, and by several ranks.
-const SAME_REQUEST: u32 = 10;
+/// Uses closer together, in tenths of a second, are one turn: a request is looked up, read and stored by several calls,
+/// and by several ranks.
+const SAME_TURN: u32 = 10;
+/// And closer than this they are one use: what is shared is used by several requests within a second too.
+const SAME_USE: u32 = 2;
 /// New blocks between two refreshes: at least so many, and one part in so many of the blocks there are.
 const REFRESH_MIN: u64 = 500;
 const REFRESH_PART: u64 = 4;
@@ -80,8 +83,8 @@ pub struct Hazq {
     /// Lives of lines.
     known: u64,
     listed: u64,
-    /// Since the last refresh.
-    stored: u64,
+    /// Blocks that came, or wanted to, since the last refresh.
+    fresh_lives: u64,
 }
 
 impl Hazq {
@@ -94,7 +97,7 @@ impl Hazq {
             hazards: Hazards::default(),
             known: 0,
             listed: 0,
-            stored: 0,
+            fresh_lives: 0,
         }
     }
 
@@ -139,20 +142,43 @@ impl Hazq {
     fn next_request(&self, turn: u8, class: u8, since: u32, now: u32) -> Request {
         let gap = now.saturating_sub(since);
         if class == SHARED {
-            return Request { turn: 1, class: class::of_turn(1) };
+            return Request { turn: 1, class: class::of_turn(1), shared: 0 };
         }
-        if gap < SAME_REQUEST {
+        if gap < SAME_TURN {
             return self.same_request(turn, class);
         }
         let turn = turn.saturating_add(1);
-        Request { turn, class: class::of_request(turn, gap) }
+        Request { turn, class: class::of_request(turn, gap), shared: 0 }
     }
 
     fn same_request(&self, turn: u8, class: u8) -> Request {
         if class == SHARED {
-            return Request { turn: 1, class: class::of_turn(1) };
+            return Request { turn: 1, class: class::of_turn(1), shared: 0 };
         }
-        Request { turn, class: if class::is_of_request(class) { class } else { class::of_turn(turn) } }
+        Request { turn, class: if class::is_of_request(class) { class } else { class::of_turn(turn) }, shared: 0 }
+    }
+
+    /// One more block than those that are remembered follows this one.
+    fn followed(&mut self, line: Option<LineId>) {
+        if let Some(life) = line.and_then(|line| self.lives.get_mut(line.0 as usize)) {
+            life.children = life.children.saturating_add(1);
+        }
+    }
+
+    /// The same, of a block that is there, about to be stored, or declined just before.
+    fn followed_key<K: Kept>(&mut self, kept: &K, pool: PoolId, key: Option<&Key>, request: Request, now: u32) {
+        let Some(key) = key else { return };
+        if let Some(line) = kept.find(pool, key) {
+            return self.followed(Some(line));
+        }
+        let short = name(pool, key);
+        let mut ghost = self.ghosts.take(short).unwrap_or_else(|| {
+            self.hazards.cohorts.begin(request.class, now);
+            Ghost::to_come(now, request.class, request.turn)
+        });
+        ghost.children = ghost.children.saturating_add(1);
+        let forgotten = self.ghosts.insert(short, ghost);
+        self.forgotten(forgotten, now);
     }
 
     fn forgotten(&mut self, ghost: Option<Ghost>, now: u32) {
@@ -162,12 +188,11 @@ impl Hazq {
     }
 
     fn refresh_if_due<K: Kept>(&mut self, kept: &mut K, now: u32) {
-        self.stored += 1;
         let due = (self.listed / REFRESH_PART).max(REFRESH_MIN);
-        if self.stored < due {
+        if self.fresh_lives < due {
             return;
         }
-        self.stored = 0;
+        self.fresh_lives = 0;
         // The memory of lives that are over reaches back as far as that of those that go on.
         let fade = (self.known + self.ghosts.capacity()) / due;
         self.hazards.refresh(now, fade.max(2));
@@ -262,7 +287,7 @@ impl Policy for Hazq {
     fn asked<K: Kept>(&self, _kept: &K, deepest: LineId, now: Time) -> Request {
         let life = self.life(deepest);
         if !life.known {
-            return Request { turn: 1, class: class::of_turn(1) };
+            return Request { turn: 1, class: class::of_turn(1), shared: 0 };
         }
         self.next_request(life.turn, life.class, life.since, tenths(now))
     }
@@ -275,11 +300,22 @@ impl Policy for Hazq {
         keys: impl DoubleEndedIterator<Item = &'a Key>,
         now: Time,
     ) -> Request {
-        if let Some(ghost) = keys.rev().find_map(|key| self.ghosts.get(name(pool, key))) {
-            return self.next_request(ghost.turn, ghost.class, ghost.since, tenths(now));
+        let (mut deepest, mut count, mut shared) = (None, 0, 0);
+        for key in keys.rev() {
+            count += 1;
+            let ghost = self.ghosts.get(name(pool, key));
+            if shared == 0 && ghost.is_some_and(|ghost| ghost.children > CHILDREN_OWN) {
+                shared = count;
+            }
+            deepest = deepest.or(ghost);
+        }
+        if let Some(ghost) = deepest {
+            // Counted from the deepest on.
+            let shared = if shared > 0 { count - shared + 1 } else { 0 };
+            return Request { shared, ..self.next_request(ghost.turn, ghost.class, ghost.since, tenths(now)) };
         }
         let above = above.map(|line| self.life(line)).filter(|life| life.known);
-        above.map_or(Request { turn: 1, class: class::of_turn(1) }, |life| self.same_request(life.turn, life.class))
+        above.map_or(Request { turn: 1, class: class::of_turn(1), shared: 0 }, |life| self.same_request(life.turn, life.class))
     }
 
     #[inline]
@@ -289,7 +325,7 @@ impl Policy for Hazq {
             self.take_out(kept, shelf, line);
         }
         let mut next = Life { since: now, ..life };
-        let again = now.saturating_sub(life.since) < SAME_REQUEST;
+        let again = now.saturating_sub(life.since) < SAME_USE;
         match by {
             Use::Asked(request) if !life.known || !again => {
                 next.class = self.class_in(life, request.class);
@@ -314,8 +350,8 @@ impl Policy for Hazq {
         let (line, now) = (block.line, tenths(now));
         let ghost = self.ghosts.take(name(block.pool, block.key));
         if let Some(ghost) = ghost {
-            let again = now.saturating_sub(ghost.since) < SAME_REQUEST;
-            if again {
+            let again = now.saturating_sub(ghost.since) < SAME_USE;
+            if again || ghost.to_come {
                 self.hazards.cohorts.end(ghost.class, ghost.since);
             } else {
                 self.hazards.end(ghost.class, ghost.since, now, true);
@@ -332,11 +368,10 @@ impl Policy for Hazq {
         let fresh = &mut self.shelves[shelf.0 as usize].fresh;
         let goes_on = block.parent.is_some_and(|parent| parent == fresh.deepest);
         *fresh = Fresh { deepest: line, count: if goes_on { fresh.count + 1 } else { 1 } };
-        if let Some(parent) = block.parent.filter(|_| ghost.is_none()) {
-            if let Some(life) = self.lives.get_mut(parent.0 as usize) {
-                life.children = life.children.saturating_add(1);
-            }
+        if ghost.is_none() {
+            self.followed(block.parent);
         }
+        self.fresh_lives += 1;
         self.refresh_if_due(kept, now);
     }
 
@@ -358,17 +393,29 @@ impl Policy for Hazq {
         self.forgotten(forgotten, tenths(now));
     }
 
-    fn declined(&mut self, pool: PoolId, key: &Key, request: Request, now: Time) {
-        let (name, now) = (name(pool, key), tenths(now));
-        let children = match self.ghosts.take(name) {
+    fn declined<K: Kept>(
+        &mut self,
+        kept: &K,
+        above: Option<&Key>,
+        pool: PoolId,
+        key: &Key,
+        request: Request,
+        now: Time,
+    ) {
+        let (short, now) = (name(pool, key), tenths(now));
+        let children = match self.ghosts.take(short) {
             Some(ghost) => {
-                self.hazards.end(ghost.class, ghost.since, now, now.saturating_sub(ghost.since) >= SAME_REQUEST);
+                self.hazards.end(ghost.class, ghost.since, now, now.saturating_sub(ghost.since) >= SAME_USE);
                 ghost.children
             }
-            None => 0,
+            None => {
+                self.followed_key(kept, pool, above, request, now);
+                0
+            }
         };
         self.hazards.cohorts.begin(request.class, now);
-        let forgotten = self.ghosts.insert(name, Ghost::new(now, request.class, request.turn, children));
+        self.fresh_lives += 1;
+        let forgotten = self.ghosts.insert(short, Ghost::new(now, request.class, request.turn, children));
         self.forgotten(forgotten, now);
     }
 
@@ -413,7 +460,8 @@ impl Policy for Hazq {
 
     fn admits<K: Kept>(&self, _kept: &K, victim: LineId, request: Request, now: Time) -> bool {
         let now = tenths(now);
-        self.worth_of(request.class, now, now) >= self.worth_of_line(victim, now)
+        let class = if request.shared > 0 { SHARED } else { request.class };
+        self.worth_of(class, now, now) >= self.worth_of_line(victim, now)
     }
 
     fn worth<K: Kept>(&self, _kept: &K, line: LineId, now: Time) -> u32 {

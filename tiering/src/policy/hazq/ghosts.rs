@@ -16,12 +16,17 @@ pub(super) struct Ghost {
     pub turn: u8,
     /// Distinct children that it ever had, as far as counted.
     pub children: u8,
-    _free: u8,
+    /// Not of a block that was there: of one that is about to come.
+    pub to_come: bool,
 }
 
 impl Ghost {
     pub fn new(since: u32, class: u8, turn: u8, children: u8) -> Self {
-        Self { name: 0, since, class, turn, children, _free: 0 }
+        Self { name: 0, since, class, turn, children, to_come: false }
+    }
+
+    pub fn to_come(since: u32, class: u8, turn: u8) -> Self {
+        Self { to_come: true, ..Self::new(since, class, turn, 0) }
     }
 }
 
