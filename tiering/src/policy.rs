@@ -78,7 +78,7 @@ pub trait Policy {
     /// A block was not stored, for all that could make room for it is worth more. It would have been below `above`.
     fn declined<K: Kept>(
         &mut self,
-        _kept: &K,
+        _kept: &mut K,
         _above: Option<&Key>,
         _pool: PoolId,
         _key: &Key,

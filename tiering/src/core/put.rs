@@ -465,7 +465,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
                         self.counts.puts_refused += 1;
                         let reason = if short > 0 { reason } else { Refusal::Limit };
                         if reason == Refusal::Cold {
-                            self.policy.declined(&self.kept, above.as_ref(), pool, &key, request, self.now);
+                            self.policy.declined(&mut self.kept, above.as_ref(), pool, &key, request, self.now);
                         }
                         short = short.saturating_sub(1);
                         Reserved::Refused(reason)

@@ -62,7 +62,7 @@ impl Policy for Chosen {
     }
     fn declined<K: Kept>(
         &mut self,
-        kept: &K,
+        kept: &mut K,
         above: Option<&Key>,
         pool: PoolId,
         key: &Key,

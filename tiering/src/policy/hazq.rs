@@ -395,7 +395,7 @@ impl Policy for Hazq {
 
     fn declined<K: Kept>(
         &mut self,
-        kept: &K,
+        kept: &mut K,
         above: Option<&Key>,
         pool: PoolId,
         key: &Key,
@@ -417,6 +417,7 @@ impl Policy for Hazq {
         self.fresh_lives += 1;
         let forgotten = self.ghosts.insert(short, Ghost::new(now, request.class, request.turn, children));
         self.forgotten(forgotten, now);
+        self.refresh_if_due(kept, now);
     }
 
     fn cool<K: Kept>(&mut self, kept: &mut K, shelf: Shelf, line: LineId) {
