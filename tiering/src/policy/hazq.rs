@@ -43,7 +43,7 @@ const SAME_TURN: u32 = 10;
 /// And closer than this they are one use: what is shared is used by several requests within a second too.
 const SAME_USE: u32 = 2;
 /// New blocks between two refreshes: at least so many, and one part in so many of the blocks there are.
-const REFRESH_MIN: u64 = 500;
+const REFRESH_MIN: u64 = 1000;
 const REFRESH_PART: u64 = 4;
 
 /// What is remembered of a line's block, beside its entry.
@@ -315,7 +315,9 @@ impl Policy for Hazq {
             return Request { shared, ..self.next_request(ghost.turn, ghost.class, ghost.since, tenths(now)) };
         }
         let above = above.map(|line| self.life(line)).filter(|life| life.known);
-        above.map_or(Request { turn: 1, class: class::of_turn(1), shared: 0 }, |life| self.same_request(life.turn, life.class))
+        above.map_or(Request { turn: 1, class: class::of_turn(1), shared: 0 }, |life| {
+            self.same_request(life.turn, life.class)
+        })
     }
 
     #[inline]
