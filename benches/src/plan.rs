@@ -46,7 +46,7 @@ pub struct PlanArgs {
     #[arg(long, value_name = "BYTES", value_parser = sizes::list)]
     ssd: Option<Sizes>,
     /// What is evicted first: a policy of the core, such as lru.
-    #[arg(long, default_value = "lru", value_parser = policy)]
+    #[arg(long, default_value = "hazq", value_parser = policy)]
     policy: Subjects,
     /// One JSON object a line, one line for each pair of sizes.
     #[arg(long)]

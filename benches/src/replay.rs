@@ -43,7 +43,7 @@ pub struct ReplayArgs {
     traces: Vec<PathBuf>,
     /// What is evicted first, several separated by commas: a policy of the core, such as lru, or a yardstick: s3fifo, arc,
     /// or opt, the offline optimum (Belady's rule with bypass).
-    #[arg(long, default_value = "lru", value_parser = subjects)]
+    #[arg(long, default_value = "hazq", value_parser = subjects)]
     policy: Subjects,
     /// Blocks in the DRAM tier, several separated by commas: 1k is 1000, 1M a million.
     #[arg(long, value_name = "BLOCKS", default_value = "1k,3k,10k,30k,50k,100k", value_parser = capacities)]

@@ -12,6 +12,8 @@ use crate::tables::Tables;
 
 /// Bytes of a block for which `index.entries_max` is made by default.
 const ENTRY_BYTES_DEFAULT: u64 = 64 * KIB;
+/// Of what is remembered of a block that is gone.
+const GHOST_BYTES: u64 = 16;
 
 pub(crate) fn check(loading: &mut Loading, machine: &Machine) {
     dram(loading, machine);
@@ -84,6 +86,9 @@ fn index(loading: &mut Loading) {
     if options.index_entries_max == 0 {
         let bytes = options.dram_bytes.saturating_add(options.ssd_bytes_of_files());
         options.index_entries_max = (bytes / ENTRY_BYTES_DEFAULT).clamp(1024, INDEX_ENTRIES_MAX);
+    }
+    if options.index_ghost_bytes == 0 {
+        options.index_ghost_bytes = (options.index_entries_max * GHOST_BYTES).max(MIB);
     }
 }
 

@@ -94,11 +94,12 @@ pub enum Verify {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PolicyName {
+    Hazq,
     Lru,
 }
 
 impl PolicyName {
-    pub const CHOICES: Choice<Self> = Choice(&[("lru", Self::Lru)]);
+    pub const CHOICES: Choice<Self> = Choice(&[("hazq", Self::Hazq), ("lru", Self::Lru)]);
 }
 
 /// How the SSD tier's reads and writes reach the kernel.
@@ -162,6 +163,10 @@ options! {
         "Most blocks that can be known at once; a group with a lower DRAM ceiling gets its share. A full table \
          evicts. auto: (dram.bytes + ssd.bytes of each path) / 64KiB; give a number for block devices of another \
          size and for larger blocks.";
+    "index.ghost_bytes" index_ghost_bytes: u64 = "auto", Size { least: 64 << 10, most: 64 << 30, auto: true },
+        "Memory for what is remembered of blocks that are gone, 16 bytes each: by these the policy hazq sees that it \
+         evicted too early, and goes on counting a session's turns. auto: 16 bytes for each of index.entries_max, at least \
+         1MiB; a group with a lower DRAM ceiling gets its share.";
     "server.socket" server_socket: PathBuf = "/run/lapis/lapis.sock", SocketPath,
         "Unix socket of the group \"default\", which is there when the file has no [[group]]. Who may open it may \
          use the cache. Without /run/lapis and not as root: $XDG_RUNTIME_DIR/lapis/lapis.sock.";
@@ -222,8 +227,9 @@ options! {
         Size { least: DRAM_STEP_BYTES, most: 16 * TIB, auto: true },
         "Memory that is kept clean ahead of need: of the blocks that are evicted next, so many bytes are on SSD before \
          their room is asked for; a group with a lower DRAM ceiling gets its share. auto: dram.bytes / 16.";
-    "policy.name" policy_name: PolicyName = "lru", PolicyName::CHOICES,
-        "What is evicted first: the least recently used block without a resident child (lru).";
+    "policy.name" policy_name: PolicyName = "hazq", PolicyName::CHOICES,
+        "What is evicted first, of blocks without a resident child: by what was learned of how soon blocks of its kind are \
+         used again (hazq), or the least recently used one (lru).";
     "metrics.listen" metrics_listen: Option<SocketAddr> = "127.0.0.1:7850", OrOff(Address),
         "Where Prometheus text is served over HTTP.";
     "metrics.public" metrics_public: bool = "false", Switch,
@@ -278,6 +284,12 @@ impl Group {
     pub fn entries_max(&self, options: &Options) -> u64 {
         let share = u128::from(options.index_entries_max) * u128::from(self.dram_ceiling);
         (share.div_ceil(u128::from(options.dram_bytes.max(1))) as u64).max(1024)
+    }
+
+    /// Memory for what this group's policy remembers of blocks that are gone: its share by its ceiling.
+    pub fn ghost_bytes(&self, options: &Options) -> u64 {
+        let share = u128::from(options.index_ghost_bytes) * u128::from(self.dram_ceiling);
+        (share / u128::from(options.dram_bytes.max(1))) as u64
     }
 
     /// Memory that this group keeps clean: its share of `ssd.write_back_ahead` by its ceiling.

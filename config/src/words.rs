@@ -230,10 +230,13 @@ pub enum Refusal {
     /// The block may yet be stored.
     #[error("the daemon did not answer before the deadline")]
     Late = 13,
+    /// Without a tier below: the put itself is the coldest.
+    #[error("every block that could make room is worth more")]
+    Cold = 14,
 }
 
 impl Refusal {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::AllPinned,
         Self::TooLarge,
         Self::NoExtentFits,
@@ -247,6 +250,7 @@ impl Refusal {
         Self::Draining,
         Self::Gone,
         Self::Late,
+        Self::Cold,
     ];
 
     pub fn from_code(code: u8) -> Option<Self> {

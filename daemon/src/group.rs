@@ -12,8 +12,8 @@ use lapis_arena::{
     memfd::{self, Huge},
     sum, table,
 };
-use lapis_config::{ClientId, LineId, PoolId, PoolShape, SlotId, UNIT_BYTES};
-use lapis_tiering::{Core, CoreOptions, Lru};
+use lapis_config::{ClientId, LineId, PolicyName, PoolId, PoolShape, SlotId, UNIT_BYTES};
+use lapis_tiering::{Chosen, Core, CoreOptions};
 use lapis_transport::{
     control::{self, Counters},
     hold::Keeper,
@@ -44,6 +44,15 @@ pub struct GroupOptions {
     pub pin_bytes_max: u64,
     pub pin_age_max: Duration,
     pub core: CoreOptions,
+    pub policy: PolicyName,
+    /// Memory of the policy for blocks that are gone.
+    pub ghost_bytes: u64,
+}
+
+impl GroupOptions {
+    fn chosen(&self) -> Chosen {
+        Chosen::new(self.policy, self.ghost_bytes)
+    }
 }
 
 /// How a group began.
@@ -81,7 +90,7 @@ impl Extent {
 pub struct Group {
     pub options: GroupOptions,
     pub pins: PinWatch,
-    pub core: Core<SharedKept, Lru>,
+    pub core: Core<SharedKept, Chosen>,
     /// Present while the lines of a former daemon are still being taken over; nothing but hits is served until then.
     pub adoption: Option<Adoption>,
     /// Lines of the former daemon that the core was not told of yet.
@@ -187,7 +196,7 @@ impl Group {
         let entries = Private::map(entries_fd.as_fd(), lines as usize)?;
         let slots = Private::map(slots_fd.as_fd(), units as usize)?;
         let kept = SharedKept::new(writer, state, entries, slots);
-        let core = Core::new(kept, Lru::default(), options.core.clone());
+        let core = Core::new(kept, options.chosen(), options.core.clone());
         Ok(Self {
             pins: PinWatch::new(options.pin_bytes_max, options.pin_age_max),
             options,
@@ -275,7 +284,7 @@ impl Group {
             })
             .collect();
         let kept = SharedKept::new(table, state, entries, slots);
-        let core = Core::adopt(kept, Lru::default(), options.core.clone());
+        let core = Core::adopt(kept, options.chosen(), options.core.clone());
         let mut group = Self {
             pins: PinWatch::new(options.pin_bytes_max, options.pin_age_max),
             options,

@@ -77,6 +77,8 @@ pub fn engine_options(options: &Options) -> EngineOptions {
                     write_back_ahead_bytes: group.write_back_ahead(options),
                     ..CoreOptions::default()
                 },
+                policy: options.policy_name,
+                ghost_bytes: group.ghost_bytes(options),
             }
         })
         .collect();

@@ -105,6 +105,16 @@ pub trait Kept {
     fn set_slab(&mut self, slab: &Slab);
     fn forget_slab(&mut self, slab: &Slab);
 
+    /// Whether what the policy learned is kept; `keep_learned` replaces what there was.
+    fn keeps_learned(&self) -> bool {
+        false
+    }
+    fn keep_learned(&mut self, _bytes: &[u8]) {}
+    /// What was kept last, if it is whole.
+    fn learned(&self) -> Option<Vec<u8>> {
+        None
+    }
+
     /// For each of `slots` (all unpublished before): whether a reader still names it. Fences, then scans all hazard
     /// pages once. `named` is cleared first.
     fn named(&mut self, slots: &[SlotId], named: &mut Vec<bool>);

@@ -25,6 +25,6 @@ pub use crate::{
     groups::Shares,
     log::LogOptions,
     plain::PlainKept,
-    policy::{Lru, Policy, Shelf},
+    policy::{Chosen, Hazq, Lru, Policy, Request, Shelf, Stored, Use},
     replay::{Replay, SsdTier},
 };

@@ -25,12 +25,18 @@ pub const BLOCK_TOKENS: u64 = 512;
 const CLIENT: ClientId = ClientId(1);
 const POOL: PoolId = PoolId(0);
 const CALLER: Caller = Caller { client: CLIENT, token: 1 };
-/// Between two requests, on the core's clock: entries tell tenths of a second apart, and the order is what counts.
+/// At least between two requests, on the core's clock: entries tell tenths of a second apart, and the order counts too.
 const REQUEST_US: u64 = 100_000;
 /// How long a call waits for devices, us. They are done at once: it is never over before.
 const PATIENCE_US: u64 = 10_000_000;
 /// A client asks for at most one part in so many of the memory at once.
 const WINDOW_PART: usize = 16;
+
+/// What a replay gives a policy for blocks that are gone: four for each that the memory holds, and 50,000 at least.
+pub fn ghost_bytes(capacity_blocks: u64) -> u64 {
+    const GHOST_BYTES: u64 = 16;
+    (4 * capacity_blocks).max(50_000) * GHOST_BYTES
+}
 
 /// Sums over all requests so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -124,11 +130,17 @@ impl<P: Policy> Replay<P> {
         }
     }
 
-    /// One request: the ids of its blocks in order (the same id means the same block and all before it; bits above the
-    /// trace's own may tell traces apart) and its length in tokens. Returns how many leading blocks were hit.
+    /// One request, a moment after the one before.
     pub fn request(&mut self, ids: &[u64], input_tokens: u64) -> u64 {
+        self.request_at(0, ids, input_tokens)
+    }
+
+    /// One request: its time from the trace's start, the ids of its blocks in order (the same id means the same block and
+    /// all before it; bits above the trace's own may tell traces apart) and its length in tokens. Returns how many leading
+    /// blocks were hit.
+    pub fn request_at(&mut self, at_ms: u64, ids: &[u64], input_tokens: u64) -> u64 {
         self.counts.requests += 1;
-        self.clock = self.clock.max(Time(self.counts.requests * REQUEST_US));
+        self.clock = Time((self.clock.0 + REQUEST_US).max(at_ms.saturating_mul(1000)));
         self.keys.clear();
         self.keys.extend(ids.iter().map(|&id| Key([id, 0, 0, 0])));
         if self.devices.is_some() {

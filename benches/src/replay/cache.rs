@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use lapis_config::{Key, PolicyName, PoolId};
-use lapis_tiering::{Lru, Policy, Replay, SsdTier, kept::Kept};
+use lapis_tiering::{Chosen, Policy, Replay, SsdTier, kept::Kept, replay::ghost_bytes};
 
 use super::{Outcome, outcome::SsdCounts, workload::Workload};
 use crate::trace::Request;
@@ -31,13 +31,8 @@ pub trait Cache {
 /// # Panics
 /// If a capacity is 0 or does not fit: they are checked where they are read.
 pub fn core(policy: PolicyName, capacity: u64, ssd: Option<SsdTier>) -> Box<dyn Cache> {
+    let policy = Chosen::new(policy, ghost_bytes(capacity));
     let capacity = u32::try_from(capacity).expect("capacities are checked where they are read");
-    match policy {
-        PolicyName::Lru => core_with(Lru::default(), capacity, ssd),
-    }
-}
-
-fn core_with(policy: impl Policy + 'static, capacity: u32, ssd: Option<SsdTier>) -> Box<dyn Cache> {
     match ssd {
         Some(tier) => Box::new(Replay::with_ssd(capacity, tier, policy)),
         None => Box::new(Replay::new(capacity, policy)),
@@ -46,7 +41,7 @@ fn core_with(policy: impl Policy + 'static, capacity: u32, ssd: Option<SsdTier>)
 
 impl<P: Policy> Cache for Replay<P> {
     fn serve(&mut self, request: &Request) -> u64 {
-        self.request(&request.ids, request.input_length)
+        self.request_at(request.timestamp_ms, &request.ids, request.input_length)
     }
 
     fn holds(&self, id: u64) -> bool {

@@ -14,7 +14,7 @@ use lapis::{
     tier::TierOptions,
 };
 use lapis_arena::memfd::Huge;
-use lapis_config::{LineId, PoolId, SsdPlace, Time, UNIT_BYTES};
+use lapis_config::{LineId, PolicyName, PoolId, SsdPlace, Time, UNIT_BYTES};
 use lapis_ssd::{
     disk::Disk,
     faulty::Faults,
@@ -101,6 +101,9 @@ fn options(plan: &Plan, rng: &mut Rng) -> EngineOptions {
             write_back_ahead_bytes: dram_bytes / plan.ahead_part,
             ..CoreOptions::default()
         },
+        // Ghosts are few: they are forgotten too.
+        policy: if plan.lines % 2 == 0 { PolicyName::Hazq } else { PolicyName::Lru },
+        ghost_bytes: 1024,
     };
     EngineOptions {
         groups: (0..plan.groups).map(group).collect(),

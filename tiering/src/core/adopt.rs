@@ -84,7 +84,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             let live = self.kept.live(line).expect("adopted");
             let shelf = self.shelf_of_line(line);
             let used = Time(u64::from(last_use) * 100_000);
-            self.policy.used(&mut self.kept, shelf, line, used);
+            self.policy.enters(&mut self.kept, shelf, line, used);
             if live.place.tier == Tier::DramUnverified {
                 self.unverified.push(line);
             }

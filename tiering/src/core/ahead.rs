@@ -34,7 +34,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             let mut at = self.policy.coldest(&self.kept, shelf, self.now);
             for _ in 0..ahead.clamp(1, SCAN_MAX as u64) {
                 let Some(line) = at else { break };
-                at = self.policy.after(&self.kept, shelf, line);
+                at = self.policy.after(&self.kept, shelf, line, self.now);
                 let Some(live) = self.kept.live(line) else { continue };
                 let dirty = Copy::of_dram(self.kept.entry(line)) == Copy::Dirty;
                 if dirty && self.wants_ssd(line, &live) && !self.write(line) {

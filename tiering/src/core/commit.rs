@@ -7,7 +7,7 @@ use crate::{
     copies::Step,
     face::{Caller, CommitItem, Parent, Put},
     kept::{Kept, Place, SlotState, Tier},
-    policy::{Policy, Shelf},
+    policy::{Policy, Request, Shelf, Stored, Use},
 };
 
 /// How often room is made in a key's windows before its block is refused.
@@ -26,8 +26,12 @@ impl<K: Kept, P: Policy> Core<K, P> {
             return;
         }
         let (mut previous, mut spent) = (None, Vec::new());
-        for item in items {
-            let put = self.commit_one(id, pool, item, &mut previous, &mut spent);
+        let mut request = Request::default();
+        for (at, item) in items.iter().enumerate() {
+            if at == 0 || item.parent != Parent::Previous {
+                request = self.storing(pool, &items[at..]);
+            }
+            let put = self.commit_one(id, pool, item, &mut previous, &mut spent, request);
             match put {
                 Put::Stored => self.counts.puts_stored += 1,
                 Put::Exists => self.counts.puts_exists += 1,
@@ -44,6 +48,16 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
     }
 
+    /// What the chain that begins with the first of some items is a part of.
+    fn storing(&self, pool: PoolId, items: &[CommitItem]) -> Request {
+        let more = items[1..].iter().take_while(|item| item.parent == Parent::Previous).count();
+        let above = match items[0].parent {
+            Parent::Key(key) => self.kept.find(pool, &key),
+            Parent::None | Parent::Previous => None,
+        };
+        self.policy.storing(&self.kept, above, pool, items[..=more].iter().map(|item| &item.key), self.now)
+    }
+
     fn commit_one(
         &mut self,
         id: ClientId,
@@ -51,6 +65,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         item: &CommitItem,
         previous: &mut Option<(LineId, u64)>,
         spent: &mut Vec<(Shelf, u32)>,
+        request: Request,
     ) -> Put {
         let before = previous.take();
         let Some((shelf, stride)) = self.granted(id, pool, item.slot) else { return Put::Refused(Refusal::NotGranted) };
@@ -64,11 +79,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
         if let Some((line, live)) = known {
             self.free(item.slot);
             self.adopt_parent(line, pool, item.parent, before);
-            self.touch(line, &live, 1);
+            self.touch(line, &live, 1, Use::Again);
             *previous = Some((line, live.generation));
             return Put::Exists;
         }
-        match self.publish(pool, item, stride, before) {
+        match self.publish(pool, item, stride, before, request) {
             Ok((line, generation)) => {
                 *previous = Some((line, generation));
                 self.woken.push((pool, item.key));
@@ -113,6 +128,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         item: &CommitItem,
         stride: u32,
         previous: Option<(LineId, u64)>,
+        request: Request,
     ) -> Result<(LineId, u64), Refusal> {
         let def = self.pools[&pool].def;
         let room = match def.kind {
@@ -148,9 +164,12 @@ impl<K: Kept, P: Policy> Core<K, P> {
         if let Some((parent, live)) = parent {
             self.tree.attach(&mut self.kept, parent, live.generation, line);
         }
-        self.policy.used(&mut self.kept, shelf, line, self.now);
+        let full = u64::from(item.bytes) == def.block_bytes || def.kind == PoolKind::Object;
+        let parent_line = parent.map(|(line, _)| line);
+        let block = Stored { line, pool, key: &item.key, parent: parent_line, full };
+        self.policy.stored(&mut self.kept, shelf, &block, request, self.now);
         if let Some((parent, live)) = parent {
-            self.touch(parent, &live, u32::MAX);
+            self.touch(parent, &live, u32::MAX, Use::Again);
         }
         Ok((line, self.kept.live(line).expect("just published").generation))
     }
@@ -223,7 +242,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             return;
         }
         let mut slots = Vec::with_capacity(count as usize);
-        self.obtain(shelf, count, id, Patience::Long, &mut slots);
+        self.obtain(shelf, count, id, Patience::Long, None, &mut slots);
         if slots.is_empty() {
             return;
         }

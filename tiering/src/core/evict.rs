@@ -6,12 +6,12 @@ use lapis_config::{
     planted::{self, Bug},
 };
 
-use super::{Core, HELD, Op, PINNED};
+use super::{Core, HELD, Op, PINNED, ssd::State};
 use crate::{
     copies::{Copy, Step, step_dram},
     kept::{Kept, Live, Place, SlotState, Tier},
     log::LISTED_MAX,
-    policy::{Policy, Shelf},
+    policy::{Policy, Request, Shelf},
 };
 
 /// Slots aside that are looked at again with each batch of victims.
@@ -23,13 +23,15 @@ pub(super) struct Evicted {
     pub freed: u32,
     /// More will, once blocks are on SSD.
     pub writing: bool,
+    /// What would go next is worth more than what comes.
+    pub declined: bool,
 }
 
 impl<K: Kept, P: Policy> Core<K, P> {
     /// Makes room on a shelf until `count` slots are free, or nothing is left that may go: the coldest leaves go, those
     /// that are on SSD stay there. Dirty blocks that belong on SSD are written first, and dropped only with `force`; as
     /// many as are needed and no more, and no warmer block leaves in their stead.
-    pub(super) fn evict(&mut self, shelf: Shelf, count: u32, force: bool) -> Evicted {
+    pub(super) fn evict(&mut self, shelf: Shelf, count: u32, force: bool, request: Option<Request>) -> Evicted {
         let mut evicted = Evicted::default();
         let mut leaving = if force { 0 } else { self.leaving(shelf) };
         while evicted.freed < count {
@@ -42,7 +44,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 if !force && left + leaving >= wanted {
                     break;
                 }
-                if !self.policy.admits(&self.kept, shelf, line, self.now) {
+                if request.is_some_and(|request| !self.admits(line, request)) {
+                    evicted.declined = true;
                     break;
                 }
                 if self.must_be_written(line, force) {
@@ -71,6 +74,12 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
         evicted.writing |= !self.ssd.moving.is_empty();
         evicted
+    }
+
+    /// Whether a request's new blocks may take this one's place. Where there is a tier below, they come in any case: it
+    /// decides what stays.
+    fn admits(&self, victim: LineId, request: Request) -> bool {
+        self.ssd.state != State::Off || self.policy.admits(&self.kept, victim, request, self.now)
     }
 
     /// Whether a block is to go to SSD before it leaves DRAM.
@@ -241,6 +250,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         entry.flags = 0;
         *self.kept.entry_mut(line) = entry;
         let parent = self.tree.detach(&mut self.kept, line);
+        self.policy.gone(&self.kept, line, &live, self.now);
         self.kept.unpublish(line);
         self.counts.lines_used -= 1;
         self.retired_line(line);

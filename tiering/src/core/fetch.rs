@@ -144,7 +144,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 self.actions.push_back(Action::NeedMemory);
                 return None;
             }
-            if self.make_room(shelf, room.max(1), false, asked) != Handed::Over {
+            if self.make_room(shelf, room.max(1), false, asked, None) != Handed::Over {
                 return None;
             }
         }
@@ -214,9 +214,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             self.policy.cool(&mut self.kept, shelf, line);
         } else {
             // Its use is told by whoever reads it, and with it that of all above: until then it was not used again.
-            let last_use = self.kept.entry(line).last_use;
-            self.policy.used(&mut self.kept, shelf, line, self.now);
-            self.kept.entry_mut(line).last_use = last_use;
+            self.policy.enters(&mut self.kept, shelf, line, self.now);
         }
         self.verify_later(line);
         if self.is_retiring(line) && !self.write(line) {

@@ -12,7 +12,7 @@ use crate::{
     copies::Copy,
     face::Caller,
     kept::Kept,
-    policy::{Policy, Shelf},
+    policy::{Policy, Shelf, Use},
 };
 
 /// Blocks that may be pinned by hints at once; more are only used.
@@ -145,7 +145,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let Some(deepest) = there.checked_sub(1) else { return };
         let line = self.kept.find(pool, &keys[deepest]).expect("found above");
         let live = self.kept.live(line).expect("found above");
-        self.touch(line, &live, there as u32);
+        let request = self.policy.asked(&self.kept, line, self.now);
+        self.touch(line, &live, there as u32, Use::Asked(request));
         for key in &keys[..there] {
             let Some(line) = self.kept.find(pool, key) else { continue };
             if !self.in_dram(line) && !self.fetch_unasked(line) {

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     face::{Caller, Parent, Reply, Reserved},
     kept::Kept,
-    policy::{Policy, Shelf},
+    policy::{Policy, Request, Shelf},
 };
 
 /// Magazines that a refill waits for are looked at no more often, us.
@@ -41,6 +41,8 @@ enum Ask {
         /// Which keys were there already.
         there: Vec<bool>,
         parent: Option<Held>,
+        /// What the keys that are not there are a part of.
+        request: Request,
     },
 }
 
@@ -221,11 +223,19 @@ impl<K: Kept, P: Policy> Core<K, P> {
             need += u32::from(line.is_none());
             there.push(line.is_some());
         }
+        let missing = keys.iter().zip(&there).filter(|(_, there)| !**there).map(|(key, _)| key);
+        let request = self.policy.storing(&self.kept, before, pool, missing, self.now);
         need = need.min(self.reserve_room(to.client, shelf));
         let client = self.clients.get_mut(&to.client).expect("looked up for the shelf");
         client.reserved_units += u64::from(need) * u64::from(self.memory.of(shelf).stride);
         let parent = before.filter(|_| need > 0).map(|line| self.hold(line));
-        self.wait_for_slots(to, shelf, need, deadline, Ask::Reserve { pool, keys: keys.to_vec(), there, parent });
+        self.wait_for_slots(
+            to,
+            shelf,
+            need,
+            deadline,
+            Ask::Reserve { pool, keys: keys.to_vec(), there, parent, request },
+        );
     }
 
     /// Whether a client may put such a block, and where its slot comes from.
@@ -322,10 +332,16 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 now if now < waiter.force_from.min(behind) => Patience::Short,
                 _ => Patience::None,
             };
-            let room = self.obtain(shelf, need, client, patience, &mut waiter.slots);
+            let request = match waiter.ask {
+                Ask::Reserve { request, .. } => Some(request),
+                Ask::Refill => None,
+            };
+            let room = self.obtain(shelf, need, client, patience, request, &mut waiter.slots);
             let some = matches!(waiter.ask, Ask::Refill) && !waiter.slots.is_empty();
             if room == Room::Enough || some {
                 self.finish(waiter, Refusal::AllPinned);
+            } else if room == Room::Declined {
+                self.finish(waiter, Refusal::Cold);
             } else if room != Room::Asked && (self.now >= waiter.deadline || self.never_fits(shelf)) {
                 let reason = self.why(room, shelf);
                 self.finish(waiter, reason);
@@ -426,9 +442,10 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 }
                 self.reply_granted(to, shelf, slots);
             }
-            Ask::Reserve { pool, keys, there, parent } => {
+            Ask::Reserve { pool, keys, there, parent, request } => {
                 let mut short = need - slots.len() as u32;
                 self.unreserve(to.client, shelf, short);
+                let mut above = parent.and_then(|held| self.kept.live(held.line)).map(|live| live.key);
                 let reservation = self.reservation_next;
                 self.reservation_next += 1;
                 if slots.is_empty() {
@@ -447,9 +464,13 @@ impl<K: Kept, P: Policy> Core<K, P> {
                     } else {
                         self.counts.puts_refused += 1;
                         let reason = if short > 0 { reason } else { Refusal::Limit };
+                        if reason == Refusal::Cold {
+                            self.policy.declined(&mut self.kept, above.as_ref(), pool, &key, request, self.now);
+                        }
                         short = short.saturating_sub(1);
                         Reserved::Refused(reason)
                     });
+                    above = Some(key);
                 }
                 self.reply(to, Reply::Reserved { results });
             }

@@ -7,7 +7,7 @@ use super::{Core, DENIED, Growth, slabs::Handed};
 use crate::{
     face::Action,
     kept::Kept,
-    policy::{Policy, Shelf},
+    policy::{Policy, Request, Shelf},
 };
 
 /// All clients' magazines are together at most one part in so many of the memory.
@@ -39,16 +39,19 @@ pub(super) enum Room {
     Writing,
     /// Nothing that may go is left.
     Wedged,
+    /// What may go is worth more than what comes.
+    Declined,
 }
 
 impl<K: Kept, P: Policy> Core<K, P> {
-    /// Takes slots for a client until there are `need`.
+    /// Takes slots for a client until there are `need`: for blocks of that request, or whatever comes.
     pub(super) fn obtain(
         &mut self,
         shelf: Shelf,
         need: u32,
         client: ClientId,
         patience: Patience,
+        request: Option<Request>,
         slots: &mut Vec<SlotId>,
     ) -> Room {
         loop {
@@ -58,9 +61,13 @@ impl<K: Kept, P: Policy> Core<K, P> {
                     None => break,
                 }
             }
-            let short = need - slots.len() as u32;
+            let (mut short, mut request) = (need - slots.len() as u32, request);
             if short == 0 {
                 return Room::Enough;
+            }
+            if let Some(request) = &mut request {
+                request.shared = request.shared.saturating_sub(slots.len() as u32);
+                short = if request.shared > 0 { short.min(request.shared) } else { short };
             }
             if self.grow(shelf) {
                 continue;
@@ -83,24 +90,35 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 return Room::Growing;
             }
             self.recall(None);
-            match self.make_room(shelf, short, patience == Patience::None, true) {
+            match self.make_room(shelf, short, patience == Patience::None, true, request) {
                 Handed::Over => {}
                 Handed::Writing => return Room::Writing,
                 Handed::Nothing => return Room::Wedged,
+                Handed::Declined => return Room::Declined,
             }
         }
     }
 
     /// Makes room of what is coldest: slabs of shelves that are clearly colder, blocks of this one, and with `any`, if
     /// there are none, slabs of others, however warm.
-    pub(super) fn make_room(&mut self, shelf: Shelf, count: u32, force: bool, any: bool) -> Handed {
+    pub(super) fn make_room(
+        &mut self,
+        shelf: Shelf,
+        count: u32,
+        force: bool,
+        any: bool,
+        request: Option<Request>,
+    ) -> Handed {
         let colder = self.take_colder(shelf, force);
         if colder == Handed::Over {
             return Handed::Over;
         }
-        let evicted = self.evict(shelf, count, force);
+        let evicted = self.evict(shelf, count, force, request);
         if evicted.freed > 0 {
             return Handed::Over;
+        }
+        if evicted.declined {
+            return Handed::Declined;
         }
         if evicted.writing || colder == Handed::Writing {
             return Handed::Writing;

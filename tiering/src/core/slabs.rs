@@ -40,6 +40,8 @@ pub(super) enum Handed {
     /// There will be, once blocks are on SSD.
     Writing,
     Nothing,
+    /// What would go is worth more than what comes.
+    Declined,
 }
 
 /// A range of slabs that could be handed over.
@@ -54,12 +56,12 @@ struct Range {
 impl<K: Kept, P: Policy> Core<K, P> {
     /// Empties slabs of another shelf if they are clearly colder than what this one would evict.
     pub(super) fn take_colder(&mut self, shelf: Shelf, force: bool) -> Handed {
-        let Some(own) = self.policy.coldest(&self.kept, shelf, self.now) else { return Handed::Nothing };
+        let Some(own) = self.policy.oldest(&self.kept, shelf) else { return Handed::Nothing };
         let own_age = self.age(self.kept.entry(own).last_use);
         let limit = own_age + own_age / 4 + COLDER_TENTHS;
         let colder = self.memory.shelves().any(|other| {
-            let coldest = (other != shelf).then(|| self.policy.coldest(&self.kept, other, self.now)).flatten();
-            coldest.is_some_and(|line| self.age(self.kept.entry(line).last_use) > limit)
+            let oldest = (other != shelf).then(|| self.policy.oldest(&self.kept, other)).flatten();
+            oldest.is_some_and(|line| self.age(self.kept.entry(line).last_use) > limit)
         });
         if !colder || self.counts.evictions < self.moves.look_from.get(&shelf).copied().unwrap_or(0) {
             return Handed::Nothing;

@@ -6,7 +6,7 @@ use super::{Core, HIT};
 use crate::{
     copies::Copy,
     kept::{Kept, Live},
-    policy::{Policy, Shelf, tenths},
+    policy::{Policy, Shelf, Use, tenths},
 };
 
 /// Longest walk up the parents for one use: as long as a batch.
@@ -22,13 +22,14 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
         let Some(live) = self.kept.live(line) else { return };
         if bind_low >> 4 == live.generation as u32 & (u32::MAX >> 4) {
-            self.touch(line, &live, hit);
+            let request = self.policy.asked(&self.kept, line, self.now);
+            self.touch(line, &live, hit, Use::Asked(request));
         }
     }
 
     /// Takes note that the block and up to `most - 1` above it were used; deepest first, so that the root is the most
     /// recent. What was used in the same tenth of a second was noted then, and all above it.
-    pub(super) fn touch(&mut self, line: LineId, live: &Live, most: u32) {
+    pub(super) fn touch(&mut self, line: LineId, live: &Live, most: u32, by: Use) {
         let chain = self.pools[&live.pool].def.kind == PoolKind::Chain;
         let mut shelf = self.shelf_of(line, live);
         let (mut at, now) = (line, tenths(self.now));
@@ -41,12 +42,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
             if entry.ssd != 0 {
                 entry.flags |= HIT;
             }
-            if Copy::of_dram(entry).is_readable() {
-                let shelf = *shelf.get_or_insert_with(|| self.shelf_of_line(at));
-                self.policy.used(&mut self.kept, shelf, at, self.now);
-            } else {
-                entry.last_use = now;
-            }
+            let in_dram = Copy::of_dram(entry).is_readable();
+            let of = in_dram.then(|| *shelf.get_or_insert_with(|| self.shelf_of_line(at)));
+            self.policy.used(&mut self.kept, of, at, by, self.now);
             if !parent.is_some() {
                 return;
             }

@@ -3,7 +3,7 @@
 use lapis_config::{Hint, LineId, Time};
 
 use super::{
-    Policy, Shelf,
+    Policy, Request, Shelf, Stored, Use,
     list::{EMPTY, List, listed},
     tenths,
 };
@@ -18,6 +18,18 @@ impl Lru {
     fn list(&mut self, shelf: Shelf) -> &mut List {
         &mut self.lists[shelf.0 as usize]
     }
+
+    #[inline]
+    fn renew<K: Kept>(&mut self, kept: &mut K, shelf: Shelf, line: LineId) {
+        let list = self.list(shelf);
+        if list.newest == line {
+            return;
+        }
+        if listed(kept.entry(line)) {
+            list.remove(kept, line);
+        }
+        list.push_newest(kept, line);
+    }
 }
 
 impl Policy for Lru {
@@ -26,16 +38,19 @@ impl Policy for Lru {
     }
 
     #[inline]
-    fn used<K: Kept>(&mut self, kept: &mut K, shelf: Shelf, line: LineId, now: Time) {
-        let list = self.list(shelf);
+    fn used<K: Kept>(&mut self, kept: &mut K, shelf: Option<Shelf>, line: LineId, _by: Use, now: Time) {
         kept.entry_mut(line).last_use = tenths(now);
-        if list.newest == line {
-            return;
+        if let Some(shelf) = shelf {
+            self.renew(kept, shelf, line);
         }
-        if listed(kept.entry(line)) {
-            list.remove(kept, line);
-        }
-        list.push_newest(kept, line);
+    }
+
+    fn stored<K: Kept>(&mut self, kept: &mut K, shelf: Shelf, block: &Stored<'_>, _request: Request, now: Time) {
+        self.used(kept, Some(shelf), block.line, Use::Again, now);
+    }
+
+    fn enters<K: Kept>(&mut self, kept: &mut K, shelf: Shelf, line: LineId, _now: Time) {
+        self.renew(kept, shelf, line);
     }
 
     fn cool<K: Kept>(&mut self, kept: &mut K, shelf: Shelf, line: LineId) {
@@ -54,7 +69,11 @@ impl Policy for Lru {
         oldest.is_some().then_some(oldest)
     }
 
-    fn after<K: Kept>(&self, kept: &K, _shelf: Shelf, line: LineId) -> Option<LineId> {
+    fn oldest<K: Kept>(&self, kept: &K, shelf: Shelf) -> Option<LineId> {
+        self.coldest(kept, shelf, Time(0))
+    }
+
+    fn after<K: Kept>(&self, kept: &K, _shelf: Shelf, line: LineId, _now: Time) -> Option<LineId> {
         let newer = LineId(kept.entry(line).newer);
         newer.is_some().then_some(newer)
     }
@@ -63,9 +82,9 @@ impl Policy for Lru {
     fn hinted<K: Kept>(&mut self, kept: &mut K, shelf: Shelf, line: LineId, hint: Hint, now: Time) {
         match hint {
             Hint::Ended => self.cool(kept, shelf, line),
-            Hint::WillReturn | Hint::Pinned { .. } => self.used(kept, shelf, line, now),
+            Hint::WillReturn | Hint::Pinned { .. } => self.used(kept, Some(shelf), line, Use::Again, now),
             Hint::Priority(priority) => {
-                self.used(kept, shelf, line, now);
+                self.used(kept, Some(shelf), line, Use::Again, now);
                 kept.entry_mut(line).class = priority;
             }
         }

@@ -1,0 +1,531 @@
+//! Hazard queues: a list of blocks for each reuse class, least recently used last, and of the lists' tails the one that
+//! is worth least goes first. What a block is worth is learned: how soon and how surely blocks of its class and age were
+//! used again (`hazards`). A new block is compared too: what is worth less than all that could make room for it is not
+//! let in, or is the first to go.
+//!
+//! The core tells what engines really give: the ordered keys of a request and whether a block is full. Turn and gap
+//! follow from what is remembered of the deepest block that is known of a request, here or as a ghost.
+//!
+//! Invariant: a line's list is that of its class; every block that is known has one life, counted in one cohort.
+//! Costs: a use is O(1), a victim O(classes), a refresh O(classes x (buckets + cohorts)) each time that a quarter of the
+//! blocks are new. Memory: 8 bytes a line beside the entry, 16 a ghost, 100 KB of tables.
+
+mod ages;
+mod class;
+mod cohorts;
+mod ghosts;
+mod hazards;
+
+use std::hash::{Hash, Hasher};
+
+use lapis_config::{Entry, Hint, Key, LineId, PoolId, Time};
+
+use self::{
+    class::{CHILDREN_OWN, CLASSES, ENDED, PARTIAL, PRIORITY, PRIORITY_HIGH, SHARED, WILL_RETURN},
+    ghosts::{Ghost, Ghosts},
+    hazards::Hazards,
+};
+use super::{
+    Policy, Request, Shelf, Stored, Use,
+    list::{EMPTY, List, listed},
+    tenths,
+};
+use crate::{
+    copies::Copy,
+    core::{HELD, PINNED},
+    hash::Mix,
+    kept::{Kept, Live},
+};
+
+/// Uses closer together, in tenths of a second, are one turn: a request is looked up, read and stored by several calls,
+/// and by several ranks.
+const SAME_TURN: u32 = 10;
+/// And closer than this they are one use: what is shared is used by several requests within a second too.
+const SAME_USE: u32 = 2;
+/// New blocks between two refreshes: at least so many, and one part in so many of the blocks there are.
+const REFRESH_MIN: u64 = 1000;
+const REFRESH_PART: u64 = 4;
+
+/// What is remembered of a line's block, beside its entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Life {
+    /// Time of the last use.
+    since: u32,
+    class: u8,
+    turn: u8,
+    /// Different blocks that ever followed it, up to 255.
+    children: u8,
+    known: bool,
+}
+
+/// The new blocks of the last request that stored some.
+#[derive(Clone, Copy, Debug)]
+struct Fresh {
+    deepest: LineId,
+    count: u32,
+}
+
+const NOTHING: Fresh = Fresh { deepest: LineId::NONE, count: 0 };
+
+#[derive(Debug)]
+struct Lists {
+    of: [List; CLASSES],
+    fresh: Fresh,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Hazq {
+    shelves: Vec<Lists>,
+    lives: Vec<Life>,
+    ghosts: Ghosts,
+    hazards: Hazards,
+    /// Lives of lines.
+    known: u64,
+    listed: u64,
+    /// Blocks that came, or wanted to, since the last refresh.
+    fresh_lives: u64,
+}
+
+impl Hazq {
+    /// With as many ghosts as fit in so many bytes.
+    pub fn new(ghost_bytes: u64) -> Self {
+        Self {
+            shelves: Vec::new(),
+            lives: Vec::new(),
+            ghosts: Ghosts::new(ghost_bytes),
+            hazards: Hazards::default(),
+            known: 0,
+            listed: 0,
+            fresh_lives: 0,
+        }
+    }
+
+    fn life(&self, line: LineId) -> Life {
+        self.lives.get(line.0 as usize).copied().unwrap_or_default()
+    }
+
+    // ---- Lives ----
+
+    fn begin<K: Kept>(&mut self, kept: &mut K, line: LineId, life: Life) {
+        self.hazards.cohorts.begin(life.class, life.since);
+        let entry = kept.entry_mut(line);
+        (entry.class, entry.last_use) = (class::kept(life.class, life.turn), life.since);
+        if line.0 as usize >= self.lives.len() {
+            self.lives.resize(kept.lines() as usize, Life::default());
+        }
+        self.known += u64::from(!self.life(line).known);
+        self.lives[line.0 as usize] = Life { known: true, ..life };
+    }
+
+    /// A block that a restart, or the SSD, brought back: its entry says what it was.
+    fn know<K: Kept>(&mut self, kept: &mut K, line: LineId) {
+        if self.life(line).known {
+            return;
+        }
+        let entry = kept.entry(line);
+        let ((class, turn), since) = (class::of_kept(entry.class), entry.last_use);
+        let children = if class == SHARED { CHILDREN_OWN + 1 } else { 0 };
+        self.begin(kept, line, Life { since, class, turn, children, known: false });
+    }
+
+    /// The class of one block of a request.
+    fn class_in(&self, life: Life, class: u8) -> u8 {
+        match life.class {
+            PARTIAL | PRIORITY | PRIORITY_HIGH => life.class,
+            _ if life.children > CHILDREN_OWN => SHARED,
+            _ => class,
+        }
+    }
+
+    /// Of a request whose deepest known block has such a life.
+    fn next_request(&self, turn: u8, class: u8, since: u32, now: u32) -> Request {
+        let gap = now.saturating_sub(since);
+        if class == SHARED {
+            return Request { turn: 1, class: class::of_turn(1), shared: 0 };
+        }
+        if gap < SAME_TURN {
+            return self.same_request(turn, class);
+        }
+        let turn = turn.saturating_add(1);
+        Request { turn, class: class::of_request(turn, gap), shared: 0 }
+    }
+
+    fn same_request(&self, turn: u8, class: u8) -> Request {
+        if class == SHARED {
+            return Request { turn: 1, class: class::of_turn(1), shared: 0 };
+        }
+        Request { turn, class: if class::is_of_request(class) { class } else { class::of_turn(turn) }, shared: 0 }
+    }
+
+    /// One more block than those that are remembered follows this one.
+    fn followed(&mut self, line: Option<LineId>) {
+        if let Some(life) = line.and_then(|line| self.lives.get_mut(line.0 as usize)) {
+            life.children = life.children.saturating_add(1);
+        }
+    }
+
+    /// The same, of a block that is there, about to be stored, or declined just before.
+    fn followed_key<K: Kept>(&mut self, kept: &K, pool: PoolId, key: Option<&Key>, request: Request, now: u32) {
+        let Some(key) = key else { return };
+        if let Some(line) = kept.find(pool, key) {
+            return self.followed(Some(line));
+        }
+        let short = name(pool, key);
+        let mut ghost = self.ghosts.take(short).unwrap_or_else(|| {
+            self.hazards.cohorts.begin(request.class, now);
+            Ghost::to_come(now, request.class, request.turn)
+        });
+        ghost.children = ghost.children.saturating_add(1);
+        let forgotten = self.ghosts.insert(short, ghost);
+        self.forgotten(forgotten, now);
+    }
+
+    fn forgotten(&mut self, ghost: Option<Ghost>, now: u32) {
+        if let Some(ghost) = ghost {
+            self.hazards.end(ghost.class, ghost.since, now, false);
+        }
+    }
+
+    fn refresh_if_due<K: Kept>(&mut self, kept: &mut K, now: u32) {
+        let due = (self.listed / REFRESH_PART).max(REFRESH_MIN);
+        if self.fresh_lives < due {
+            return;
+        }
+        self.fresh_lives = 0;
+        // The memory of lives that are over reaches back as far as that of those that go on.
+        let fade = (self.known + self.ghosts.capacity()) / due;
+        self.hazards.refresh(now, fade.max(2));
+        if kept.keeps_learned() {
+            let mut saved = Vec::with_capacity(hazards::SAVED_BYTES);
+            self.hazards.save(&mut saved);
+            kept.keep_learned(&saved);
+        }
+    }
+
+    // ---- Lists ----
+
+    fn list(&mut self, shelf: Shelf, class: u8) -> &mut List {
+        &mut self.shelves[shelf.0 as usize].of[class as usize]
+    }
+
+    fn take_out<K: Kept>(&mut self, kept: &mut K, shelf: Shelf, line: LineId) {
+        if listed(kept.entry(line)) {
+            let class = self.life(line).class;
+            self.list(shelf, class).remove(kept, line);
+            self.listed -= 1;
+        }
+    }
+
+    fn put_in<K: Kept>(&mut self, kept: &mut K, shelf: Shelf, line: LineId, newest: bool) {
+        let class = self.life(line).class;
+        let list = self.list(shelf, class);
+        if newest {
+            list.push_newest(kept, line);
+        } else {
+            list.push_oldest(kept, line);
+        }
+        self.listed += 1;
+    }
+
+    /// Another class, at the same age.
+    fn reclass<K: Kept>(&mut self, kept: &mut K, shelf: Shelf, line: LineId, class: u8) {
+        let life = self.life(line);
+        let linked = listed(kept.entry(line));
+        self.take_out(kept, shelf, line);
+        if life.known {
+            self.hazards.cohorts.end(life.class, life.since);
+        }
+        self.begin(kept, line, Life { class, ..life });
+        if linked {
+            self.put_in(kept, shelf, line, true);
+        }
+    }
+
+    fn worth_of(&self, class: u8, since: u32, now: u32) -> u32 {
+        self.hazards.value(class, now.saturating_sub(since))
+    }
+
+    /// What a list's tail is worth, how old it is, and the list's number: the least one goes first.
+    fn tail<K: Kept>(&self, kept: &K, list: &List, class: usize, now: u32) -> Option<(u32, u32, usize, LineId)> {
+        let line = list.oldest;
+        let since = line.is_some().then(|| kept.entry(line).last_use)?;
+        Some((self.worth_of(class as u8, since, now), since, class, line))
+    }
+
+    fn tails<K: Kept>(&self, kept: &K, shelf: Shelf, now: u32) -> impl Iterator<Item = (u32, u32, usize, LineId)> {
+        let lists = self.shelves[shelf.0 as usize].of.iter().enumerate();
+        lists.filter_map(move |(class, list)| self.tail(kept, list, class, now))
+    }
+
+    /// The deepest new block of the last request, if it may go.
+    fn fresh<K: Kept>(&self, kept: &K, shelf: Shelf) -> Option<LineId> {
+        let line = self.shelves[shelf.0 as usize].fresh.deepest;
+        let entry = line.is_some().then(|| kept.entry(line))?;
+        let may_go = listed(entry) && entry.flags & (HELD | PINNED) == 0 && Copy::of_dram(entry) != Copy::Moving;
+        (may_go && is_leaf(kept, entry)).then_some(line)
+    }
+}
+
+fn is_leaf<K: Kept>(kept: &K, entry: &Entry) -> bool {
+    let child = LineId(entry.first_child);
+    !child.is_some() || !Copy::of_dram(kept.entry(child)).is_readable()
+}
+
+/// The short name of a key. Never 0.
+fn name(pool: PoolId, key: &Key) -> u64 {
+    let mut mix = Mix::default();
+    (pool, key).hash(&mut mix);
+    mix.finish() | 1
+}
+
+impl Policy for Hazq {
+    fn shelves(&mut self, shelves: usize) {
+        self.shelves.resize_with(shelves, || Lists { of: [EMPTY; CLASSES], fresh: NOTHING });
+    }
+
+    fn asked<K: Kept>(&self, _kept: &K, deepest: LineId, now: Time) -> Request {
+        let life = self.life(deepest);
+        if !life.known {
+            return Request { turn: 1, class: class::of_turn(1), shared: 0 };
+        }
+        self.next_request(life.turn, life.class, life.since, tenths(now))
+    }
+
+    fn storing<'a, K: Kept>(
+        &self,
+        _kept: &K,
+        above: Option<LineId>,
+        pool: PoolId,
+        keys: impl DoubleEndedIterator<Item = &'a Key>,
+        now: Time,
+    ) -> Request {
+        let (mut deepest, mut count, mut shared) = (None, 0, 0);
+        for key in keys.rev() {
+            count += 1;
+            let ghost = self.ghosts.get(name(pool, key));
+            if shared == 0 && ghost.is_some_and(|ghost| ghost.children > CHILDREN_OWN) {
+                shared = count;
+            }
+            deepest = deepest.or(ghost);
+        }
+        if let Some(ghost) = deepest {
+            // Counted from the deepest on.
+            let shared = if shared > 0 { count - shared + 1 } else { 0 };
+            return Request { shared, ..self.next_request(ghost.turn, ghost.class, ghost.since, tenths(now)) };
+        }
+        let above = above.map(|line| self.life(line)).filter(|life| life.known);
+        above.map_or(Request { turn: 1, class: class::of_turn(1), shared: 0 }, |life| {
+            self.same_request(life.turn, life.class)
+        })
+    }
+
+    #[inline]
+    fn used<K: Kept>(&mut self, kept: &mut K, shelf: Option<Shelf>, line: LineId, by: Use, now: Time) {
+        let (life, now) = (self.life(line), tenths(now));
+        if let Some(shelf) = shelf {
+            self.take_out(kept, shelf, line);
+        }
+        let mut next = Life { since: now, ..life };
+        let again = now.saturating_sub(life.since) < SAME_USE;
+        match by {
+            Use::Asked(request) if !life.known || !again => {
+                next.class = self.class_in(life, request.class);
+                next.turn = request.turn;
+            }
+            _ if !life.known => (next.class, next.turn) = (class::of_turn(1), 1),
+            Use::Asked(_) | Use::Again => {}
+        }
+        if life.known {
+            match by {
+                Use::Asked(_) if !again => self.hazards.end(life.class, life.since, now, true),
+                Use::Asked(_) | Use::Again => self.hazards.cohorts.end(life.class, life.since),
+            }
+        }
+        self.begin(kept, line, next);
+        if let Some(shelf) = shelf {
+            self.put_in(kept, shelf, line, true);
+        }
+    }
+
+    fn stored<K: Kept>(&mut self, kept: &mut K, shelf: Shelf, block: &Stored<'_>, request: Request, now: Time) {
+        let (line, now) = (block.line, tenths(now));
+        let ghost = self.ghosts.take(name(block.pool, block.key));
+        if let Some(ghost) = ghost {
+            let again = now.saturating_sub(ghost.since) < SAME_USE;
+            if again || ghost.to_come {
+                self.hazards.cohorts.end(ghost.class, ghost.since);
+            } else {
+                self.hazards.end(ghost.class, ghost.since, now, true);
+            }
+        }
+        let children = ghost.map_or(0, |ghost| ghost.children);
+        let class = match request.class {
+            _ if !block.full => PARTIAL,
+            _ if children > CHILDREN_OWN => SHARED,
+            class => class,
+        };
+        self.begin(kept, line, Life { since: now, class, turn: request.turn, children, known: false });
+        self.put_in(kept, shelf, line, true);
+        let fresh = &mut self.shelves[shelf.0 as usize].fresh;
+        let goes_on = block.parent.is_some_and(|parent| parent == fresh.deepest);
+        *fresh = Fresh { deepest: line, count: if goes_on { fresh.count + 1 } else { 1 } };
+        if ghost.is_none() {
+            self.followed(block.parent);
+        }
+        self.fresh_lives += 1;
+        self.refresh_if_due(kept, now);
+    }
+
+    fn enters<K: Kept>(&mut self, kept: &mut K, shelf: Shelf, line: LineId, _now: Time) {
+        self.know(kept, line);
+        self.take_out(kept, shelf, line);
+        self.put_in(kept, shelf, line, true);
+    }
+
+    fn gone<K: Kept>(&mut self, _kept: &K, line: LineId, live: &Live, now: Time) {
+        let life = self.life(line);
+        if !life.known {
+            return;
+        }
+        self.lives[line.0 as usize] = Life::default();
+        self.known -= 1;
+        let ghost = Ghost::new(life.since, life.class, life.turn, life.children);
+        let forgotten = self.ghosts.insert(name(live.pool, &live.key), ghost);
+        self.forgotten(forgotten, tenths(now));
+    }
+
+    fn declined<K: Kept>(
+        &mut self,
+        kept: &mut K,
+        above: Option<&Key>,
+        pool: PoolId,
+        key: &Key,
+        request: Request,
+        now: Time,
+    ) {
+        let (short, now) = (name(pool, key), tenths(now));
+        let children = match self.ghosts.take(short) {
+            Some(ghost) => {
+                self.hazards.end(ghost.class, ghost.since, now, now.saturating_sub(ghost.since) >= SAME_USE);
+                ghost.children
+            }
+            None => {
+                self.followed_key(kept, pool, above, request, now);
+                0
+            }
+        };
+        self.hazards.cohorts.begin(request.class, now);
+        self.fresh_lives += 1;
+        let forgotten = self.ghosts.insert(short, Ghost::new(now, request.class, request.turn, children));
+        self.forgotten(forgotten, now);
+        self.refresh_if_due(kept, now);
+    }
+
+    fn cool<K: Kept>(&mut self, kept: &mut K, shelf: Shelf, line: LineId) {
+        self.know(kept, line);
+        self.take_out(kept, shelf, line);
+        self.put_in(kept, shelf, line, false);
+    }
+
+    fn unlink<K: Kept>(&mut self, kept: &mut K, shelf: Shelf, line: LineId) {
+        self.take_out(kept, shelf, line);
+        let fresh = &mut self.shelves[shelf.0 as usize].fresh;
+        if fresh.deepest == line {
+            fresh.count -= 1;
+            fresh.deepest = if fresh.count > 0 { LineId(kept.entry(line).parent) } else { LineId::NONE };
+        }
+    }
+
+    fn coldest<K: Kept>(&self, kept: &K, shelf: Shelf, now: Time) -> Option<LineId> {
+        let now = tenths(now);
+        let (worth, .., tail) = self.tails(kept, shelf, now).min()?;
+        let fresh = self.fresh(kept, shelf).filter(|&line| self.worth_of_line(line, now) < worth);
+        Some(fresh.unwrap_or(tail))
+    }
+
+    fn oldest<K: Kept>(&self, kept: &K, shelf: Shelf) -> Option<LineId> {
+        let tails = self.shelves[shelf.0 as usize].of.iter().map(|list| list.oldest).filter(|line| line.is_some());
+        tails.min_by_key(|&line| (kept.entry(line).last_use, line))
+    }
+
+    /// The next of its list; after the last one, the list whose tail is worth next more.
+    fn after<K: Kept>(&self, kept: &K, shelf: Shelf, line: LineId, now: Time) -> Option<LineId> {
+        let newer = LineId(kept.entry(line).newer);
+        if newer.is_some() {
+            return Some(newer);
+        }
+        let (class, now) = (self.life(line).class as usize, tenths(now));
+        let list = &self.shelves[shelf.0 as usize].of[class];
+        let own = self.tail(kept, list, class, now)?;
+        self.tails(kept, shelf, now).filter(|tail| *tail > own).min().map(|(.., line)| line)
+    }
+
+    fn admits<K: Kept>(&self, _kept: &K, victim: LineId, request: Request, now: Time) -> bool {
+        let now = tenths(now);
+        let class = if request.shared > 0 { SHARED } else { request.class };
+        self.worth_of(class, now, now) >= self.worth_of_line(victim, now)
+    }
+
+    fn worth<K: Kept>(&self, _kept: &K, line: LineId, now: Time) -> u32 {
+        self.worth_of_line(line, tenths(now))
+    }
+
+    fn hinted<K: Kept>(&mut self, kept: &mut K, shelf: Shelf, line: LineId, hint: Hint, now: Time) {
+        let now = tenths(now);
+        let life = self.life(line);
+        let class = match hint {
+            Hint::Ended => ENDED,
+            Hint::WillReturn => WILL_RETURN,
+            Hint::Priority(0) => class::of_turn(life.turn),
+            Hint::Priority(1..=127) => PRIORITY,
+            Hint::Priority(_) => PRIORITY_HIGH,
+            // The core keeps what is pinned.
+            Hint::Pinned { .. } => life.class,
+        };
+        if matches!(hint, Hint::Priority(_) | Hint::WillReturn) {
+            self.used_now(kept, line, now);
+        }
+        self.reclass(kept, shelf, line, class);
+    }
+
+    fn is_linked<K: Kept>(&self, kept: &K, line: LineId) -> bool {
+        listed(kept.entry(line))
+    }
+
+    fn learned(&mut self, saved: &[u8], now: Time) {
+        if self.hazards.load(saved) {
+            self.hazards.refresh(tenths(now), u64::MAX);
+        }
+    }
+
+    fn audit<K: Kept>(&self, kept: &K, shelf: Shelf) -> Result<Vec<LineId>, String> {
+        let mut lines = Vec::new();
+        for (class, list) in self.shelves[shelf.0 as usize].of.iter().enumerate() {
+            for line in list.audit(kept)? {
+                let life = self.life(line);
+                if !life.known || life.class as usize != class || life.since != kept.entry(line).last_use {
+                    return Err(format!("line {}: in the list of class {class} with {life:?}", line.0));
+                }
+                lines.push(line);
+            }
+        }
+        Ok(lines)
+    }
+}
+
+impl Hazq {
+    fn worth_of_line(&self, line: LineId, now: u32) -> u32 {
+        let life = self.life(line);
+        self.worth_of(life.class, life.since, now)
+    }
+
+    /// The life goes on from now on, without a hit.
+    fn used_now<K: Kept>(&mut self, kept: &mut K, line: LineId, now: u32) {
+        let life = self.life(line);
+        if life.known {
+            self.hazards.cohorts.end(life.class, life.since);
+        }
+        self.begin(kept, line, Life { since: now, ..life });
+    }
+}
