@@ -34,9 +34,6 @@ const LOCKED_PAUSE: Duration = Duration::from_millis(5);
 /// not later than so long after the last ones: a wake-up each took more processor time than all the rest.
 const REPORTS_AT_ONCE: usize = 8;
 const REPORTS_LATE: Duration = Duration::from_micros(200);
-/// With much to read they may be later, by the time that this many bytes a microsecond would take for what is being read:
-/// a fraction of the time that the device takes, and whoever waits for some of it waits for the rest too.
-const READ_PACE: u64 = 16 << 10;
 /// A drive that has nothing to do looks after itself so often.
 const SLEEP_MAX: Duration = Duration::from_millis(250);
 
@@ -139,12 +136,10 @@ impl Turner {
             }
             drive.kick();
             any |= drive.poll(now, &mut self.said);
-            let late = REPORTS_LATE.max(Duration::from_micros(drive.reading_bytes() / READ_PACE));
-            if !self.said.is_empty() && (self.is_due(now, late) || drive.under_way() < REPORTS_AT_ONCE) {
+            if !self.said.is_empty() && (self.is_due(now) || drive.under_way() < REPORTS_AT_ONCE) {
                 self.say(now);
             }
-            let left = late.saturating_sub(Duration::from_micros(now.since_us(self.said_at)));
-            if !any && self.sleep(&mut drive, left).is_err() {
+            if !any && self.sleep(&mut drive).is_err() {
                 return;
             }
         }
@@ -152,8 +147,8 @@ impl Turner {
 
     /// Whether nothing is gained by waiting for one more report: there are enough, they are late, or they come so
     /// seldom that they would be.
-    fn is_due(&self, now: Time, late: Duration) -> bool {
-        self.said.len() > REPORTS_AT_ONCE || now.since_us(self.said_at) >= late.as_micros() as u64
+    fn is_due(&self, now: Time) -> bool {
+        self.said.len() > REPORTS_AT_ONCE || now.since_us(self.said_at) >= REPORTS_LATE.as_micros() as u64
     }
 
     fn say(&mut self, now: Time) {
@@ -165,12 +160,12 @@ impl Turner {
         (self.wake)();
     }
 
-    /// Until an operation ends or a message comes; with something to say, no longer than is `left` for it.
-    fn sleep(&mut self, drive: &mut Drive<engine::Engine>, left: Duration) -> std::io::Result<()> {
+    /// Until an operation ends or a message comes.
+    fn sleep(&mut self, drive: &mut Drive<engine::Engine>) -> std::io::Result<()> {
         self.sleeps.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         let waited = if self.inbox.is_empty() {
-            let most = if self.said.is_empty() { SLEEP_MAX } else { left };
+            let most = if self.said.is_empty() { SLEEP_MAX } else { REPORTS_LATE };
             drive.device_mut().wait(self.bell.as_fd(), Some(most))
         } else {
             Ok(())

@@ -77,6 +77,8 @@ pub(crate) struct DriveState {
     pub errors: u64,
     /// It is being opened anew, alone, after it was out.
     pub reopening: bool,
+    /// When it said something last.
+    pub heard: Time,
 }
 
 pub struct Tier {
@@ -105,9 +107,9 @@ pub struct Tier {
 const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 const SEGMENTS: u64 = 64;
 
-/// Longest times that superblocks, and all segments, may take: two pages, and tens of gigabytes of contents.
-const READ_MAX: Duration = Duration::from_secs(30);
-const SCAN_MAX: Duration = Duration::from_secs(600);
+/// How long a device may say nothing while it is opened. A scan of tens of gigabytes of contents takes longer and says
+/// how far it is; a device that hangs does not.
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// The size of segments: that of the log if there is one, else what fits the devices.
 pub(crate) fn segment_bytes(found: &[Found], least: u64) -> u64 {
@@ -124,7 +126,7 @@ pub(crate) fn segment_bytes(found: &[Found], least: u64) -> u64 {
 }
 
 impl DriveState {
-    pub fn new() -> Self {
+    pub fn new(now: Time) -> Self {
         Self {
             health: DeviceHealth::default(),
             under_way: BTreeMap::new(),
@@ -135,6 +137,7 @@ impl DriveState {
             counters: Counters::default(),
             errors: 0,
             reopening: false,
+            heard: now,
         }
     }
 
@@ -161,7 +164,7 @@ impl Tier {
         Self {
             phase: Phase::Reading((0..drives).map(|_| None).collect()),
             plan: None,
-            drives: (0..drives).map(|_| DriveState::new()).collect(),
+            drives: (0..drives).map(|_| DriveState::new(now)).collect(),
             segments: Segments::default(),
             reserved: 0,
             reserving: None,
@@ -196,18 +199,20 @@ impl Tier {
         self.fatal.as_deref()
     }
 
-    /// When a tier that is being opened is given up: a device hangs.
-    pub(crate) fn opens_until(&self) -> Option<Time> {
-        match self.phase {
-            Phase::Reading(_) => Some(self.began.after(READ_MAX)),
-            Phase::Scanning(_) => Some(self.began.after(SCAN_MAX)),
-            _ => None,
-        }
+    /// When a tier that is being opened is given up, and for which device: it hangs.
+    pub(crate) fn opens_until(&self) -> Option<(Time, usize)> {
+        let silent: Vec<bool> = match &self.phase {
+            Phase::Reading(all) => all.iter().map(Option::is_none).collect(),
+            Phase::Scanning(all) => all.iter().map(Option::is_none).collect(),
+            _ => return None,
+        };
+        let awaited = self.drives.iter().enumerate().zip(silent).filter(|(_, silent)| *silent);
+        awaited.map(|((device, drive), _)| (drive.heard.after(SILENCE_MAX), device)).min()
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Time> {
         if !self.serves() {
-            return self.opens_until();
+            return self.opens_until().map(|(until, _)| until);
         }
         self.drives.iter().filter_map(|drive| drive.health.poll_timeout(drive.oldest())).min()
     }

@@ -41,6 +41,10 @@ pub enum FromDrive {
     /// What went to the device and came from it so far; said when that changed, before the reports that made it so.
     Counted(Counters),
     Found(Found),
+    /// So many segments were looked at; while that goes on, every now and then. A device that hangs says nothing.
+    Scanning {
+        segments: usize,
+    },
     /// The segments of a former start.
     Scanned(DeviceScan),
     /// Of a command.
@@ -69,7 +73,12 @@ pub struct Drive<D> {
     counters: Counters,
     /// As they were said last.
     counted: Counters,
+    /// How far the scan was when that was said last, and when.
+    scanning: (usize, Time),
 }
+
+/// How often a scan says that it goes on.
+const SCANNING_EVERY_US: u64 = 1_000_000;
 
 impl<D: Device> Drive<D> {
     pub fn new(device: D, clock: WallClock) -> Self {
@@ -79,6 +88,7 @@ impl<D: Device> Drive<D> {
             reports: Vec::new(),
             counters: Counters::default(),
             counted: Counters::default(),
+            scanning: (0, clock.at),
         };
         drive.stage = Self::read(device);
         drive
@@ -165,11 +175,6 @@ impl<D: Device> Drive<D> {
         if let Stage::Serving(volume) = &self.stage { volume.in_flight() + volume.waiting() } else { 0 }
     }
 
-    /// Bytes of records that are being read.
-    pub fn reading_bytes(&self) -> u64 {
-        if let Stage::Serving(volume) = &self.stage { volume.reading_bytes() } else { 0 }
-    }
-
     /// Goes on as far as possible; appends what is to be said. True if anything happened.
     pub fn poll(&mut self, now: Time, out: &mut Vec<FromDrive>) -> bool {
         let before = out.len();
@@ -224,7 +229,15 @@ impl<D: Device> Drive<D> {
                 Poll::Ready(Err(error)) => failed(device, "write the superblocks", error.to_string(), out),
             },
             Stage::Scanning(mut device, mut scan, superblock) => match scan.poll_inline(&mut device) {
-                Ok(false) => (Stage::Scanning(device, scan, superblock), false),
+                Ok(false) => {
+                    let (segments, _) = scan.progress();
+                    let (said, at) = self.scanning;
+                    if segments != said && now.since_us(at) >= SCANNING_EVERY_US {
+                        self.scanning = (segments, now);
+                        out.push(FromDrive::Scanning { segments });
+                    }
+                    (Stage::Scanning(device, scan, superblock), false)
+                }
                 Ok(true) => {
                     out.push(FromDrive::Scanned(scan.finish()));
                     let clock = WallClock { at: now, ..self.clock };
@@ -277,5 +290,33 @@ mod tests {
         drive.device_mut().fails = |_| false;
         drive.tell(Time(0), ToDrive::Reopen);
         until(&mut drive, |said| matches!(said, FromDrive::Found(Found::Blank { .. })));
+    }
+
+    #[test]
+    fn a_scan_that_goes_on_says_so_once_a_second_and_no_more_often() {
+        let scanned = |step_us: u64| {
+            let mut drive = Drive::new(Sheet::new(40 * (64 << 20)), WallClock::default());
+            let (mut said, mut now, mut signs) = (Vec::new(), Time(0), 0);
+            loop {
+                now.0 += step_us;
+                drive.kick();
+                drive.poll(now, &mut said);
+                for said in std::mem::take(&mut said) {
+                    match said {
+                        FromDrive::Found(found) => {
+                            let wanted = crate::testing::wanted();
+                            let plan = crate::volume::open::plan_open(&[found], &wanted).expect("blank");
+                            drive.tell(now, ToDrive::Open(Box::new(plan.superblocks[0].clone())));
+                        }
+                        FromDrive::Scanning { .. } => signs += 1,
+                        FromDrive::Scanned(_) => return signs,
+                        FromDrive::Counted(_) => {}
+                        other => panic!("{other:?}"),
+                    }
+                }
+            }
+        };
+        assert_eq!(scanned(1), 0, "it took no second");
+        assert!(scanned(2 * SCANNING_EVERY_US) > 0, "nobody would know that it goes on");
     }
 }

@@ -139,7 +139,8 @@ fn the_same_seed_is_the_same_run() {
 /// Each showed a bug once; `docs/track-record.md` says which.
 #[test]
 fn seeds_that_showed_bugs_show_none() {
-    for seed in [85_115, 85_433, 1_795_649_167_733_157, 1_795_656_927] {
+    let recent = [1_795_656_927, 1_795_706_320, 1_795_750_915, 1_795_760_364, 1_795_811_102];
+    for seed in [85_115, 85_433, 1_795_649_167_733_157].into_iter().chain(recent) {
         run(seed);
     }
 }

@@ -249,6 +249,11 @@ impl Log {
         }
     }
 
+    /// A segment that was given and not used yet is not the group's any more.
+    pub fn take_spare(&mut self, device: u8) -> Option<SegmentId> {
+        self.devices.get_mut(&device)?.spare.pop()
+    }
+
     /// A device that needs one more segment soon.
     pub fn wants(&self) -> Option<u8> {
         let short = |device: &Device| {

@@ -635,3 +635,17 @@ fn a_segment_whose_header_could_not_be_written_is_tried_again_and_after_all_othe
     assert!(again.len() > 3, "none is given up: {tried:?}");
     scene.core.audit().unwrap();
 }
+
+#[test]
+fn a_segment_that_was_promised_to_another_group_is_given_up_as_soon_as_there_is_one() {
+    let mut scene = Scene::new(&[MIB]);
+    with_log(&mut scene);
+    scene.core.yield_segment(0);
+    assert_eq!(scene.core.poll_action(), None, "there is none yet");
+    // One to go on with, one to give.
+    (1..3).for_each(|index| scene.core.segment_given(lapis_config::SegmentId::new(0, index)));
+    let actions: Vec<Action> = std::iter::from_fn(|| scene.core.poll_action()).collect();
+    let left = actions.iter().filter(|action| matches!(action, Action::FreeSegment { leaves: true, .. })).count();
+    let opened = actions.iter().filter(|action| matches!(action, Action::OpenSegment { .. })).count();
+    assert_eq!((left, opened), (1, 1), "{actions:?}");
+}

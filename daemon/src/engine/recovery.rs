@@ -45,7 +45,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                 tier.phase = Phase::Scanning(plan.superblocks.iter().map(|_| None).collect());
                 tier.reserved = plan.sequence_first + SEQUENCES_RESERVED;
                 for (device, superblock) in plan.superblocks.iter().enumerate() {
-                    tier.drives[device].segments = superblock.segments;
+                    (tier.drives[device].segments, tier.drives[device].heard) = (superblock.segments, now);
                     self.movers.submit(Job::Drive { device, to: ToDrive::Open(Box::new(superblock.clone())) });
                 }
                 tier.plan = Some(plan);

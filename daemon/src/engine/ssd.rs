@@ -23,7 +23,7 @@ use lapis_transport::wire::Wire;
 use super::Engine;
 use crate::{
     movers::{Job, Movers},
-    tier::Tier,
+    tier::{SILENCE_MAX, Tier},
 };
 
 /// Bits of an operation's number that are its core's; above them the group.
@@ -37,6 +37,9 @@ impl<W: Wire, M: Movers> Engine<W, M> {
     }
 
     pub(super) fn drive_said(&mut self, now: Time, device: usize, said: FromDrive) {
+        if let Some(tier) = &mut self.tier {
+            tier.drives[device].heard = now;
+        }
         match said {
             FromDrive::Started { engine, bytes } => {
                 let Some(tier) = &mut self.tier else { return };
@@ -46,6 +49,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                 let Some(tier) = &mut self.tier else { return };
                 tier.drives[device].counters = counters;
             }
+            FromDrive::Scanning { .. } => {}
             FromDrive::Found(found) => self.device_found(now, device, found),
             FromDrive::Scanned(scan) => self.device_scanned(now, device, scan),
             FromDrive::Report(report) => self.reported(now, device, report),
@@ -267,8 +271,9 @@ impl<W: Wire, M: Movers> Engine<W, M> {
     /// Looks after devices: who is not well is not written, who does not recover goes.
     pub(super) fn care(&mut self, now: Time) {
         let Some(tier) = &self.tier else { return };
-        if tier.opens_until().is_some_and(|until| now >= until) {
-            return self.no_tier(now, "a device does not answer".into());
+        if let Some((_, device)) = tier.opens_until().filter(|(until, _)| now >= *until) {
+            let silent = format!("{} has said nothing for {} s", self.device_name(device), SILENCE_MAX.as_secs());
+            return self.no_tier(now, silent);
         }
         if !tier.serves() {
             return;

@@ -134,12 +134,6 @@ impl<D: Device> Volume<D> {
         self.slots.len() - self.slots_free.len()
     }
 
-    /// Of records that the device reads.
-    pub fn reading_bytes(&self) -> u64 {
-        let reads = self.slots.iter().flatten().filter(|job| job.kind == JobKind::ReadRecord);
-        reads.map(|job| job.bytes).sum()
-    }
-
     /// Commands that wait for room.
     pub fn waiting(&self) -> usize {
         self.queue.len() + self.changes.len()

@@ -167,7 +167,9 @@ fn told(device: usize, from: &FromDrive) -> String {
         }
         FromDrive::Found(found) => format!("device {device}: {found:?}"),
         FromDrive::Failed(reason) => format!("device {device}: failed: {reason}"),
-        FromDrive::Started { .. } | FromDrive::Counted(_) => format!("device {device}: {from:?}"),
+        FromDrive::Started { .. } | FromDrive::Counted(_) | FromDrive::Scanning { .. } => {
+            format!("device {device}: {from:?}")
+        }
     }
 }
 

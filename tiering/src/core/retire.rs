@@ -62,6 +62,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     /// Sees to it that every device has a segment to go on with.
     pub(super) fn ask_for_segments(&mut self) {
+        self.pay_owed();
         let Some(device) = self.ssd.log.as_ref().and_then(Log::wants) else { return };
         match self.ssd.asked.get(&device) {
             None => {
@@ -74,9 +75,21 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
     }
 
+    /// Gives up what other groups were promised, as soon as there is something to give.
+    fn pay_owed(&mut self) {
+        let owing: Vec<u8> = self.ssd.owed.iter().filter(|(_, count)| **count > 0).map(|(&device, _)| device).collect();
+        owing.into_iter().for_each(|device| self.retire_oldest(device));
+    }
+
     fn retire_oldest(&mut self, device: u8) {
         if self.ssd.retiring.keys().any(|segment| segment.device() == device) {
             return;
+        }
+        let owes = self.ssd.owed.get(&device).is_some_and(|owed| *owed > 0);
+        if let Some(segment) = self.ssd.log.as_mut().filter(|_| owes).and_then(|log| log.take_spare(device)) {
+            // One that nothing lies in is given up before any block is.
+            *self.ssd.owed.get_mut(&device).expect("looked at above") -= 1;
+            return self.actions.push_back(Action::FreeSegment { segment, leaves: true });
         }
         let Some(log) = &mut self.ssd.log else { return };
         let Some(segment) = log.oldest(Some(device)) else { return log.try_suspects(device) };

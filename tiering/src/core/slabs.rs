@@ -98,7 +98,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             let mut ranges = self.ranges(shelf, order);
             ranges.retain(|range| limit.is_none_or(|limit| self.age(range.last_use) > limit));
             ranges.sort_by_key(|range| (range.last_use, range.start));
-            if let Some(range) = self.choose(&ranges, limit.is_some()) {
+            if let Some(range) = self.choose(&ranges, limit.is_some(), force) {
                 return self.empty(range, force);
             }
             if limit.is_some() {
@@ -159,9 +159,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
         sum.checked_div(count).unwrap_or(0) as u32
     }
 
-    /// The first of some ranges in which nothing is held and no slot is named by a reader; else the first in which
-    /// nothing is held.
-    fn choose(&mut self, ranges: &[Range], spare_pinned: bool) -> Option<Range> {
+    /// The first of some ranges in which nothing is held and no slot is named by a reader, nor with `at_once` read by a
+    /// device; else the first in which nothing is held.
+    fn choose(&mut self, ranges: &[Range], spare_pinned: bool, at_once: bool) -> Option<Range> {
         let (protected, mut second) = (self.protected(spare_pinned), None);
         for range in ranges {
             if protected.range(range.start..range.start + range.units).next().is_some() {
@@ -170,7 +170,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
             let slots = self.used_slots(range);
             let mut named = std::mem::take(&mut self.named);
             self.kept.named(&slots, &mut named);
-            let any = named.contains(&true);
+            let is_written = |line: LineId| self.ssd.moving.get(&line).is_some_and(|moving| moving.op.is_some());
+            let any = named.contains(&true) || at_once && self.lines_in(range).into_iter().any(is_written);
             self.named = named;
             if !any {
                 return Some(*range);

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use lapis_arena::{Access, Mapping, memfd};
+use lapis_arena::Mapping;
 use lapis_config::{OpId, PageIndex, SegmentId, SsdPlace, Time, UNIT_BYTES};
 use lapis_ssd::{
     device::{DeviceFile, Memory, Waits},
@@ -23,7 +23,7 @@ use lapis_ssd::{
 };
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::raw::{BYTES_MAX, Took, Way, cpu_of_process};
+use super::raw::{BYTES_MAX, Took, Way, cpu_of_process, shared};
 
 /// A drive and what its thread has.
 struct Turner {
@@ -79,11 +79,19 @@ pub struct Device {
 impl Device {
     /// Opens the file at `path`, which is blank or holds a log, as a daemon would.
     pub fn open(path: &Path, bytes: u64, choice: EngineChoice, depth: usize) -> anyhow::Result<Self> {
+        Self::open_over(path, bytes, choice, depth, shared(depth)?)
+    }
+
+    /// The same with this memory for its operations.
+    pub fn open_over(
+        path: &Path,
+        bytes: u64,
+        choice: EngineChoice,
+        depth: usize,
+        slots: Mapping,
+    ) -> anyhow::Result<Self> {
         let file = DeviceFile::open(path, Some(bytes))?;
         let engine = engine::start(file, choice, depth, depth)?.engine;
-        let (fd, _) = memfd::create("bench.slots", (depth * BYTES_MAX) as u64, memfd::Huge::Try)?;
-        let slots = Mapping::shared(fd.as_fd(), (depth * BYTES_MAX) as u64, Access::ReadWrite)?;
-        memfd::clear(fd.as_fd(), 0..slots.len() as u64)?;
         let drive = Drive::new(engine, WallClock::default());
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let mut turner = Turner { drive, bell, said: Vec::new(), started: Instant::now() };
@@ -95,7 +103,7 @@ impl Device {
         let scan = loop {
             match turner.next()? {
                 FromDrive::Scanned(scan) => break scan,
-                FromDrive::Started { .. } | FromDrive::Counted(_) => {}
+                FromDrive::Started { .. } | FromDrive::Counted(_) | FromDrive::Scanning { .. } => {}
                 other => bail!("a device is scanned before it serves, and says {other:?}"),
             }
         };

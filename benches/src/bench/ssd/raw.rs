@@ -54,13 +54,13 @@ pub struct Raw {
 impl Raw {
     /// Over the file at `path`, with at most `depth` operations under way.
     pub fn new(path: &Path, depth: usize) -> io::Result<Self> {
+        Self::over(path, depth, shared(depth)?)
+    }
+
+    /// The same with this memory, `depth` times `BYTES_MAX`: beside somebody who has the same, the only fair way, because
+    /// how its pages lie decides into how many pieces an operation falls.
+    pub fn over(path: &Path, depth: usize, memory: Mapping) -> io::Result<Self> {
         let file = open_direct(path)?;
-        // Shared memory, as an arena's has to be: the kernel gives out its pages in another way than private ones, and how
-        // they lie decides into how many pieces an operation falls.
-        let bytes = (depth * BYTES_MAX) as u64;
-        let (fd, _) = memfd::create("bench.raw", bytes, memfd::Huge::Try).map_err(io::Error::other)?;
-        let memory = Mapping::shared(fd.as_fd(), bytes, Access::ReadWrite).map_err(io::Error::other)?;
-        memfd::clear(fd.as_fd(), 0..bytes).map_err(io::Error::other)?;
         let noise: Vec<u8> = (0..1 << 20).map(|_| fastrand::u8(1..)).collect();
         (0..memory.len()).step_by(noise.len()).for_each(|offset| memory.copy_in(offset, &noise));
         let mut builder = IoUring::builder();
@@ -111,6 +111,15 @@ impl Raw {
         // leaves early only on an error, which ends the bench.
         unsafe { self.ring.submission().push(&entry.user_data(slot as u64)) }.expect("a place for each slot");
     }
+}
+
+/// Memory for operations: shared, as an arena's has to be. The kernel gives out its pages in another way than private ones.
+pub fn shared(depth: usize) -> io::Result<Mapping> {
+    let bytes = (depth * BYTES_MAX) as u64;
+    let (fd, _) = memfd::create("bench.slots", bytes, memfd::Huge::Try).map_err(io::Error::other)?;
+    let memory = Mapping::shared(fd.as_fd(), bytes, Access::ReadWrite).map_err(io::Error::other)?;
+    memfd::clear(fd.as_fd(), 0..bytes).map_err(io::Error::other)?;
+    Ok(memory)
 }
 
 /// Opens what must be there, without the page cache.

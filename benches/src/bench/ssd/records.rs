@@ -1,6 +1,7 @@
 //! Records through `Drive` and `Volume` over an engine, as a daemon's thread of a device moves them; and the engine
 //! `threads` beside `uring`.
 
+use lapis_arena::Mapping;
 use lapis_config::SsdPlace;
 use lapis_ssd::engine::EngineChoice;
 
@@ -8,7 +9,7 @@ use super::{
     super::{Name, Plan, report::Report},
     DEPTH, Ground, READ_GOAL, Rounds, SIZES, WRITE_GOAL, at_least,
     device::Device,
-    raw::{Raw, Way},
+    raw::{Raw, Way, shared},
 };
 
 const FILE_BYTES: u64 = 1 << 30;
@@ -17,8 +18,9 @@ const TURN_BYTES: usize = 256 << 20;
 
 pub fn run(plan: &Plan, ground: &Ground, report: &mut Report) -> anyhow::Result<()> {
     let log = ground.file(".log", FILE_BYTES)?;
-    let mut device = Device::open(log.path(), FILE_BYTES, EngineChoice::Uring, DEPTH)?;
-    let mut raw = Raw::new(log.path(), DEPTH)?;
+    let memory = shared(DEPTH)?;
+    let mut device = Device::open_over(log.path(), FILE_BYTES, EngineChoice::Uring, DEPTH, memory.clone())?;
+    let mut raw = Raw::over(log.path(), DEPTH, memory.clone())?;
     let mut rng = fastrand::Rng::with_seed(1);
     let rounds = if plan.quick { 3 } else { 11 };
     for (bench, name, way, goal) in
@@ -48,7 +50,7 @@ pub fn run(plan: &Plan, ground: &Ground, report: &mut Report) -> anyhow::Result<
         }
     }
     if plan.wants(Name::SsdThreads) {
-        threads(plan, ground, &mut device, report)?;
+        threads(plan, ground, &mut device, memory, report)?;
     }
     Ok(())
 }
@@ -63,10 +65,16 @@ fn turn<'a>(places: &'a mut [SsdPlace], rng: &mut fastrand::Rng, way: Way, bytes
     &places[..count]
 }
 
-fn threads(plan: &Plan, ground: &Ground, uring: &mut Device, report: &mut Report) -> anyhow::Result<()> {
+fn threads(
+    plan: &Plan,
+    ground: &Ground,
+    uring: &mut Device,
+    memory: Mapping,
+    report: &mut Report,
+) -> anyhow::Result<()> {
     const BYTES: usize = 1 << 20;
     let log = ground.file(".threads", FILE_BYTES)?;
-    let mut threads = Device::open(log.path(), FILE_BYTES, EngineChoice::Threads, DEPTH)?;
+    let mut threads = Device::open_over(log.path(), FILE_BYTES, EngineChoice::Threads, DEPTH, memory)?;
     let mut rng = fastrand::Rng::with_seed(2);
     for (case, way) in [("reads by threads", Way::Read), ("writes by threads", Way::Write)] {
         let (mut figure, mut places) = (Rounds::default(), threads.places(BYTES));

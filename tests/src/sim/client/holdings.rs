@@ -8,7 +8,7 @@ use lapis_client::{PutResult, Reservation, ReserveResult, Session, View};
 use lapis_config::Key;
 use lapis_transport::control::Warning;
 
-use super::{Client, Context};
+use super::{Client, Context, Manners};
 use crate::sim::{jobs::Call, model::Model};
 
 pub(super) struct Held {
@@ -50,15 +50,18 @@ impl Client {
         Ok(())
     }
 
-    /// What a view shows stays what it was, whatever becomes of the block, as long as the daemon heeds the client.
+    /// What a view shows stays what it was, whatever becomes of the block, as long as the daemon heeds the client, and the
+    /// client does not take back behind its own back what it told the daemon.
     pub(super) fn look_at_views(&mut self, cx: &mut Context<'_>) -> Result<(), String> {
         if self.views.is_empty() {
             return Ok(());
         }
         let at = cx.rng.usize(..self.views.len());
-        self.views[at].judge()?;
+        if self.manners != Manners::Evil {
+            self.views[at].judge()?;
+        }
         if cx.percent(if cx.ending { 100 } else { 20 }) {
-            self.views.swap_remove(at).judge()?;
+            self.views.swap_remove(at);
         }
         Ok(())
     }
