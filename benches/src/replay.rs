@@ -2,6 +2,7 @@
 //! hits of a request are its longest resident run from the first block; then all its blocks are touched or stored.
 
 mod cache;
+mod daemon;
 mod hosts;
 mod outcome;
 mod plot;
@@ -23,6 +24,7 @@ use plot::{Curve, Labels, PlotFile};
 use table::Table;
 
 pub use cache::Cache;
+pub use daemon::{DaemonOutcome, DaemonPlan};
 pub use hosts::{HostsOutcome, HostsPlan, Peers, Route};
 pub use outcome::{Outcome, SsdOutcome, Sums, rounded};
 pub use setting::Setting;
@@ -79,6 +81,13 @@ pub struct ReplayArgs {
     /// What a host may read of others.
     #[arg(long, value_enum, default_value = "none", requires = "hosts")]
     peers: Peers,
+    /// Also through a daemon over shared memory, blocks scaled to 4 KiB; the core's figures are then those at the times at
+    /// which the daemon had the requests, and every block of a request is full.
+    #[arg(long, conflicts_with_all = ["ssd", "hosts", "scan", "opt", "plot"])]
+    daemon: bool,
+    /// Seconds of the trace in one second of the daemon.
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000), requires = "daemon")]
+    speed: u32,
     /// Draws the hit rate over capacity, every policy and the optimum, as .svg or .png.
     #[arg(long, value_name = "FILE", value_parser = PlotFile::parse)]
     plot: Option<PlotFile>,
@@ -95,8 +104,12 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<()> {
         write_budget: args.write_budget,
         hosts: args.hosts.map(|hosts| HostsPlan { hosts, route: args.route, peers: args.peers }),
     };
+    let daemon = args.daemon.then(|| DaemonPlan::here(args.speed)).transpose()?;
     for (subject, capacity) in cells(args) {
         setting.check(subject, capacity)?;
+        if daemon.is_some() {
+            DaemonPlan::check(subject, capacity)?;
+        }
     }
     if let Some(plot) = &args.plot {
         plot.check(&args.capacity)?;
@@ -106,14 +119,18 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<()> {
         workload = workload.with_scan(scan);
     }
     let names = names(&args.traces);
-    let table = Table { names: &names, setting: &setting, scan: args.scan.is_some(), opt: args.opt };
+    let table =
+        Table { names: &names, setting: &setting, scan: args.scan.is_some(), opt: args.opt, daemon: args.daemon };
     if !args.json {
         print(table.heading(&workload).as_bytes())?;
     }
     let mut optima = Optima { setting: &setting, workload: &workload, found: BTreeMap::new() };
     let mut curves: Vec<Curve> = Vec::new();
     for (subject, capacity) in cells(args) {
-        let mut outcome = setting.replay(&workload, subject, capacity);
+        let mut outcome = match &daemon {
+            Some(plan) => plan.replay(&workload, subject, capacity)?,
+            None => setting.replay(&workload, subject, capacity),
+        };
         if args.opt {
             outcome.share_of_opt = Some(outcome.real.hit_tokens as f64 / optima.of(capacity).hit_tokens.max(1) as f64);
         }
@@ -262,7 +279,7 @@ mod tests {
             "--policy lru,s3fifo,arc,opt --opt --scan 25/10",
             "--hosts 3 --route affinity --peers oracle --opt",
             "--ssd 300 --block-bytes 64KiB --opt",
-            "--ssd 300 --block-bytes 64KiB --admission write-through --json",
+            "--ssd 300 --block-bytes 64KiB --policy lru --admission write-through --json",
         ] {
             let words = ["replay", trace, "--capacity", "50,100", "--plot", plot_text].into_iter();
             let cli =

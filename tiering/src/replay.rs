@@ -72,6 +72,7 @@ pub struct Replay<P: Policy> {
     block_bytes: u64,
     devices: Option<Devices>,
     clock: Time,
+    apart_us: u64,
     counts: ReplayCounts,
     keys: Vec<Key>,
     items: Vec<CommitItem>,
@@ -123,11 +124,17 @@ impl<P: Policy> Replay<P> {
             block_bytes,
             devices: None,
             clock: Time(0),
+            apart_us: REQUEST_US,
             counts: ReplayCounts::default(),
             keys: Vec::new(),
             items: Vec::new(),
             puts: Vec::new(),
         }
+    }
+
+    /// Requests are as close together as their times say, as they may be to a daemon.
+    pub fn close_together(self) -> Self {
+        Self { apart_us: 1, ..self }
     }
 
     /// One request, a moment after the one before.
@@ -140,7 +147,7 @@ impl<P: Policy> Replay<P> {
     /// blocks were hit.
     pub fn request_at(&mut self, at_ms: u64, ids: &[u64], input_tokens: u64) -> u64 {
         self.counts.requests += 1;
-        self.clock = Time((self.clock.0 + REQUEST_US).max(at_ms.saturating_mul(1000)));
+        self.clock = Time((self.clock.0 + self.apart_us).max(at_ms.saturating_mul(1000)));
         self.keys.clear();
         self.keys.extend(ids.iter().map(|&id| Key([id, 0, 0, 0])));
         if self.devices.is_some() {

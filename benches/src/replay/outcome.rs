@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{hosts::HostsOutcome, words::Subject};
+use super::{daemon::DaemonOutcome, hosts::HostsOutcome, words::Subject};
 
 /// What one replay found.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -12,7 +12,7 @@ pub struct Outcome {
     pub input_tokens: u64,
     pub hit_tokens: u64,
     pub evictions: u64,
-    /// Time in the core, by the references to blocks.
+    /// Processor time in the core, by the references to blocks.
     pub ns_per_block: f64,
     /// Of the requests of the trace alone, where a scan runs between them.
     pub real: Sums,
@@ -20,6 +20,8 @@ pub struct Outcome {
     pub ssd: Option<SsdOutcome>,
     /// With several hosts.
     pub hosts: Option<HostsOutcome>,
+    /// Through a daemon beside the core.
+    pub daemon: Option<DaemonOutcome>,
     /// Hit tokens by those of the offline optimum.
     pub share_of_opt: Option<f64>,
 }
@@ -105,6 +107,8 @@ struct Row<'a> {
     real: Option<Sums>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     hosts: Option<HostsOutcome>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    daemon: Option<DaemonOutcome>,
     #[serde(skip_serializing_if = "Option::is_none")]
     admission: Option<&'a str>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
@@ -139,6 +143,7 @@ pub fn json(of: &Of<'_>, outcome: &Outcome) -> anyhow::Result<String> {
         share_of_opt: outcome.share_of_opt.map(rounded),
         real: of.scan.then_some(outcome.real),
         hosts: outcome.hosts,
+        daemon: outcome.daemon,
         admission: of.admission,
         ssd: outcome.ssd,
     };

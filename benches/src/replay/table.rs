@@ -10,6 +10,7 @@ pub struct Table<'a> {
     pub setting: &'a Setting,
     pub scan: bool,
     pub opt: bool,
+    pub daemon: bool,
 }
 
 impl Table<'_> {
@@ -39,6 +40,10 @@ impl Table<'_> {
         if self.setting.hosts.is_some() {
             text += &format!("  {:>11}", "remote hits");
         }
+        if self.daemon {
+            let [hits, of_blocks, by_core, refused, late] = ["by daemon", "of blocks", "by core", "refused", "late"];
+            text += &format!("  {hits:>12}  {of_blocks:>9}  {by_core:>7}  {refused:>8}  {late:>8}");
+        }
         if self.setting.ssd.is_some() {
             let [hits, admitted, again, device, ratio] = ["SSD hits", "admitted", "again", "device", "dev/adm"];
             text += &format!("  {hits:>10}  {admitted:>11}  {again:>11}  {device:>11}  {ratio:>7}");
@@ -64,6 +69,11 @@ impl Table<'_> {
         text += &format!("  {:>12}  {:>8.1}", outcome.evictions, outcome.ns_per_block);
         if let Some(hosts) = outcome.hosts {
             text += &format!("  {:>11}", hosts.remote_hit_blocks);
+        }
+        if let Some(daemon) = outcome.daemon {
+            let (hits, by_core) = (daemon.daemon_hit_blocks, daemon.daemon_by_core);
+            let (rate, late) = (percent(hits, outcome.block_refs), format!("{} ms", daemon.late_ms_max));
+            text += &format!("  {hits:>12}  {rate:>9}  {by_core:>7.4}  {:>8}  {late:>8}", daemon.daemon_refused);
         }
         if let Some(ssd) = outcome.ssd {
             let gib = |bytes: u64| format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30));
