@@ -170,6 +170,18 @@ impl Kept for SharedKept {
         self.state.forget_slab(slab);
     }
 
+    fn keeps_learned(&self) -> bool {
+        true
+    }
+
+    fn keep_learned(&mut self, bytes: &[u8]) {
+        self.state.keep_learned(bytes);
+    }
+
+    fn learned(&self) -> Option<Vec<u8>> {
+        self.state.learned()
+    }
+
     fn named(&mut self, slots: &[SlotId], named: &mut Vec<bool>) {
         named.clear();
         named.resize(slots.len(), false);

@@ -4,6 +4,8 @@
 //! Invariant: a record is written before the word that makes it count, with a compiler fence between: SIGKILL keeps
 //! every store that was made, in order.
 
+mod learned;
+
 use std::{
     collections::BTreeMap,
     sync::atomic::{Ordering, compiler_fence},
@@ -20,7 +22,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 /// "LAPISST" and a zero byte.
 const MAGIC: u64 = u64::from_le_bytes(*b"LAPISST\0");
 /// Changes whenever anything in the kept memfds changes its meaning: unlike versions start cold.
-pub const STATE_VERSION: u32 = 1;
+pub const STATE_VERSION: u32 = 2;
 /// Client records; the bound of `server.clients_max`.
 pub const CLIENT_RECORDS: usize = 4096;
 /// No slab is smaller, which bounds the slab map.
@@ -29,7 +31,9 @@ const LABEL_BYTES: usize = 48;
 
 const POOLS_AT: usize = 4096;
 const CLIENTS_AT: usize = POOLS_AT + POOLS_MAX * size_of::<PoolRecord>();
-const SLABS_AT: usize = CLIENTS_AT + CLIENT_RECORDS * size_of::<ClientRecord>();
+const LEARNED_AT: usize = CLIENTS_AT + CLIENT_RECORDS * size_of::<ClientRecord>();
+const LEARNED_BYTES: usize = 16 << 10;
+const SLABS_AT: usize = LEARNED_AT + LEARNED_BYTES;
 
 /// What the configuration makes of a group; kept memory of another geometry is not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -8,6 +8,7 @@
 mod adopt;
 mod ahead;
 mod audit;
+mod budget;
 mod clients;
 mod commit;
 mod evict;
@@ -167,6 +168,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// A core over kept memory that holds nothing yet.
     pub fn new(kept: K, policy: P, options: CoreOptions) -> Self {
         let tree = Tree::new(kept.lines());
+        let budget = options.ssd_write_bytes_a_day.map(budget::Budget::new);
         Self {
             kept,
             policy,
@@ -199,7 +201,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             recall_look: Time(0),
             adopting: None,
             unverified: Vec::new(),
-            ssd: ssd::Ssd::default(),
+            ssd: ssd::Ssd { budget, ..ssd::Ssd::default() },
             ops: BTreeMap::new(),
             op_next: 0,
             verifying: 0,
@@ -411,6 +413,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     fn clock(&mut self, now: Time) {
         self.now = self.now.max(now);
+        if let Some(budget) = &mut self.ssd.budget {
+            budget.clock(self.now);
+        }
     }
 
     fn reply(&mut self, to: Caller, reply: Reply) {

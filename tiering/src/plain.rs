@@ -21,6 +21,7 @@ pub struct PlainKept {
     slots: Vec<SlotState>,
     slabs: BTreeMap<u32, Slab>,
     hazards: BTreeSet<SlotId>,
+    learned: Option<Vec<u8>>,
 }
 
 impl PlainKept {
@@ -35,6 +36,7 @@ impl PlainKept {
             slots: Vec::new(),
             slabs: BTreeMap::new(),
             hazards: BTreeSet::new(),
+            learned: None,
         }
     }
 
@@ -140,6 +142,18 @@ impl Kept for PlainKept {
     fn forget_slab(&mut self, slab: &Slab) {
         let former = self.slabs.remove(&slab.base.0);
         assert_eq!(former, Some(*slab), "only a recorded slab is forgotten");
+    }
+
+    fn keeps_learned(&self) -> bool {
+        true
+    }
+
+    fn keep_learned(&mut self, bytes: &[u8]) {
+        self.learned = Some(bytes.to_vec());
+    }
+
+    fn learned(&self) -> Option<Vec<u8>> {
+        self.learned.clone()
     }
 
     fn named(&mut self, slots: &[SlotId], named: &mut Vec<bool>) {

@@ -89,6 +89,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 self.unverified.push(line);
             }
         }
+        if let Some(saved) = self.kept.learned() {
+            self.policy.learned(&saved, now);
+        }
         self.adopt_slots();
         for (id, writing) in adopting.resumed {
             self.client_resumed(id, &writing);

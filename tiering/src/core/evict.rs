@@ -148,6 +148,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
         if Copy::of_dram(self.kept.entry(line)) == Copy::Clean {
             return self.demote(line);
         }
+        let live = self.kept.live(line).expect("a live line leaves");
+        self.offer_to_budget(line, &live, false);
         if self.tree.is_leaf(&self.kept, line) {
             return self.drop_line(line, true);
         }

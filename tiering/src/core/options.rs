@@ -46,6 +46,8 @@ pub struct CoreOptions {
     pub verifies_max: usize,
     /// Bytes of the blocks that go next which are on SSD before their room is asked for.
     pub write_back_ahead_bytes: u64,
+    /// Bytes of blocks that may be written to SSD in a day; `None`: as many as there are.
+    pub ssd_write_bytes_a_day: Option<u64>,
 }
 
 impl Default for CoreOptions {
@@ -58,6 +60,7 @@ impl Default for CoreOptions {
             reserved_part: 2,
             verifies_max: 16,
             write_back_ahead_bytes: 0,
+            ssd_write_bytes_a_day: None,
         }
     }
 }

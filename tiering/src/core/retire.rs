@@ -17,6 +17,7 @@ use super::{AGAIN, Core, HELD, HIT, fetch::Fetch};
 use crate::{
     copies::{Copy, Step, step_dram},
     face::Action,
+    hash::Map,
     kept::{Kept, Live},
     log::Log,
     policy::Policy,
@@ -106,16 +107,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let mut lines = self.ssd.log.as_mut().expect("it has the segment").retire(segment);
         let here = |line: &LineId| SsdPlace(self.kept.entry(*line).ssd).segment() == segment;
         lines.retain(|line| self.kept.entry(*line).ssd != 0 && here(line) && self.kept.live(*line).is_some());
-        // Written leaf first: a later record is nearer to the root.
-        let mut order: Vec<(Reverse<u32>, Reverse<usize>, LineId)> = lines
-            .into_iter()
-            .enumerate()
-            .map(|(at, line)| (Reverse(self.kept.entry(line).last_use), Reverse(at), line))
-            .collect();
-        order.sort_unstable();
-        order.dedup_by_key(|entry| entry.2);
         let mut chosen = BTreeSet::new();
-        for (.., line) in order {
+        for line in self.worthiest_first(lines) {
             // It may have gone with one above it.
             let entry = *self.kept.entry(line);
             if entry.ssd == 0 || SsdPlace(entry.ssd).segment() != segment {
@@ -139,6 +132,28 @@ impl<K: Kept, P: Policy> Core<K, P> {
             }
         }
         self.counts.segments_retired += 1;
+    }
+
+    /// The lines, those first that are worth most, and among equals the most recently used. A parent comes before its
+    /// children: these count as worth no more than it.
+    fn worthiest_first(&self, lines: Vec<LineId>) -> Vec<LineId> {
+        // Written leaf first: a later record is nearer to the root.
+        let mut order: Vec<(Reverse<u32>, Reverse<usize>, LineId)> = lines
+            .into_iter()
+            .enumerate()
+            .map(|(at, line)| (Reverse(self.kept.entry(line).last_use), Reverse(at), line))
+            .collect();
+        order.sort_unstable();
+        order.dedup_by_key(|entry| entry.2);
+        let mut worths = Map::<LineId, u32>::default();
+        for &(.., line) in &order {
+            let own = self.policy.worth(&self.kept, line, self.now);
+            let above = worths.get(&LineId(self.kept.entry(line).parent)).copied();
+            worths.insert(line, above.map_or(own, |above| above.min(own)));
+        }
+        // Stable: among equals the order stays.
+        order.sort_by_key(|entry| Reverse(worths[&entry.2]));
+        order.into_iter().map(|(.., line)| line).collect()
     }
 
     /// Brings a block into DRAM, from where it is written elsewhere.

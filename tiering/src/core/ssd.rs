@@ -10,7 +10,7 @@ use lapis_config::{
     planted::{self, Bug},
 };
 
-use super::{AGAIN, Core, HELD, HIT, Op, PINNED, removals::Removals, retire::Retiring};
+use super::{AGAIN, Core, HELD, HIT, Op, PINNED, budget::Budget, removals::Removals, retire::Retiring};
 use crate::{
     copies::{Step, step_dram},
     face::{Action, Outcome, Record},
@@ -73,6 +73,8 @@ pub(super) struct Ssd {
     /// Dirty blocks that a drain has yet to write; the next one last.
     pub flush: Vec<LineId>,
     pub removals: Removals,
+    /// What may be written, if that is bounded.
+    pub budget: Option<Budget>,
     /// Events since blocks to write back were last looked for.
     pub events: u32,
 }
@@ -164,7 +166,32 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let def = &self.pools[&live.pool].def;
         let full = def.kind == PoolKind::Object || u64::from(live.place.bytes) == def.block_bytes;
         let fits = self.ssd.log.as_ref().is_none_or(|log| self.pages_of(live) <= log.record_pages_max());
-        may && full && fits && (self.kept.entry(line).flags & AGAIN == 0 || self.may_write_again(live))
+        let again = self.kept.entry(line).flags & AGAIN != 0;
+        may && full && fits && (!again || self.may_write_again(live)) && self.is_within_budget(line)
+    }
+
+    /// Whether the budget has bytes for the block. While much is saved and no segment was given up yet, for every one; else
+    /// for what is worth most. What lies above a block on SSD always goes there: without it that one serves nothing.
+    fn is_within_budget(&self, line: LineId) -> bool {
+        let Some(budget) = &self.ssd.budget else { return true };
+        let mut children = self.tree.children(&self.kept, line);
+        (budget.is_unspent() && self.counts.segments_retired == 0)
+            || children.any(|child| self.kept.entry(child).ssd != 0)
+            || budget.accepts(self.policy.worth(&self.kept, line, self.now))
+    }
+
+    /// The budget hears of a full block that is written, or leaves without.
+    pub(super) fn offer_to_budget(&mut self, line: LineId, live: &Live, written: bool) {
+        let def = &self.pools[&live.pool].def;
+        if def.kind == PoolKind::Chain && u64::from(live.place.bytes) < def.block_bytes {
+            return;
+        }
+        let bytes = u64::from(self.pages_of(live)) * UNIT_BYTES;
+        let Some(budget) = &mut self.ssd.budget else { return };
+        budget.offered(self.policy.worth(&self.kept, line, self.now), bytes);
+        if written {
+            budget.spend(bytes);
+        }
     }
 
     pub(super) fn can_write(&self) -> bool {
@@ -193,6 +220,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let leaves = came_up.then(|| self.shelf_of_line(line));
         self.ssd.moving.insert(line, Moving { at, op: Some(op), since: self.now, leaves });
         self.ssd.write_pages += u64::from(pages);
+        self.offer_to_budget(line, &live, true);
         self.actions.push_back(Action::WriteSsd { op, at, slot, pages });
         if planted::is(Bug::ListedBeforeWritten) {
             self.written(line, at, pages);

@@ -15,6 +15,8 @@ mod class;
 mod cohorts;
 mod ghosts;
 mod hazards;
+#[cfg(test)]
+mod model;
 
 use std::hash::{Hash, Hasher};
 

@@ -61,6 +61,12 @@ impl Ghosts {
         (self.sets.len() * WAYS) as u64
     }
 
+    /// How many there are.
+    #[cfg(test)]
+    pub fn count(&self) -> u64 {
+        self.sets.iter().flatten().filter(|ghost| ghost.name != 0).count() as u64
+    }
+
     /// Remembers one that is not remembered; returns the one that is forgotten for it: the oldest of its set, or itself if there is no room.
     pub fn insert(&mut self, name: u64, ghost: Ghost) -> Option<Ghost> {
         let set = self.set(name);

@@ -1,0 +1,145 @@
+//! How much of what leaves DRAM may be written to SSD: a bucket of bytes that fills by a day's budget in a day, and a
+//! threshold on what blocks are worth that follows it. Pure: integers and the time that it is told.
+//!
+//! The bucket begins empty, so that a daemon that starts again and again does not spend a day's bytes each time.
+
+use lapis_config::Time;
+
+const DAY_US: u128 = 86_400_000_000;
+/// With more than one part in so many of a day's budget saved, every block is written where room was never used.
+const SAVED_PART: u128 = 24;
+/// Blocks between two looks at the threshold.
+const OFFERS: u32 = 128;
+/// Worths are sorted by powers of two, in halves.
+const BINS: usize = 64;
+
+#[derive(Debug)]
+pub(super) struct Budget {
+    bytes_a_day: u64,
+    /// Bytes times `DAY_US`; negative when more was written than the budget had.
+    balance: i128,
+    at: Time,
+    /// Bytes that were offered, by worth, fading; and the time that they stand for, us.
+    offered: [u64; BINS],
+    span_us: u64,
+    since: Time,
+    offers: u32,
+    /// Blocks of a higher bin are written; of this one as long as the bucket has bytes.
+    cut: usize,
+}
+
+fn bin(worth: u32) -> usize {
+    if worth < 2 {
+        return worth as usize;
+    }
+    let doubling = worth.ilog2();
+    (2 * doubling + (worth >> (doubling - 1) & 1)) as usize
+}
+
+impl Budget {
+    pub fn new(bytes_a_day: u64) -> Self {
+        Self { bytes_a_day, balance: 0, at: Time(0), offered: [0; BINS], span_us: 0, since: Time(0), offers: 0, cut: 0 }
+    }
+
+    /// Time passed.
+    pub fn clock(&mut self, now: Time) {
+        if self.at == Time(0) {
+            (self.at, self.since) = (now, now);
+        }
+        let more = u128::from(now.since_us(self.at)) * u128::from(self.bytes_a_day);
+        let most = u128::from(self.bytes_a_day) * DAY_US;
+        self.balance = (self.balance + more as i128).min(most as i128);
+        self.at = self.at.max(now);
+    }
+
+    pub fn spend(&mut self, bytes: u64) {
+        self.balance -= (u128::from(bytes) * DAY_US) as i128;
+    }
+
+    /// Whether so much is saved that there is no need to choose.
+    pub fn is_unspent(&self) -> bool {
+        self.balance > (u128::from(self.bytes_a_day) * DAY_US / SAVED_PART) as i128
+    }
+
+    pub fn accepts(&self, worth: u32) -> bool {
+        let bin = bin(worth);
+        bin > self.cut || bin == self.cut && self.balance > 0
+    }
+
+    /// A block of that worth left DRAM, or was written ahead.
+    pub fn offered(&mut self, worth: u32, bytes: u64) {
+        self.offered[bin(worth)] += bytes;
+        self.offers += 1;
+        if self.offers >= OFFERS {
+            self.offers = 0;
+            self.cut();
+        }
+    }
+
+    /// The worthiest of what was offered lately that the budget has bytes for; what it is behind or ahead is made up for
+    /// within as long a time.
+    fn cut(&mut self) {
+        self.span_us += self.at.since_us(self.since);
+        self.since = self.at;
+        let income = u128::from(self.span_us) * u128::from(self.bytes_a_day);
+        let mut left = (income as i128 + self.balance).max(0) / DAY_US as i128;
+        self.cut = 0;
+        for bin in (0..BINS).rev() {
+            left -= i128::from(self.offered[bin]);
+            if left < 0 {
+                self.cut = bin;
+                break;
+            }
+        }
+        let fades = |count: &mut u64| *count -= *count / 8;
+        self.offered.iter_mut().for_each(fades);
+        fades(&mut self.span_us);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Blocks of some worth, one a second, under a budget of half of them: how many were written of each.
+    fn run(worths: &[u32]) -> Vec<u32> {
+        let mut budget = Budget::new(86_400 / 2 * 4096);
+        let mut written = vec![0; worths.len()];
+        for second in 0..20_000u64 {
+            budget.clock(Time(1 + second * 1_000_000));
+            let kind = (second as usize * 7 / 3) % worths.len();
+            if budget.accepts(worths[kind]) {
+                budget.spend(4096);
+                written[kind] += 1;
+            }
+            budget.offered(worths[kind], 4096);
+        }
+        written
+    }
+
+    #[test]
+    fn the_threshold_follows_the_budget() {
+        let written = run(&[10, 1_000, 100_000, 10_000_000]);
+        let all: u32 = written.iter().sum();
+        assert!((9_000..=11_000).contains(&all), "{written:?}");
+        assert!(written[0] < 500 && written[3] > 4_500, "{written:?}");
+    }
+
+    #[test]
+    fn where_all_are_worth_the_same_the_budget_is_spent_all_the_same() {
+        let all: u32 = run(&[77, 77, 77]).iter().sum();
+        assert!((9_000..=11_000).contains(&all), "{all}");
+    }
+
+    #[test]
+    fn what_is_saved_is_a_day_at_most() {
+        let mut budget = Budget::new(1_000_000);
+        budget.clock(Time(1));
+        assert!(!budget.is_unspent());
+        budget.clock(Time(1 + 100 * DAY_US as u64));
+        budget.spend(950_000);
+        assert!(budget.is_unspent());
+        budget.spend(50_000);
+        assert!(!budget.is_unspent() && !budget.accepts(0));
+    }
+}
