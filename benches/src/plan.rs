@@ -114,9 +114,7 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<()> {
     let workload = Workload::of(read_all(&args.traces)?);
     let distinct_bytes =
         workload.blocks.checked_mul(block_bytes).context("the trace's blocks have 2^64 bytes or more")?;
-    let span_ms = workload.requests.last().zip(workload.requests.first());
-    let span_ms = span_ms.map_or(0, |(last, first)| last.timestamp_ms - first.timestamp_ms);
-    let (policy, span_s) = (args.policy[0], span_ms as f64 / 1e3);
+    let (policy, span_s) = (args.policy[0], workload.span_ms() as f64 / 1e3);
     let plan = Plan { workload: &workload, block_bytes, policy, span_s };
 
     let drams = args.dram.clone().unwrap_or_else(|| sizes::drams(distinct_bytes, block_bytes));

@@ -68,8 +68,8 @@ pub struct ReplayArgs {
     /// What is written to SSD.
     #[arg(long, value_enum, default_value = "full", requires = "ssd")]
     admission: Admission,
-    /// How much may be written to SSD by --admission class: per cent of the bytes of distinct blocks, like 50%, or bytes
-    /// a day, like 68TB/day.
+    /// How much may be written to SSD by --admission class: per cent of the bytes of the trace's distinct blocks, like
+    /// 50%, spread over its span, or bytes a day, like 68TB/day.
     #[arg(long, value_name = "BUDGET", value_parser = words::write_budget, requires = "ssd")]
     write_budget: Option<WriteBudget>,
     /// So many hosts, each with a cache of the capacity given.
@@ -247,12 +247,16 @@ mod tests {
         let ssd = "--ssd 1k --block-bytes 64KiB";
         let cases = [
             (format!("{ssd} --policy lru,arc"), "--policy arc has one tier: leave out --ssd"),
-            (format!("{ssd} --admission class --write-budget 50%"), "--admission full writes every"),
-            (format!("{ssd} --write-budget 68TB/day"), "--write-budget needs --admission class"),
+            (format!("{ssd} --admission class --write-budget 50% --policy lru"), "give --policy hazq"),
+            (format!("{ssd} --admission class"), "and --write-budget, like 50% or 68TB/day"),
+            (format!("{ssd} --write-budget 68TB/day"), "or give --admission class"),
             (format!("{ssd} --hosts 4"), "cannot be used with"),
             ("--admission write-through".into(), "--ssd"),
             ("--route affinity".into(), "--hosts"),
             ("--hosts 4 --policy opt".into(), "with --hosts give --opt"),
+            ("--daemon --policy arc".into(), "--policy arc is no policy of a daemon"),
+            ("--daemon --capacity 10k".into(), "in steps of 512, such as 10240"),
+            ("--speed 5".into(), "--daemon"),
             ("--hosts 0".into(), "0"),
             ("--hosts 1024 --capacity 100M".into(), "1024 hosts of 100000000 blocks are too many"),
             ("--policy belady".into(), "\"belady\" is not one of: "),
@@ -279,6 +283,7 @@ mod tests {
             "--policy lru,s3fifo,arc,opt --opt --scan 25/10",
             "--hosts 3 --route affinity --peers oracle --opt",
             "--ssd 300 --block-bytes 64KiB --opt",
+            "--ssd 300 --block-bytes 64KiB --admission class --write-budget 50%",
             "--ssd 300 --block-bytes 64KiB --policy lru --admission write-through --json",
         ] {
             let words = ["replay", trace, "--capacity", "50,100", "--plot", plot_text].into_iter();

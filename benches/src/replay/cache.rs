@@ -25,15 +25,24 @@ pub trait Cache {
     }
 }
 
+/// A tier below the core's memory, and how much of what leaves that may be written to it.
+#[derive(Clone, Copy, Debug)]
+pub struct Ssd {
+    pub tier: SsdTier,
+    pub write_bytes_a_day: Option<u64>,
+}
+
 /// The core with a policy of its own, chosen by name: here, and nowhere else in replays.
 ///
 /// # Panics
 /// If a capacity is 0 or does not fit: they are checked where they are read.
-pub fn core(policy: PolicyName, capacity: u64, ssd: Option<SsdTier>) -> Box<dyn Cache> {
+pub fn core(policy: PolicyName, capacity: u64, ssd: Option<Ssd>) -> Box<dyn Cache> {
     let policy = Chosen::new(policy, ghost_bytes(capacity));
     let capacity = u32::try_from(capacity).expect("capacities are checked where they are read");
     match ssd {
-        Some(tier) => Box::new(Replay::with_ssd(capacity, tier, policy)),
+        Some(Ssd { tier, write_bytes_a_day }) => {
+            Box::new(Replay::with_ssd_budget(capacity, tier, write_bytes_a_day, policy))
+        }
         None => Box::new(Replay::new(capacity, policy)),
     }
 }

@@ -7,7 +7,7 @@ use lapis_tiering::SsdTier;
 
 use super::{
     CAPACITY_MAX, Cache, Outcome, SsdOutcome,
-    cache::{core, drive},
+    cache::{Ssd, core, drive},
     hosts::HostsPlan,
     words::{Admission, Subject, WriteBudget},
     workload::Workload,
@@ -16,6 +16,7 @@ use super::{
 
 /// Pages of memory are counted in 32 bits.
 const MEMORY_BYTES_END: u64 = 16 << 40;
+const DAY_MS: f64 = 86_400_000.0;
 /// One cache of several hosts is a table by block: so many entries in all.
 const HOSTS_BLOCKS_MAX: u64 = 1 << 30;
 
@@ -70,13 +71,15 @@ impl Setting {
     fn check_admission(&self, subject: Subject) -> anyhow::Result<()> {
         ensure!(
             self.write_budget.is_none() || self.admission == Admission::Class,
-            "--write-budget needs --admission class: {} writes what it writes",
+            "--admission {} writes what it writes: leave out --write-budget, or give --admission class",
             self.admission.word()
         );
         match self.admission {
-            Admission::Class => bail!(
-                "--admission class: no policy of the core has classes to admit by yet; --admission full writes every \
-                 full block, without a budget"
+            Admission::Class => ensure!(
+                subject != Subject::Core(PolicyName::Lru) && self.write_budget.is_some(),
+                "--admission class writes the blocks of the classes that are worth most, as far as a budget goes: give \
+                 --policy hazq, which has classes, and --write-budget, like 50% or 68TB/day; --admission full writes every \
+                 full block"
             ),
             Admission::WriteThrough => ensure!(
                 subject == Subject::Core(PolicyName::Lru),
@@ -113,14 +116,30 @@ impl Setting {
         drive(workload, &mut *cache)
     }
 
-    fn cache(&self, workload: &Workload, subject: Subject, capacity: u64) -> Box<dyn Cache> {
-        let tier = self.ssd.map(|(blocks, block_bytes)| SsdTier { blocks: blocks as u32, block_bytes });
-        match (subject, self.admission, tier) {
-            (Subject::Yardstick(yardstick), ..) => yardstick.cache(workload, capacity),
-            (_, Admission::WriteThrough, Some(SsdTier { blocks, block_bytes })) => {
-                Box::new(WriteThrough::new(workload.blocks, capacity, u64::from(blocks), block_bytes))
+    /// The budget of a day, if there is one. Per cent are of the bytes of the trace's distinct blocks, over its span.
+    fn write_bytes_a_day(&self, workload: &Workload, block_bytes: u64) -> Option<u64> {
+        self.write_budget.map(|budget| match budget {
+            WriteBudget::BytesPerDay(bytes) => bytes,
+            WriteBudget::Percent(percent) => {
+                let bytes = workload.real_blocks as f64 * block_bytes as f64 * percent / 100.0;
+                (bytes * DAY_MS / workload.span_ms().max(1) as f64) as u64
             }
-            (Subject::Core(policy), _, tier) => core(policy, capacity, tier),
+        })
+    }
+
+    fn cache(&self, workload: &Workload, subject: Subject, capacity: u64) -> Box<dyn Cache> {
+        match (subject, self.admission, self.ssd) {
+            (Subject::Yardstick(yardstick), ..) => yardstick.cache(workload, capacity),
+            (_, Admission::WriteThrough, Some((blocks, block_bytes))) => {
+                Box::new(WriteThrough::new(workload.blocks, capacity, blocks, block_bytes))
+            }
+            (Subject::Core(policy), _, ssd) => {
+                let ssd = ssd.map(|(blocks, block_bytes)| Ssd {
+                    tier: SsdTier { blocks: blocks as u32, block_bytes },
+                    write_bytes_a_day: self.write_bytes_a_day(workload, block_bytes),
+                });
+                core(policy, capacity, ssd)
+            }
         }
     }
 }

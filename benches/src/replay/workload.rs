@@ -56,6 +56,12 @@ impl Workload {
         request.ids.first().is_none_or(|id| *id < self.real_blocks)
     }
 
+    /// From the first request to the last.
+    pub fn span_ms(&self) -> u64 {
+        let ends = self.requests.first().zip(self.requests.last());
+        ends.map_or(0, |(first, last)| last.timestamp_ms - first.timestamp_ms)
+    }
+
     pub fn block_refs(&self) -> u64 {
         self.requests.iter().map(|request| request.ids.len() as u64).sum()
     }
