@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use lapis_benches::replay::{Admission, HostsPlan, Outcome, Peers, Route, Setting, Workload, subjects};
+use lapis_benches::replay::{Admission, HostsPlan, Outcome, Peers, Route, Scan, Setting, Workload, subjects};
 use lapis_benches::trace::read_all;
 
 const CAPACITIES: [u64; 4] = [1_000, 3_000, 10_000, 30_000];
@@ -55,6 +55,57 @@ fn the_optimum_is_the_published_one_and_the_classics_are_near() {
             }
         }
     }
+}
+
+/// The best of thirteen classic policies of that simulator at those capacities, whichever it is in each cell.
+const BEST_CLASSIC: [(&str, [f64; 4]); 4] = [
+    ("conversation", [0.0747, 0.1156, 0.2270, 0.3349]),
+    ("synthetic", [0.0953, 0.2062, 0.4440, 0.6448]),
+    ("codeagent", [0.2421, 0.5983, 0.9324, 0.9589]),
+    ("conversation,synthetic,codeagent", [0.1954, 0.4821, 0.7610, 0.8372]),
+];
+/// Least mean share of the optimum over all those cells.
+const SCORE_MIN: f64 = 0.71;
+/// Of the best classic's hit rate, in any cell.
+const WORST_CELL_MIN: f64 = 0.985;
+
+/// What a request of 250 blocks after each tenth, never asked for again, may cost the others with 10,000 blocks.
+const SCAN_COST_MAX: [(&str, f64); 3] = [("conversation", 0.03), ("synthetic", 0.07), ("codeagent", 0.02)];
+
+#[test]
+fn hazq_reaches_most_of_the_optimum_and_is_nowhere_far_below_the_best_classic() {
+    let (mut shares, mut low) = (Vec::new(), Vec::new());
+    for ((names, [optimum, ..]), (_, best)) in PUBLISHED.into_iter().zip(BEST_CLASSIC) {
+        let Some(workload) = workload(names) else { return };
+        for ((capacity, optimum), best) in CAPACITIES.into_iter().zip(optimum).zip(best) {
+            let found = hazq(&workload, capacity).real.hit_rate();
+            println!(
+                "{names}, {capacity}: {found:.4}, of the optimum {:.4}, of the best {:.4}",
+                found / optimum,
+                found / best
+            );
+            low.extend((found < WORST_CELL_MIN * best).then_some((names, capacity)));
+            shares.push(found / optimum);
+        }
+    }
+    let score = shares.iter().sum::<f64>() / shares.len() as f64;
+    println!("score {score:.4}");
+    assert!(score >= SCORE_MIN && low.is_empty(), "score {score:.4}; far below the best classic: {low:?}");
+}
+
+#[test]
+fn a_scan_costs_the_others_little() {
+    for (name, most) in SCAN_COST_MAX {
+        let Some(alone) = workload(name) else { return };
+        let beside = alone.clone().with_scan(Scan { blocks: 250, every: 10 });
+        let [alone, beside] = [alone, beside].map(|workload| hazq(&workload, 10_000).real.hit_tokens as f64);
+        println!("{name}: {:.4}", 1.0 - beside / alone);
+        assert!(beside >= (1.0 - most) * alone, "{name}: {alone} tokens hit, {beside} beside a scan");
+    }
+}
+
+fn hazq(workload: &Workload, capacity: u64) -> Outcome {
+    Setting::default().replay(workload, subjects("hazq").expect("a policy")[0], capacity)
 }
 
 #[test]
