@@ -5,6 +5,7 @@ pub mod planted;
 pub mod sizes;
 pub mod words;
 
+mod budget;
 mod check;
 mod effective;
 mod file;

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::budget::BytesADay;
 use crate::mistake::Mistake;
 use crate::quantity::{MIB, TIB};
 use crate::units::*;
@@ -227,6 +228,10 @@ options! {
         Size { least: DRAM_STEP_BYTES, most: 16 * TIB, auto: true },
         "Memory that is kept clean ahead of need: of the blocks that are evicted next, so many bytes are on SSD before \
          their room is asked for; a group with a lower DRAM ceiling gets its share. auto: dram.bytes / 16.";
+    "ssd.write_budget" ssd_write_budget: Option<u64> = "unlimited", BytesADay,
+        "Bytes that are written to all devices in a day, contents and headers included, as in 68TB/day; what is left is \
+         saved for a day. Of the blocks that leave memory those are written that are worth most, by the policy hazq. \
+         Several groups share it by their DRAM ceilings.";
     "policy.name" policy_name: PolicyName = "hazq", PolicyName::CHOICES,
         "What is evicted first, of blocks without a resident child: by what was learned of how soon blocks of its kind are \
          used again (hazq), or the least recently used one (lru).";
@@ -296,6 +301,13 @@ impl Group {
     pub fn write_back_ahead(&self, options: &Options) -> u64 {
         let share = u128::from(options.ssd_write_back_ahead) * u128::from(self.dram_ceiling);
         (share / u128::from(options.dram_bytes.max(1))) as u64
+    }
+
+    /// Bytes that this group may write to SSD in a day: its share of `ssd.write_budget` among all groups, by their ceilings.
+    pub fn write_budget(&self, options: &Options) -> Option<u64> {
+        let all: u128 = options.groups.iter().map(|group| u128::from(group.dram_ceiling)).sum();
+        let share = |bytes: u64| u128::from(bytes) * u128::from(self.dram_ceiling) / all.max(1);
+        options.ssd_write_budget.map(|bytes| (share(bytes) as u64).max(1))
     }
 
     /// Whether a user may connect to the group's socket, once the file system let it.

@@ -24,7 +24,7 @@ pub enum Raw {
 }
 
 impl Raw {
-    fn kind(&self) -> String {
+    pub(crate) fn kind(&self) -> String {
         match self {
             Self::Word(text) | Self::Text(text) => format!("the text {text:?}"),
             Self::Integer(n) => format!("the number {n}"),

@@ -59,11 +59,15 @@ metrics_table! {
     counter DEMOTIONS "lapis_demotions_total" "How many blocks left DRAM and stayed on SSD?";
     counter PROMOTIONS "lapis_promotions_total" "How many blocks came from SSD into DRAM, asked for or read ahead?";
     counter SSD_EVICTIONS "lapis_ssd_evictions_total" "How many blocks left SSD with their segment, and are nowhere any more?";
+    counter SSD_DECLINED "lapis_ssd_declined_blocks_total" "How many full blocks left memory without being on SSD because the write budget had no bytes for them?";
+    counter SSD_BUDGET_SPENT_BYTES "lapis_ssd_budget_spent_bytes_total" "How many bytes were written against the write budget, where there is one?";
     counter SSD_SEGMENTS_RETIRED "lapis_ssd_segments_retired_total" "How many segments were given up to be written again?";
     counter SSD_READS_FAILED "lapis_ssd_read_failures_total" "How many blocks could not be read from SSD? Each was a miss.";
     counter SSD_WRITES_FAILED "lapis_ssd_write_failures_total" "How many blocks could not be written to SSD? They stayed in DRAM.";
     counter SSD_CHECKSUM_FAILURES "lapis_ssd_checksum_failures_total" "Of the blocks that did not fit their sum, how many lay on SSD? Look at the devices if this rises.";
     counter SSD_RECOVERED "lapis_ssd_recovered_blocks_total" "How many blocks of former starts were found on SSD?";
+    gauge SSD_BUDGET_BYTES "lapis_ssd_budget_bytes" "How many bytes may be written to SSD in a day, 0 without a budget?";
+    gauge SSD_BUDGET_AVAILABLE_BYTES "lapis_ssd_budget_available_bytes" "How many bytes of the write budget are saved; below 0: overdrawn?";
     gauge SSD_RECOVERY_SECONDS "lapis_ssd_recovery_seconds" "How long did it take from the start until the SSD tier served?";
     gauge DEVICE_BYTES "lapis_ssd_device_bytes" "How large is the device?";
     gauge DEVICE_HEALTH "lapis_ssd_device_health" "Is the device well (2), degraded: not written (1), or out: neither read nor written (0)?";
@@ -106,6 +110,8 @@ pub fn publish<W: Wire, M: Movers>(engine: &Engine<W, M>, now: Time) {
         (DEMOTIONS, totals.core.demotions),
         (PROMOTIONS, totals.core.promotions),
         (SSD_EVICTIONS, totals.core.ssd_evictions),
+        (SSD_DECLINED, totals.core.ssd_declined),
+        (SSD_BUDGET_SPENT_BYTES, totals.core.budget_spent_bytes),
         (SSD_SEGMENTS_RETIRED, totals.core.segments_retired),
         (SSD_READS_FAILED, totals.core.ssd_reads_failed),
         (SSD_WRITES_FAILED, totals.core.ssd_writes_failed),
@@ -128,6 +134,8 @@ pub fn publish<W: Wire, M: Movers>(engine: &Engine<W, M>, now: Time) {
         (SSD_BLOCKS_ONLY, totals.core.lines_used.saturating_sub(totals.core.blocks) as f64),
         (DIRTY_BLOCKS, totals.core.lines_used.saturating_sub(totals.core.ssd_blocks) as f64),
         (SSD_BYTES_USED, totals.core.ssd_bytes as f64),
+        (SSD_BUDGET_BYTES, totals.ssd.budget_bytes_a_day as f64),
+        (SSD_BUDGET_AVAILABLE_BYTES, totals.ssd.budget_available_bytes as f64),
         (SSD_RECOVERY_SECONDS, totals.ssd.recovery_us as f64 / 1e6),
         (ADOPTING, if engine.adopted() { 0.0 } else { 1.0 }),
         (UPTIME_SECONDS, now.since_us(engine.started) as f64 / 1e6),

@@ -75,6 +75,7 @@ pub fn engine_options(options: &Options) -> EngineOptions {
                     magazine_bytes_max: options.client_magazine_bytes_max,
                     idle_recall: options.client_idle_recall,
                     write_back_ahead_bytes: group.write_back_ahead(options),
+                    ssd_write_bytes_a_day: group.write_budget(options),
                     ..CoreOptions::default()
                 },
                 policy: options.policy_name,

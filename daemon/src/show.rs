@@ -122,6 +122,17 @@ fn ssd_lines(ssd: &Ssd) -> Vec<(&'static str, String)> {
         Some(seconds) => format!("; {} found at the start, in {seconds:.2} s", ssd.recovered_blocks),
         None => "; former starts' blocks are being looked for".into(),
     };
+    let budget = match ssd.write_budget {
+        None => "unlimited".into(),
+        Some(budget) => format!(
+            "{} a day, {} spent, {}{} left; {} full blocks declined",
+            size(budget.bytes_a_day),
+            size(budget.spent_bytes),
+            if budget.available_bytes < 0 { "-" } else { "" },
+            size(budget.available_bytes.unsigned_abs()),
+            budget.declined_blocks
+        ),
+    };
     let mut lines = vec![
         ("ssd", format!("{}, {} blocks, {}{recovery}", ssd.state, ssd.blocks, size(ssd.used_bytes))),
         (
@@ -141,6 +152,7 @@ fn ssd_lines(ssd: &Ssd) -> Vec<(&'static str, String)> {
                 ssd.write_amplification
             ),
         ),
+        ("budget", budget),
         (
             "moved",
             format!(

@@ -280,7 +280,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     pub fn counts(&self) -> Counts {
-        Counts { ssd_table_bytes: self.ssd.table_bytes(), ..self.counts }
+        let budget_spent_bytes = self.ssd.budget.as_ref().map_or(0, budget::Budget::spent);
+        Counts { ssd_table_bytes: self.ssd.table_bytes(), budget_spent_bytes, ..self.counts }
     }
 
     pub fn pool_counts(&self, id: PoolId) -> PoolCounts {
@@ -413,7 +414,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     fn clock(&mut self, now: Time) {
         self.now = self.now.max(now);
+        let beside = self.ssd.table_bytes();
         if let Some(budget) = &mut self.ssd.budget {
+            budget.spend_beside(beside);
             budget.clock(self.now);
         }
     }

@@ -254,4 +254,8 @@ pub struct Counts {
     pub ssd_record_bytes: u64,
     pub ssd_table_bytes: u64,
     pub segments_retired: u64,
+    /// Bytes of records, tables and headers since the start, where a budget bounds them; and full blocks that left DRAM
+    /// without being on SSD because it had none for them.
+    pub budget_spent_bytes: u64,
+    pub ssd_declined: u64,
 }

@@ -39,6 +39,8 @@ pub struct Ssd {
     pub promotions: u64,
     pub evictions: u64,
     pub segments_retired: u64,
+    /// `None`: as many bytes as there are to write (`ssd.write_budget`).
+    pub write_budget: Option<WriteBudget>,
     pub read_failures: u64,
     pub write_failures: u64,
     /// Of `dram.checksum_failures`: blocks that lay on SSD too.
@@ -48,6 +50,18 @@ pub struct Ssd {
     pub passed_over: u64,
     /// From the start until all was found; `None` before that.
     pub recovery_s: Option<f64>,
+}
+
+/// The group's own share of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteBudget {
+    pub bytes_a_day: u64,
+    /// Records, contents and headers since the daemon's start.
+    pub spent_bytes: u64,
+    /// Saved and not spent, a day's bytes at most; negative when more was written.
+    pub available_bytes: i64,
+    /// Full blocks that left memory without being on SSD, for want of budget.
+    pub declined_blocks: u64,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -104,6 +118,12 @@ impl Ssd {
             promotions: counts.promotions,
             evictions: counts.ssd_evictions,
             segments_retired: counts.segments_retired,
+            write_budget: engine.groups()[index].core.write_budget().map(|(bytes_a_day, available_bytes)| WriteBudget {
+                bytes_a_day,
+                spent_bytes: counts.budget_spent_bytes,
+                available_bytes,
+                declined_blocks: counts.ssd_declined,
+            }),
             read_failures: counts.ssd_reads_failed,
             write_failures: counts.ssd_writes_failed,
             checksum_failures: counts.ssd_corrupt,
@@ -192,12 +212,16 @@ pub struct DeviceTotals {
 pub struct SsdTotals {
     pub serves: bool,
     pub recovery_us: u64,
+    /// Of all groups; 0 without a write budget.
+    pub budget_bytes_a_day: u64,
+    pub budget_available_bytes: i64,
     pub devices: Vec<DeviceTotals>,
 }
 
 impl SsdTotals {
     pub(super) fn of<W: Wire, M: Movers>(engine: &Engine<W, M>) -> Self {
         let Some(tier) = engine.tier() else { return Self::default() };
+        let budgets = engine.groups().iter().filter_map(|group| group.core.write_budget());
         let device = |(number, drive): (usize, &DriveState)| DeviceTotals {
             path: tier.options.names[number].clone(),
             bytes: drive.bytes,
@@ -213,6 +237,8 @@ impl SsdTotals {
         Self {
             serves: tier.serves(),
             recovery_us: tier.recovery_us().unwrap_or(0),
+            budget_bytes_a_day: budgets.clone().map(|(bytes_a_day, _)| bytes_a_day).sum(),
+            budget_available_bytes: budgets.map(|(_, available)| available).sum(),
             devices: tier.drives.iter().enumerate().map(device).collect(),
         }
     }
@@ -237,4 +263,6 @@ pub(super) fn add(sum: &mut Counts, core: &Counts) {
     sum.ssd_record_bytes += core.ssd_record_bytes;
     sum.ssd_table_bytes += core.ssd_table_bytes;
     sum.segments_retired += core.segments_retired;
+    sum.budget_spent_bytes += core.budget_spent_bytes;
+    sum.ssd_declined += core.ssd_declined;
 }

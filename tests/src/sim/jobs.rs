@@ -310,6 +310,10 @@ impl Job {
                     match result {
                         // Its share is reserved, and it has yet to fill that.
                         ReserveResult::Refused(Refusal::Limit) => {}
+                        // The policy's choice, where no tier below would take what leaves. Puts from a magazine never hear it.
+                        ReserveResult::Refused(Refusal::Cold) if !cx.plan.has_ssd() => {
+                            *cx.tally.refused.entry(Refusal::Cold as u8).or_insert(0) += 1;
+                        }
                         ReserveResult::Refused(reason) => refused(cx, *reason, deadline_us)?,
                         _ => {}
                     }

@@ -6,7 +6,8 @@
 use lapis_config::Time;
 
 const DAY_US: u128 = 86_400_000_000;
-/// With more than one part in so many of a day's budget saved, every block is written where room was never used.
+/// With more than one part in so many of a day's budget saved, every block is written where room was never used; with
+/// more than that overdrawn, none.
 const SAVED_PART: u128 = 24;
 /// Blocks between two looks at the threshold.
 const OFFERS: u32 = 128;
@@ -18,6 +19,9 @@ pub(super) struct Budget {
     bytes_a_day: u64,
     /// Bytes times `DAY_US`; negative when more was written than the budget had.
     balance: i128,
+    /// All that was spent, bytes; of it what lies beside records.
+    spent: u64,
+    beside: u64,
     at: Time,
     /// Bytes that were offered, by worth, fading; and the time that they stand for, us.
     offered: [u64; BINS],
@@ -38,7 +42,18 @@ fn bin(worth: u32) -> usize {
 
 impl Budget {
     pub fn new(bytes_a_day: u64) -> Self {
-        Self { bytes_a_day, balance: 0, at: Time(0), offered: [0; BINS], span_us: 0, since: Time(0), offers: 0, cut: 0 }
+        Self {
+            bytes_a_day,
+            balance: 0,
+            spent: 0,
+            beside: 0,
+            at: Time(0),
+            offered: [0; BINS],
+            span_us: 0,
+            since: Time(0),
+            offers: 0,
+            cut: 0,
+        }
     }
 
     /// Time passed.
@@ -53,16 +68,45 @@ impl Budget {
     }
 
     pub fn spend(&mut self, bytes: u64) {
+        self.spent += bytes;
         self.balance -= (u128::from(bytes) * DAY_US) as i128;
+    }
+
+    /// So many bytes of headers and contents were written since the start.
+    pub fn spend_beside(&mut self, bytes: u64) {
+        self.spend(bytes.saturating_sub(self.beside));
+        self.beside = self.beside.max(bytes);
+    }
+
+    pub fn bytes_a_day(&self) -> u64 {
+        self.bytes_a_day
+    }
+
+    pub fn spent(&self) -> u64 {
+        self.spent
+    }
+
+    /// Bytes that are saved; negative when more was written than there were.
+    pub fn available(&self) -> i64 {
+        (self.balance / DAY_US as i128) as i64
+    }
+
+    /// One part of a day's budget, in units of the balance.
+    fn part(&self) -> i128 {
+        (u128::from(self.bytes_a_day) * DAY_US / SAVED_PART) as i128
     }
 
     /// Whether so much is saved that there is no need to choose.
     pub fn is_unspent(&self) -> bool {
-        self.balance > (u128::from(self.bytes_a_day) * DAY_US / SAVED_PART) as i128
+        self.balance > self.part()
     }
 
+    /// Whether a block of that worth is to be written.
     pub fn accepts(&self, worth: u32) -> bool {
         let bin = bin(worth);
+        if self.balance < -self.part() {
+            return false;
+        }
         bin > self.cut || bin == self.cut && self.balance > 0
     }
 
@@ -140,6 +184,8 @@ mod tests {
         budget.spend(950_000);
         assert!(budget.is_unspent());
         budget.spend(50_000);
-        assert!(!budget.is_unspent() && !budget.accepts(0));
+        assert!(!budget.is_unspent() && !budget.accepts(0) && budget.accepts(9));
+        budget.spend(42_000);
+        assert_eq!((budget.available(), budget.spent(), budget.accepts(9)), (-42_000, 1_042_000, false));
     }
 }

@@ -165,6 +165,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         };
         let def = &self.pools[&live.pool].def;
         let full = def.kind == PoolKind::Object || u64::from(live.place.bytes) == def.block_bytes;
+        let full = full || self.leads_to_ssd(line);
         let fits = self.ssd.log.as_ref().is_none_or(|log| self.pages_of(live) <= log.record_pages_max());
         let again = self.kept.entry(line).flags & AGAIN != 0;
         may && full && fits && (!again || self.may_write_again(live)) && self.is_within_budget(line)
@@ -174,10 +175,13 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// for what is worth most. What lies above a block on SSD always goes there: without it that one serves nothing.
     fn is_within_budget(&self, line: LineId) -> bool {
         let Some(budget) = &self.ssd.budget else { return true };
-        let mut children = self.tree.children(&self.kept, line);
         (budget.is_unspent() && self.counts.segments_retired == 0)
-            || children.any(|child| self.kept.entry(child).ssd != 0)
+            || self.leads_to_ssd(line)
             || budget.accepts(self.policy.worth(&self.kept, line, self.now))
+    }
+
+    fn leads_to_ssd(&self, line: LineId) -> bool {
+        self.tree.children(&self.kept, line).any(|child| self.kept.entry(child).ssd != 0)
     }
 
     /// The budget hears of a full block that is written, or leaves without.
@@ -187,11 +191,19 @@ impl<K: Kept, P: Policy> Core<K, P> {
             return;
         }
         let bytes = u64::from(self.pages_of(live)) * UNIT_BYTES;
+        let within = (!written && self.can_write()).then(|| self.is_within_budget(line));
         let Some(budget) = &mut self.ssd.budget else { return };
         budget.offered(self.policy.worth(&self.kept, line, self.now), bytes);
         if written {
             budget.spend(bytes);
+        } else if within == Some(false) {
+            self.counts.ssd_declined += 1;
         }
+    }
+
+    /// What bounds the bytes written, if anything does: those of a day, and those that are left now.
+    pub fn write_budget(&self) -> Option<(u64, i64)> {
+        self.ssd.budget.as_ref().map(|budget| (budget.bytes_a_day(), budget.available()))
     }
 
     pub(super) fn can_write(&self) -> bool {
