@@ -6,6 +6,7 @@ pub mod host;
 pub mod limits;
 pub mod load;
 pub mod pattern;
+pub mod plan;
 pub mod replay;
 pub mod samples;
 pub mod stop;

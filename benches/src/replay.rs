@@ -1,225 +1,208 @@
-//! `lapis replay`: what the core would keep of a trace, no bytes moved. The rule of counting: the hits of a request
-//! are its longest resident run from the first block; then all its blocks are touched or stored.
+//! `lapis replay`: what the core would keep of a trace, no bytes moved, and what others would. The rule of counting: the
+//! hits of a request are its longest resident run from the first block; then all its blocks are touched or stored.
 
+mod cache;
+mod daemon;
+mod hosts;
+mod outcome;
+mod plot;
+mod setting;
+mod table;
+mod words;
+mod workload;
+mod yardsticks;
+
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use clap::Args;
-use lapis_config::{Bytes, PolicyName, size};
-use lapis_tiering::{
-    Chosen, Replay, SsdTier,
-    replay::{ReplayCounts, ghost_bytes},
-};
-use serde::Serialize;
+use lapis_config::PolicyName;
 
 use crate::trace::{Request, print, read_all};
+use outcome::Of;
+use plot::{Curve, Labels, PlotFile};
+use table::Table;
+
+pub use cache::Cache;
+pub use daemon::{DaemonOutcome, DaemonPlan};
+pub use hosts::{HostsOutcome, HostsPlan, Peers, Route};
+pub use outcome::{Outcome, SsdOutcome, Sums, rounded};
+pub use setting::Setting;
+pub use words::{Admission, Capacities, Subject, Subjects, WriteBudget, capacities, subjects};
+pub use workload::{Scan, Workload};
+pub use yardsticks::Yardstick;
 
 /// Blocks that a DRAM tier of a replay may have: a line of the table each, and lines are counted in 32 bits.
 const CAPACITY_MAX: u64 = 1 << 30;
-/// Pages of memory are counted in 32 bits.
-const MEMORY_BYTES_END: u64 = 16 << 40;
-/// Bytes of a block: a page to 1 GiB.
-const BLOCK_BYTES: std::ops::RangeInclusive<u64> = 4 << 10..=1 << 30;
+/// What the optimum is called in plots.
+const OPT: &str = "opt";
 
-/// Runs the core alone over traces and counts its hits.
+/// Runs the core alone over traces and counts its hits; others too, to hold it against.
 #[derive(Args, Debug)]
 pub struct ReplayArgs {
     /// Files in Mooncake form, .jsonl or .jsonl.zst; several are merged by time.
     #[arg(required = true)]
     traces: Vec<PathBuf>,
-    /// What is evicted first.
-    #[arg(long, default_value = "hazq", value_parser = policy)]
-    policy: PolicyName,
+    /// What is evicted first, several separated by commas: a policy of the core, such as lru, or a yardstick: s3fifo, arc,
+    /// or opt, the offline optimum (Belady's rule with bypass).
+    #[arg(long, default_value = "hazq", value_parser = subjects)]
+    policy: Subjects,
     /// Blocks in the DRAM tier, several separated by commas: 1k is 1000, 1M a million.
     #[arg(long, value_name = "BLOCKS", default_value = "1k,3k,10k,30k,50k,100k", value_parser = capacities)]
     capacity: Capacities,
+    /// Compare each with the offline optimum of as many blocks, all tiers and hosts together.
+    #[arg(long)]
+    opt: bool,
+    /// After each so many requests one of so many blocks that nobody asks for again, like 250/10: blocks, a stroke,
+    /// requests. Hits of the trace's own requests are told apart.
+    #[arg(long, value_name = "BLOCKS/EVERY", value_parser = words::scan)]
+    scan: Option<Scan>,
     /// Blocks on SSD below each DRAM tier: a log of so many blocks' worth of segments, written as the daemon writes.
     /// Segments have 64 MiB or eight blocks, the larger; less where that would be fewer than 16 of them. The last block
     /// of a request is not written if it is not full.
-    #[arg(long, value_name = "BLOCKS", value_parser = capacity, requires = "block_bytes")]
+    #[arg(long, value_name = "BLOCKS", value_parser = words::capacity, requires = "block_bytes")]
     ssd: Option<u64>,
     /// Bytes of a block, like 64KiB: records take whole pages of 4 KiB, headers and tables of contents come on top.
-    #[arg(long, value_name = "BYTES", value_parser = block_bytes, requires = "ssd")]
+    #[arg(long, value_name = "BYTES", value_parser = words::block_bytes, requires = "ssd")]
     block_bytes: Option<u64>,
-    /// One JSON object a line, one line a capacity.
+    /// What is written to SSD.
+    #[arg(long, value_enum, default_value = "full", requires = "ssd")]
+    admission: Admission,
+    /// How much may be written to SSD by --admission class: per cent of the bytes of the trace's distinct blocks, like
+    /// 50%, spread over its span, or bytes a day, like 68TB/day.
+    #[arg(long, value_name = "BUDGET", value_parser = words::write_budget, requires = "ssd")]
+    write_budget: Option<WriteBudget>,
+    /// So many hosts, each with a cache of the capacity given.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=hosts::HOSTS_MAX), conflicts_with = "ssd")]
+    hosts: Option<u64>,
+    /// Which host gets a request.
+    #[arg(long, value_enum, default_value = "rr", requires = "hosts")]
+    route: Route,
+    /// What a host may read of others.
+    #[arg(long, value_enum, default_value = "none", requires = "hosts")]
+    peers: Peers,
+    /// Also through a daemon over shared memory, blocks scaled to 4 KiB; the core's figures are then those at the times at
+    /// which the daemon had the requests, and every block of a request is full.
+    #[arg(long, conflicts_with_all = ["ssd", "hosts", "scan", "opt", "plot"])]
+    daemon: bool,
+    /// Seconds of the trace in one second of the daemon.
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000), requires = "daemon")]
+    speed: u32,
+    /// Draws the hit rate over capacity, every policy and the optimum, as .svg or .png.
+    #[arg(long, value_name = "FILE", value_parser = PlotFile::parse)]
+    plot: Option<PlotFile>,
+    /// One JSON object a line, one line for each policy and capacity.
     #[arg(long)]
     json: bool,
 }
 
-/// Blocks, in the order given.
-pub type Capacities = std::sync::Arc<[u64]>;
-
-/// What one replay found.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Outcome {
-    pub block_refs: u64,
-    pub hit_blocks: u64,
-    pub input_tokens: u64,
-    pub hit_tokens: u64,
-    pub evictions: u64,
-    /// Time in the core, by the references to blocks.
-    pub ns_per_block: f64,
-    /// With an SSD tier.
-    pub ssd: Option<SsdOutcome>,
-}
-
-/// What became of the SSD tier.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct SsdOutcome {
-    pub ssd_blocks: u64,
-    pub block_bytes: u64,
-    /// Of the blocks hit, those that were on SSD alone.
-    pub ssd_hit_blocks: u64,
-    /// First writes of blocks.
-    pub admitted_bytes: u64,
-    /// Later ones, of blocks whose segment was given up.
-    pub readmitted_bytes: u64,
-    /// Everything written: records, headers, tables of contents.
-    pub device_bytes: u64,
-    /// Device bytes by admitted bytes.
-    pub write_amplification: f64,
-}
-
-#[derive(Serialize)]
-struct Row<'a> {
-    trace: &'a str,
-    policy: &'a str,
-    capacity_blocks: u64,
-    block_refs: u64,
-    hit_blocks: u64,
-    input_tokens: u64,
-    hit_tokens: u64,
-    evictions: u64,
-    ns_per_block: f64,
-    #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    ssd: Option<SsdOutcome>,
-}
-
-/// `lapis replay`. Traces are read to their ends first: a broken one is an error before any figure.
+/// `lapis replay`. What does not go together, and a broken trace, are errors before any figure.
 pub fn run(args: &ReplayArgs) -> anyhow::Result<()> {
-    let ssd = args.ssd.zip(args.block_bytes);
-    for capacity in args.capacity.iter().filter(|_| ssd.is_some()) {
-        check_ssd(*capacity, ssd)?;
+    let setting = Setting {
+        ssd: args.ssd.zip(args.block_bytes),
+        admission: args.admission,
+        write_budget: args.write_budget,
+        hosts: args.hosts.map(|hosts| HostsPlan { hosts, route: args.route, peers: args.peers }),
+    };
+    let daemon = args.daemon.then(|| DaemonPlan::here(args.speed)).transpose()?;
+    for (subject, capacity) in cells(args) {
+        setting.check(subject, capacity)?;
+        if daemon.is_some() {
+            DaemonPlan::check(subject, capacity)?;
+        }
     }
-    let trace = read_all(&args.traces)?;
-    let names: Vec<&str> = args.traces.iter().map(|path| name(path)).collect();
-    let (names, policy) = (names.join("+"), word(args.policy));
+    if let Some(plot) = &args.plot {
+        plot.check(&args.capacity)?;
+    }
+    let mut workload = Workload::of(read_all(&args.traces)?);
+    if let Some(scan) = args.scan {
+        workload = workload.with_scan(scan);
+    }
+    let names = names(&args.traces);
+    let table =
+        Table { names: &names, setting: &setting, scan: args.scan.is_some(), opt: args.opt, daemon: args.daemon };
     if !args.json {
-        print(heading(&names, policy, ssd, &trace).as_bytes())?;
+        print(table.heading(&workload).as_bytes())?;
     }
-    for capacity in args.capacity.iter() {
-        let outcome = match ssd {
-            Some((blocks, block_bytes)) => replay_ssd(&trace, args.policy, *capacity, blocks, block_bytes),
-            None => replay(&trace, args.policy, *capacity),
+    let mut optima = Optima { setting: &setting, workload: &workload, found: BTreeMap::new() };
+    let mut curves: Vec<Curve> = Vec::new();
+    for (subject, capacity) in cells(args) {
+        let mut outcome = match &daemon {
+            Some(plan) => plan.replay(&workload, subject, capacity)?,
+            None => setting.replay(&workload, subject, capacity),
         };
-        let text = if args.json { json(&names, policy, *capacity, &outcome)? } else { line(*capacity, &outcome) };
+        if args.opt {
+            outcome.share_of_opt = Some(outcome.real.hit_tokens as f64 / optima.of(capacity).hit_tokens.max(1) as f64);
+        }
+        let admission = setting.ssd.map(|_| setting.admission.word());
+        let of = Of { trace: &names, subject, capacity, scan: args.scan.is_some(), admission };
+        let text = if args.json { outcome::json(&of, &outcome)? } else { table.line(&of, &outcome) };
         print(text.as_bytes())?;
+        if curves.last().is_none_or(|curve| curve.name != subject.word()) {
+            curves.push(Curve { name: subject.word().into(), points: Vec::new() });
+        }
+        let curve = curves.last_mut().expect("pushed if there was none");
+        curve.points.push((capacity, outcome.real.hit_rate()));
+    }
+    if let Some(plot) = &args.plot {
+        curves.retain(|curve| curve.name != OPT);
+        let points = args.capacity.iter().map(|capacity| (*capacity, optima.of(*capacity).hit_rate())).collect();
+        curves.push(Curve { name: OPT.into(), points });
+        for curve in &mut curves {
+            curve.points.sort_by_key(|(capacity, _)| *capacity);
+        }
+        plot.write(&labels(&names, args), &curves)?;
     }
     Ok(())
 }
 
-fn check_ssd(capacity: u64, ssd: Option<(u64, u64)>) -> anyhow::Result<()> {
-    let Some((blocks, block_bytes)) = ssd else { return Ok(()) };
-    let most = |blocks: u64| blocks.checked_mul(block_bytes).is_some_and(|bytes| bytes < MEMORY_BYTES_END);
-    anyhow::ensure!(
-        most(capacity) && capacity + 2 * blocks <= CAPACITY_MAX,
-        "{capacity} blocks of {} in memory and {blocks} on SSD are too many: less than 16TiB of memory, and with \
-         twice those on SSD {CAPACITY_MAX} blocks in all",
-        Bytes(block_bytes)
-    );
-    Ok(())
+/// The optimum by capacity; each is found once.
+struct Optima<'a> {
+    setting: &'a Setting,
+    workload: &'a Workload,
+    found: BTreeMap<u64, Sums>,
+}
+
+impl Optima<'_> {
+    fn of(&mut self, capacity: u64) -> Sums {
+        *self.found.entry(capacity).or_insert_with(|| self.setting.optimum(self.workload, capacity).real)
+    }
+}
+
+fn labels(names: &str, args: &ReplayArgs) -> Labels {
+    let mut title = names.replace("_trace", "");
+    if let Some(Scan { blocks, every }) = args.scan {
+        title += &format!(", a scan of {blocks} blocks after each {every} requests");
+    }
+    let mut capacity = "blocks in DRAM".to_string();
+    if let Some(hosts) = args.hosts {
+        capacity += &format!(", each of {hosts} hosts");
+    }
+    if let Some(ssd) = args.ssd {
+        capacity += &format!(", {ssd} on SSD below");
+    }
+    Labels { title, capacity }
+}
+
+fn cells(args: &ReplayArgs) -> impl Iterator<Item = (Subject, u64)> {
+    args.policy.iter().flat_map(|subject| args.capacity.iter().map(|capacity| (*subject, *capacity)))
 }
 
 /// Replays `trace` through a core with `capacity` blocks of DRAM, 1 to 2^30.
 pub fn replay(trace: &[Request], policy: PolicyName, capacity: u64) -> Outcome {
     assert!((1..=CAPACITY_MAX).contains(&capacity), "capacities are checked where they are read");
-    drive(trace, Replay::new(capacity as u32, Chosen::new(policy, ghost_bytes(capacity)))).0
+    Setting::default().replay(&Workload::of(trace.to_vec()), Subject::Core(policy), capacity)
 }
 
 /// The same over an SSD tier of so many blocks of so many bytes.
 pub fn replay_ssd(trace: &[Request], policy: PolicyName, capacity: u64, blocks: u64, block_bytes: u64) -> Outcome {
-    check_ssd(capacity, Some((blocks, block_bytes))).expect("capacities are checked where they are read");
-    let tier = SsdTier { blocks: blocks as u32, block_bytes };
-    let policy = Chosen::new(policy, ghost_bytes(capacity));
-    let (outcome, counts) = drive(trace, Replay::with_ssd(capacity as u32, tier, policy));
-    let ssd = SsdOutcome {
-        ssd_blocks: blocks,
-        block_bytes,
-        ssd_hit_blocks: counts.ssd_hit_blocks,
-        admitted_bytes: counts.admitted_bytes,
-        readmitted_bytes: counts.readmitted_bytes,
-        device_bytes: counts.device_bytes,
-        write_amplification: (counts.write_amplification() * 1e4).round() / 1e4,
-    };
-    Outcome { ssd: Some(ssd), ..outcome }
+    let setting = Setting { ssd: Some((blocks, block_bytes)), ..Setting::default() };
+    setting.replay(&Workload::of(trace.to_vec()), Subject::Core(policy), capacity)
 }
 
-fn drive(trace: &[Request], mut core: Replay<Chosen>) -> (Outcome, ReplayCounts) {
-    let start = Instant::now();
-    for request in trace {
-        core.request_at(request.timestamp_ms, &request.ids, request.input_length);
-    }
-    let (ns, counts) = (start.elapsed().as_nanos() as f64, core.counts());
-    let outcome = Outcome {
-        block_refs: counts.block_refs,
-        hit_blocks: counts.hit_blocks,
-        input_tokens: counts.input_tokens,
-        hit_tokens: counts.hit_tokens,
-        evictions: counts.evictions,
-        ns_per_block: (ns / counts.block_refs.max(1) as f64 * 10.0).round() / 10.0,
-        ssd: None,
-    };
-    (outcome, counts)
-}
-
-fn json(trace: &str, policy: &str, capacity_blocks: u64, outcome: &Outcome) -> anyhow::Result<String> {
-    let Outcome { block_refs, hit_blocks, input_tokens, hit_tokens, evictions, ns_per_block, ssd } = *outcome;
-    let row = Row {
-        trace,
-        policy,
-        capacity_blocks,
-        block_refs,
-        hit_blocks,
-        input_tokens,
-        hit_tokens,
-        evictions,
-        ns_per_block,
-        ssd,
-    };
-    Ok(serde_json::to_string(&row)? + "\n")
-}
-
-fn heading(names: &str, policy: &str, ssd: Option<(u64, u64)>, trace: &[Request]) -> String {
-    let refs: usize = trace.iter().map(|request| request.ids.len()).sum();
-    let columns = ["capacity", "hit blocks", "of blocks", "of tokens", "evictions", "ns/block"];
-    let [capacity, blocks, of_blocks, of_tokens, evictions, ns] = columns;
-    let (mut below, mut more) = (String::new(), String::new());
-    if let Some((blocks, block_bytes)) = ssd {
-        below = format!(", {blocks} blocks of {} on SSD", Bytes(block_bytes));
-        let [hits, admitted, again, device, ratio] = ["SSD hits", "admitted", "again", "device", "dev/adm"];
-        more = format!("  {hits:>10}  {admitted:>11}  {again:>11}  {device:>11}  {ratio:>7}");
-    }
-    format!(
-        "{names}: {} requests, {refs} references to blocks, policy {policy}{below}\n\
-         {capacity:>10}  {blocks:>12}  {of_blocks:>9}  {of_tokens:>9}  {evictions:>12}  {ns:>8}{more}\n",
-        trace.len()
-    )
-}
-
-fn line(capacity: u64, outcome: &Outcome) -> String {
-    let percent = |part: u64, all: u64| format!("{:.2} %", 100.0 * part as f64 / all.max(1) as f64);
-    let of_blocks = percent(outcome.hit_blocks, outcome.block_refs);
-    let of_tokens = percent(outcome.hit_tokens, outcome.input_tokens);
-    let Outcome { hit_blocks, evictions, ns_per_block, .. } = outcome;
-    let more = outcome.ssd.map_or(String::new(), |ssd| {
-        let gib = |bytes: u64| format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30));
-        let (admitted, again, device) = (gib(ssd.admitted_bytes), gib(ssd.readmitted_bytes), gib(ssd.device_bytes));
-        let (hits, ratio) = (ssd.ssd_hit_blocks, ssd.write_amplification);
-        format!("  {hits:>10}  {admitted:>11}  {again:>11}  {device:>11}  {ratio:>7.4}")
-    });
-    format!(
-        "{capacity:>10}  {hit_blocks:>12}  {of_blocks:>9}  {of_tokens:>9}  {evictions:>12}  {ns_per_block:>8.1}{more}\n"
-    )
+/// "conversation_trace+synthetic_trace".
+pub(crate) fn names(traces: &[PathBuf]) -> String {
+    traces.iter().map(|path| name(path)).collect::<Vec<_>>().join("+")
 }
 
 /// "conversation_trace" of "/traces/conversation_trace.jsonl.zst".
@@ -228,49 +211,25 @@ fn name(path: &Path) -> &str {
     file.split_once('.').map_or(file, |(name, _)| if name.is_empty() { file } else { name })
 }
 
-fn policy(text: &str) -> Result<PolicyName, String> {
-    let found = PolicyName::CHOICES.0.iter().find(|(word, _)| *word == text);
-    let words = || PolicyName::CHOICES.0.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ");
-    found.map(|(_, policy)| *policy).ok_or_else(|| format!("not one of: {}", words()))
-}
-
-fn word(policy: PolicyName) -> &'static str {
-    let found = PolicyName::CHOICES.0.iter().find(|(_, known)| *known == policy);
-    found.map(|(word, _)| *word).expect("every policy has a name")
-}
-
-/// A list such as "1k,3k,10k".
-pub fn capacities(text: &str) -> Result<Capacities, String> {
-    text.split(',').map(|word| capacity(word.trim())).collect()
-}
-
-fn capacity(word: &str) -> Result<u64, String> {
-    let (digits, scale) = match word.char_indices().last() {
-        Some((at, 'k' | 'K')) => (&word[..at], 1_000),
-        Some((at, 'm' | 'M')) => (&word[..at], 1_000_000),
-        _ => (word, 1),
-    };
-    let blocks = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(scale));
-    blocks
-        .filter(|blocks| (1..=CAPACITY_MAX).contains(blocks))
-        .ok_or_else(|| format!("{word:?} is no number of blocks from 1 to {CAPACITY_MAX}, like 500, 10k or 1M"))
-}
-
-fn block_bytes(text: &str) -> Result<u64, String> {
-    let bytes = size(text).map_err(|e| e.to_string())?;
-    let range = || format!("{text}: a block has {} to {}", Bytes(*BLOCK_BYTES.start()), Bytes(*BLOCK_BYTES.end()));
-    Some(bytes).filter(|bytes| BLOCK_BYTES.contains(bytes)).ok_or_else(range)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use clap::Parser;
 
-    #[test]
-    fn capacities_are_counts_of_blocks_with_thousands() {
-        assert_eq!(capacities("1k, 3000,2M,7").expect("a list")[..], [1_000, 3_000, 2_000_000, 7]);
-        for wrong in ["", "1k,", "0", "-1", "k", "1.5k", "1G", "2000M", "99999999999999999999", "é"] {
-            assert!(capacities(wrong).is_err(), "{wrong:?}");
+    use super::*;
+    use crate::trace::{Generate, generate, write};
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: ReplayArgs,
+    }
+
+    /// What is said against a command line, by clap or before the trace is read.
+    fn said(line: &str) -> String {
+        let words = ["replay", "no/such/trace"].into_iter().chain(line.split_whitespace());
+        match Cli::try_parse_from(words) {
+            Ok(cli) => run(&cli.args).expect_err("there is no trace").to_string(),
+            Err(error) => error.to_string(),
         }
     }
 
@@ -284,21 +243,72 @@ mod tests {
     }
 
     #[test]
-    fn a_json_line_has_the_agreed_fields() {
-        let outcome = Outcome {
-            block_refs: 4,
-            hit_blocks: 2,
-            input_tokens: 2048,
-            hit_tokens: 1024,
-            evictions: 1,
-            ns_per_block: 9.5,
-            ssd: None,
-        };
-        let line = json("t", "lru", 3, &outcome).expect("a line");
-        assert_eq!(
-            line,
-            "{\"trace\":\"t\",\"policy\":\"lru\",\"capacity_blocks\":3,\"block_refs\":4,\"hit_blocks\":2,\
-             \"input_tokens\":2048,\"hit_tokens\":1024,\"evictions\":1,\"ns_per_block\":9.5}\n"
-        );
+    fn what_does_not_go_together_is_said_before_a_trace_is_read() {
+        let ssd = "--ssd 1k --block-bytes 64KiB";
+        let cases = [
+            (format!("{ssd} --policy lru,arc"), "--policy arc has one tier: leave out --ssd"),
+            (format!("{ssd} --admission class --write-budget 50% --policy lru"), "give --policy hazq"),
+            (format!("{ssd} --admission class"), "and --write-budget, like 50% or 68TB/day"),
+            (format!("{ssd} --write-budget 68TB/day"), "or give --admission class"),
+            (format!("{ssd} --hosts 4"), "cannot be used with"),
+            ("--admission write-through".into(), "--ssd"),
+            ("--route affinity".into(), "--hosts"),
+            ("--hosts 4 --policy opt".into(), "with --hosts give --opt"),
+            ("--daemon --policy arc".into(), "--policy arc is no policy of a daemon"),
+            ("--daemon --capacity 10k".into(), "in steps of 512, such as 10240"),
+            ("--speed 5".into(), "--daemon"),
+            ("--hosts 0".into(), "0"),
+            ("--hosts 1024 --capacity 100M".into(), "1024 hosts of 100000000 blocks are too many"),
+            ("--policy belady".into(), "\"belady\" is not one of: "),
+            ("--scan 250".into(), "like 250/10"),
+            ("--plot a.pdf".into(), "neither .svg nor .png"),
+            ("--plot a.svg --capacity 1k".into(), "two or more with --capacity"),
+            (String::new(), "no/such/trace"),
+        ];
+        for (line, expected) in cases {
+            let said = said(&line);
+            assert!(said.contains(expected), "{line}: {said:?} does not say {expected:?}");
+        }
+    }
+
+    #[test]
+    fn a_replay_with_everything_runs() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [trace, plot] = ["t.jsonl", "p.svg"].map(|name| folder.path().join(name));
+        let mut text = Vec::new();
+        write(&mut text, &generate(&Generate { seed: 2, requests: 120, span_s: 600 })).expect("in memory");
+        std::fs::write(&trace, text).expect("our file");
+        let [trace, plot_text] = [&trace, &plot].map(|path| path.to_str().expect("a name"));
+        for line in [
+            "--policy lru,s3fifo,arc,opt --opt --scan 25/10",
+            "--hosts 3 --route affinity --peers oracle --opt",
+            "--ssd 300 --block-bytes 64KiB --opt",
+            "--ssd 300 --block-bytes 64KiB --admission class --write-budget 50%",
+            "--ssd 300 --block-bytes 64KiB --policy lru --admission write-through --json",
+        ] {
+            let words = ["replay", trace, "--capacity", "50,100", "--plot", plot_text].into_iter();
+            let cli =
+                Cli::try_parse_from(words.chain(line.split_whitespace())).unwrap_or_else(|e| panic!("{line}: {e}"));
+            run(&cli.args).unwrap_or_else(|e| panic!("{line}: {e:#}"));
+            let drawn = std::fs::read_to_string(&plot).expect("a plot");
+            assert!(drawn.contains("opt") && drawn.ends_with("</svg>\n"), "{line}");
+            std::fs::remove_file(&plot).expect("our file");
+        }
+    }
+
+    #[test]
+    fn a_scan_never_hits_and_the_optimum_passes_it_by() {
+        let trace = generate(&Generate { seed: 4, requests: 400, span_s: 900 });
+        let plain = Workload::of(trace.clone());
+        let scanned = Workload::of(trace).with_scan(Scan { blocks: 50, every: 10 });
+        let setting = Setting::default();
+        for (subject, changes) in [("lru", true), ("arc", true), ("opt", false)] {
+            let subject = subjects(subject).expect("a policy")[0];
+            let [alone, beside] = [&plain, &scanned].map(|workload| setting.replay(workload, subject, 300));
+            assert_eq!(beside.real.hit_blocks, beside.hit_blocks);
+            assert_eq!(beside.real.block_refs, alone.block_refs);
+            assert_eq!(beside.block_refs, alone.block_refs + 40 * 50);
+            assert_eq!(beside.real.hit_tokens < alone.real.hit_tokens, changes, "{subject:?}");
+        }
     }
 }

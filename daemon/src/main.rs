@@ -37,6 +37,8 @@ enum Command {
     Demo(lapis_benches::demo::DemoArgs),
     /// Replay traces through the cache policy alone and count hits
     Replay(lapis_benches::replay::ReplayArgs),
+    /// Say which sizes of DRAM and SSD buy which hit rate of a trace, and what is written to SSD for it
+    Plan(lapis_benches::plan::PlanArgs),
     /// Make a request trace, or describe one
     Trace(lapis_benches::trace::TraceArgs),
     /// Measure this machine: every figure beside its limit
@@ -110,6 +112,7 @@ fn run_plain(command: Command) -> anyhow::Result<()> {
         }
         Command::Demo(args) => lapis_benches::demo::run(args),
         Command::Replay(args) => lapis_benches::replay::run(&args),
+        Command::Plan(args) => lapis_benches::plan::run(&args),
         Command::Trace(args) => lapis_benches::trace::run(&args),
         Command::Bench(args) => lapis_benches::bench::run(args),
         Command::Status { socket, json } => show::run(socket, json),

@@ -72,6 +72,7 @@ pub struct Replay<P: Policy> {
     block_bytes: u64,
     devices: Option<Devices>,
     clock: Time,
+    apart_us: u64,
     counts: ReplayCounts,
     keys: Vec<Key>,
     items: Vec<CommitItem>,
@@ -84,7 +85,7 @@ impl<P: Policy> Replay<P> {
     /// # Panics
     /// If the capacity is 0.
     pub fn new(capacity_blocks: u32, policy: P) -> Self {
-        Self::over(capacity_blocks, capacity_blocks, UNIT_BYTES, policy)
+        Self::over(capacity_blocks, capacity_blocks, UNIT_BYTES, None, policy)
     }
 
     /// The memory of `capacity_blocks` blocks over an SSD tier. It is cut as a daemon cuts it: where a block's pages are
@@ -93,14 +94,22 @@ impl<P: Policy> Replay<P> {
     /// # Panics
     /// If a capacity or the size of a block is 0, or the memory has 16 TiB or more.
     pub fn with_ssd(capacity_blocks: u32, tier: SsdTier, policy: P) -> Self {
+        Self::with_ssd_budget(capacity_blocks, tier, None, policy)
+    }
+
+    /// The same, with so many bytes of blocks a day that may be written to SSD.
+    ///
+    /// # Panics
+    /// As [`Self::with_ssd`].
+    pub fn with_ssd_budget(capacity_blocks: u32, tier: SsdTier, write_bytes_a_day: Option<u64>, policy: P) -> Self {
         assert!(tier.blocks > 0 && tier.block_bytes > 0, "a tier has at least one block");
         let lines = capacity_blocks.checked_add(tier.lines()).expect("lines are counted in 32 bits");
-        let mut replay = Self::over(capacity_blocks, lines, tier.block_bytes, policy);
+        let mut replay = Self::over(capacity_blocks, lines, tier.block_bytes, write_bytes_a_day, policy);
         replay.devices = Some(Devices::open(&mut replay.core, &tier));
         replay
     }
 
-    fn over(capacity_blocks: u32, lines: u32, block_bytes: u64, policy: P) -> Self {
+    fn over(capacity_blocks: u32, lines: u32, block_bytes: u64, write_bytes_a_day: Option<u64>, policy: P) -> Self {
         assert!(capacity_blocks > 0, "a tier has at least one block");
         let slot_units = u32::try_from(block_bytes.div_ceil(UNIT_BYTES)).expect("a block has less than 16 TiB");
         let bytes = u64::from(capacity_blocks) * u64::from(slot_units) * UNIT_BYTES;
@@ -109,6 +118,7 @@ impl<P: Policy> Replay<P> {
             slab_units_min: 1,
             reserved_part: 1,
             write_back_ahead_bytes: bytes / 16,
+            ssd_write_bytes_a_day: write_bytes_a_day,
             ..CoreOptions::default()
         };
         let mut core = Core::new(PlainKept::new(lines), policy, options);
@@ -123,11 +133,17 @@ impl<P: Policy> Replay<P> {
             block_bytes,
             devices: None,
             clock: Time(0),
+            apart_us: REQUEST_US,
             counts: ReplayCounts::default(),
             keys: Vec::new(),
             items: Vec::new(),
             puts: Vec::new(),
         }
+    }
+
+    /// Requests are as close together as their times say, as they may be to a daemon.
+    pub fn close_together(self) -> Self {
+        Self { apart_us: 1, ..self }
     }
 
     /// One request, a moment after the one before.
@@ -140,7 +156,7 @@ impl<P: Policy> Replay<P> {
     /// blocks were hit.
     pub fn request_at(&mut self, at_ms: u64, ids: &[u64], input_tokens: u64) -> u64 {
         self.counts.requests += 1;
-        self.clock = Time((self.clock.0 + REQUEST_US).max(at_ms.saturating_mul(1000)));
+        self.clock = Time((self.clock.0 + self.apart_us).max(at_ms.saturating_mul(1000)));
         self.keys.clear();
         self.keys.extend(ids.iter().map(|&id| Key([id, 0, 0, 0])));
         if self.devices.is_some() {

@@ -23,7 +23,7 @@ use std::hash::{Hash, Hasher};
 use lapis_config::{Entry, Hint, Key, LineId, PoolId, Time};
 
 use self::{
-    class::{CHILDREN_OWN, CLASSES, ENDED, PARTIAL, PRIORITY, PRIORITY_HIGH, SHARED, WILL_RETURN},
+    class::{CHILDREN_OWN, CLASSES, ENDED, PARTIAL, PRIORITY, PRIORITY_HIGH, SHARED, STRANGER, WILL_RETURN},
     ghosts::{Ghost, Ghosts},
     hazards::Hazards,
 };
@@ -317,9 +317,7 @@ impl Policy for Hazq {
             return Request { shared, ..self.next_request(ghost.turn, ghost.class, ghost.since, tenths(now)) };
         }
         let above = above.map(|line| self.life(line)).filter(|life| life.known);
-        above.map_or(Request { turn: 1, class: class::of_turn(1), shared: 0 }, |life| {
-            self.same_request(life.turn, life.class)
-        })
+        above.map_or(Request { turn: 1, class: STRANGER, shared: 0 }, |life| self.same_request(life.turn, life.class))
     }
 
     #[inline]

@@ -1,5 +1,8 @@
 //! Reuse classes: what is known of a request when it comes, and says most about whether its blocks are used again.
 //!
+//! A first request that begins with a block that others share is of another kind than one of which nothing is known: a
+//! scan of prompts of its own, say. Were they one class, the scan would make first requests look as worthless as itself.
+//!
 //! A request's turn is its number in its session, as far as blocks tell: one more than that of the deepest block that is
 //! known of it. Human turns and the loops of agents differ in the gap since the session's previous request, so short gaps
 //! are classes of their own, two a doubling: of early turns and of late ones.
@@ -18,6 +21,8 @@ pub(super) const WILL_RETURN: u8 = 3;
 /// Priorities up to 127, and above.
 pub(super) const PRIORITY: u8 = 4;
 pub(super) const PRIORITY_HIGH: u8 = 5;
+/// Nothing of its request was known, not even a first block that others share.
+pub(super) const STRANGER: u8 = 23;
 /// By turn: 1, 2, 3, 4, 5-6, 7-9, 10 and later.
 const TURNS: u8 = 6;
 /// From the second turn on, by gap: below 4 s, 8 s and so on to 64 s, up to turn 4 and from 5 on.
@@ -28,7 +33,7 @@ const GAP_END: u32 = 640;
 /// Different blocks that follow a block: with more it is shared.
 pub(super) const CHILDREN_OWN: u8 = 2;
 
-const _: () = assert!(GAPS as usize + 2 * (GAP_END / GAP_LEAST).ilog2() as usize + 2 < CLASSES + 1);
+const _: () = assert!(GAPS as usize + 2 * (GAP_END / GAP_LEAST).ilog2() as usize + 2 <= STRANGER as usize);
 
 /// The class of a request of that turn, so long after its session's previous one, tenths of a second.
 pub(super) fn of_request(turn: u8, gap: u32) -> u8 {
