@@ -66,17 +66,14 @@ const BEST_CLASSIC: [(&str, [f64; 4]); 4] = [
 ];
 /// Least mean share of the optimum over all those cells.
 const SCORE_MIN: f64 = 0.71;
-/// Of the best classic's hit rate, in any cell but those missed.
+/// Of the best classic's hit rate, in any cell.
 const WORST_CELL_MIN: f64 = 0.985;
-/// Cells where that is missed, and what is reached: ARC and GDSF are ahead there. Both move by some per cent with any
-/// change, also with one that means nothing.
-const MISSED: [(&str, u64, f64); 2] = [("synthetic", 1_000, 0.88), ("synthetic", 3_000, 0.97)];
 
 /// What a request of 250 blocks after each tenth, never asked for again, may cost the others with 10,000 blocks.
 const SCAN_COST_MAX: [(&str, f64); 3] = [("conversation", 0.03), ("synthetic", 0.07), ("codeagent", 0.02)];
 
 #[test]
-fn hazq_reaches_most_of_the_optimum_and_in_all_cells_but_two_the_best_classic() {
+fn hazq_reaches_most_of_the_optimum_and_is_nowhere_far_below_the_best_classic() {
     let (mut shares, mut low) = (Vec::new(), Vec::new());
     for ((names, [optimum, ..]), (_, best)) in PUBLISHED.into_iter().zip(BEST_CLASSIC) {
         let Some(workload) = workload(names) else { return };
@@ -87,9 +84,7 @@ fn hazq_reaches_most_of_the_optimum_and_in_all_cells_but_two_the_best_classic() 
                 found / optimum,
                 found / best
             );
-            let missed = MISSED.iter().find(|(name, of, _)| (*name, *of) == (names, capacity));
-            let least = missed.map_or(WORST_CELL_MIN, |(.., least)| *least);
-            low.extend((found < least * best).then_some((names, capacity)));
+            low.extend((found < WORST_CELL_MIN * best).then_some((names, capacity)));
             shares.push(found / optimum);
         }
     }

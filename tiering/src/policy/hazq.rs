@@ -47,6 +47,8 @@ const SAME_USE: u32 = 2;
 /// New blocks between two refreshes: at least so many, and one part in so many of the blocks there are.
 const REFRESH_MIN: u64 = 1000;
 const REFRESH_PART: u64 = 4;
+/// How many times as many lives that are over are remembered as lives that go on.
+const MEMORY: u64 = 4;
 
 /// What is remembered of a line's block, beside its entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -195,8 +197,8 @@ impl Hazq {
             return;
         }
         self.fresh_lives = 0;
-        // The memory of lives that are over reaches back as far as that of those that go on.
-        let fade = (self.known + self.ghosts.capacity()) / due;
+        // The memory of lives that are over reaches back further than that of those that go on: what is rare is known too.
+        let fade = MEMORY * (self.known + self.ghosts.capacity()) / due;
         self.hazards.refresh(now, fade.max(2));
         if kept.keeps_learned() {
             let mut saved = Vec::with_capacity(hazards::SAVED_BYTES);

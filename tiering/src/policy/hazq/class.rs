@@ -25,6 +25,8 @@ pub(super) const PRIORITY_HIGH: u8 = 5;
 pub(super) const STRANGER: u8 = 23;
 /// By turn: 1, 2, 3, 4, 5-6, 7-9, 10 and later.
 const TURNS: u8 = 6;
+/// A first request that begins with blocks that are known.
+pub(super) const FIRST: u8 = TURNS;
 /// From the second turn on, by gap: below 4 s, 8 s and so on to 64 s, up to turn 4 and from 5 on.
 const GAPS: u8 = 13;
 const GAP_LEAST: u32 = 40;

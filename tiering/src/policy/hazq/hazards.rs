@@ -9,14 +9,15 @@
 
 use super::{
     ages::{BUCKETS, bucket, width},
-    class::{CLASSES, ENDED, PRIORITY, PRIORITY_HIGH, WILL_RETURN},
+    class::{CLASSES, ENDED, FIRST, PRIORITY, PRIORITY_HIGH, STRANGER, WILL_RETURN},
     cohorts::Cohorts,
 };
 
 /// Counts are kept in so many parts, so that they can fade.
 const ONE: u32 = 1 << 8;
-/// A class is taken to be like all are, until it has more lives than so many in a bucket.
-const PRIOR_LIVES: f64 = 30.0;
+/// A class is taken to be like all are, until it has more lives than so many in a bucket: lives come by the request, tens
+/// at a time, so these are a few requests.
+const PRIOR_LIVES: f64 = 100.0;
 /// And all are taken to be used again with this chance in each bucket: a hazard of one over the age, which is LRU.
 const CHANCE: f64 = 0.3;
 /// Of those that an engine says will return.
@@ -88,7 +89,11 @@ impl Hazards {
 
     /// Makes values of what was counted; one part in `fade` of the memory fades.
     pub fn refresh(&mut self, now: u32, fade: u64) {
-        let rates = self.rates(now);
+        let mut rates = self.rates(now);
+        // What nobody knows is taken to be like any first request. Those that begin with something known are judged by
+        // their own: a scan of prompts of its own does not make them look as worthless as itself.
+        let first = rates[FIRST as usize];
+        rates[STRANGER as usize].iter_mut().zip(first).for_each(|(stranger, first)| *stranger = stranger.plus(first));
         let mut all = [Rate::default(); BUCKETS];
         for (bucket, all) in all.iter_mut().enumerate() {
             let exposure = PRIOR_LIVES * width(bucket) as f64;
