@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use lapis_benches::replay::{Admission, HostsPlan, Outcome, Peers, Route, Scan, Setting, Workload, subjects};
+use lapis_benches::replay::{
+    Admission, HostsPlan, Outcome, Peers, Route, Scan, Setting, SsdOutcome, Workload, WriteBudget, subjects,
+};
 use lapis_benches::trace::read_all;
 
 const CAPACITIES: [u64; 4] = [1_000, 3_000, 10_000, 30_000];
@@ -141,6 +143,23 @@ fn write_through_hits_and_writes_what_was_published() {
             assert!((found - expected).abs() < 0.0051 * expected, "{name}: {found:.4}, {expected}");
         }
     }
+}
+
+#[test]
+fn half_a_write_budget_keeps_three_quarters_of_the_hits_on_ssd() {
+    let Some(workload) = workload("conversation") else { return };
+    let of = |policy: &str, admission, write_budget| -> SsdOutcome {
+        let setting = Setting { ssd: Some((50_000, 64 << 10)), admission, write_budget, ..Setting::default() };
+        let outcome = setting.replay(&workload, subjects(policy).expect("a policy")[0], 10_000);
+        outcome.ssd.expect("a tier on SSD")
+    };
+    let full = of("hazq", Admission::Full, None);
+    let half = of("hazq", Admission::Class, Some(WriteBudget::Percent(50.0)));
+    let through = of("lru", Admission::WriteThrough, None);
+    let kept = half.ssd_hit_blocks as f64 / full.ssd_hit_blocks as f64;
+    let written = half.device_bytes as f64 / through.device_bytes as f64;
+    println!("{kept:.4} of the hits on SSD with {written:.4} of the bytes of write-through");
+    assert!(kept >= 0.75 && written <= 0.60, "{kept:.4} of the hits, {written:.4} of the bytes");
 }
 
 fn workload(names: &str) -> Option<Workload> {

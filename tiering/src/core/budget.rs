@@ -1,14 +1,17 @@
 //! How much of what leaves DRAM may be written to SSD: a bucket of bytes that fills by a day's budget in a day, and a
 //! threshold on what blocks are worth that follows it. Pure: integers and the time that it is told.
 //!
-//! The bucket begins empty, so that a daemon that starts again and again does not spend a day's bytes each time.
+//! The bucket begins empty, so that a daemon that starts again and again does not spend a day's bytes each time; but it
+//! may be overdrawn by an hour's worth while there is room that was never used. What is overdrawn is paid back, and what is
+//! saved is spent, slowly: the threshold aims at half an hour.
 
 use lapis_config::Time;
 
 const DAY_US: u128 = 86_400_000_000;
-/// With more than one part in so many of a day's budget saved, every block is written where room was never used; with
-/// more than that overdrawn, none.
-const SAVED_PART: u128 = 24;
+/// No more than one part in so many of a day's budget is overdrawn.
+const OVERDRAWN_PART: u128 = 24;
+/// How soon the bucket is to be neither saved nor overdrawn, us.
+const EVEN_US: i128 = 1_800_000_000;
 /// Blocks between two looks at the threshold.
 const OFFERS: u32 = 128;
 /// Worths are sorted by powers of two, in halves.
@@ -28,8 +31,9 @@ pub(super) struct Budget {
     span_us: u64,
     since: Time,
     offers: u32,
-    /// Blocks of a higher bin are written; of this one as long as the bucket has bytes.
+    /// Blocks of a higher bin are written; of this one so many bytes until the next look.
     cut: usize,
+    edge: i64,
 }
 
 fn bin(worth: u32) -> usize {
@@ -53,6 +57,7 @@ impl Budget {
             since: Time(0),
             offers: 0,
             cut: 0,
+            edge: 0,
         }
     }
 
@@ -91,28 +96,25 @@ impl Budget {
         (self.balance / DAY_US as i128) as i64
     }
 
-    /// One part of a day's budget, in units of the balance.
-    fn part(&self) -> i128 {
-        (u128::from(self.bytes_a_day) * DAY_US / SAVED_PART) as i128
-    }
-
-    /// Whether so much is saved that there is no need to choose.
+    /// Whether there are bytes for any block: where room was never used there is no need to choose.
     pub fn is_unspent(&self) -> bool {
-        self.balance > self.part()
+        self.balance > -((u128::from(self.bytes_a_day) * DAY_US / OVERDRAWN_PART) as i128)
     }
 
     /// Whether a block of that worth is to be written.
     pub fn accepts(&self, worth: u32) -> bool {
         let bin = bin(worth);
-        if self.balance < -self.part() {
-            return false;
-        }
-        bin > self.cut || bin == self.cut && self.balance > 0
+        self.is_unspent() && (bin > self.cut || bin == self.cut && self.edge > 0)
     }
 
     /// A block of that worth left DRAM, or was written ahead.
-    pub fn offered(&mut self, worth: u32, bytes: u64) {
-        self.offered[bin(worth)] += bytes;
+    pub fn offered(&mut self, worth: u32, bytes: u64, written: bool) {
+        let bin = bin(worth);
+        self.offered[bin] += bytes;
+        if written {
+            self.spend(bytes);
+            self.edge -= if bin == self.cut { bytes as i64 } else { 0 };
+        }
         self.offers += 1;
         if self.offers >= OFFERS {
             self.offers = 0;
@@ -120,20 +122,23 @@ impl Budget {
         }
     }
 
-    /// The worthiest of what was offered lately that the budget has bytes for; what it is behind or ahead is made up for
-    /// within as long a time.
+    /// The worthiest of what was offered lately that the budget has bytes for.
     fn cut(&mut self) {
-        self.span_us += self.at.since_us(self.since);
+        let new_us = self.at.since_us(self.since);
+        self.span_us += new_us;
         self.since = self.at;
-        let income = u128::from(self.span_us) * u128::from(self.bytes_a_day);
-        let mut left = (income as i128 + self.balance).max(0) / DAY_US as i128;
-        self.cut = 0;
+        let span_us = i128::from(self.span_us);
+        let income = span_us * i128::from(self.bytes_a_day) + self.balance / EVEN_US * span_us;
+        let mut left = income.max(0) / DAY_US as i128;
+        (self.cut, self.edge) = (0, i64::MAX);
         for bin in (0..BINS).rev() {
-            left -= i128::from(self.offered[bin]);
-            if left < 0 {
-                self.cut = bin;
+            let offered = i128::from(self.offered[bin]);
+            if left < offered {
+                // As much of these in the time until the next look as in all that is looked back at.
+                (self.cut, self.edge) = (bin, (left * i128::from(new_us) / span_us.max(1)) as i64);
                 break;
             }
+            left -= offered;
         }
         let fades = |count: &mut u64| *count -= *count / 8;
         self.offered.iter_mut().for_each(fades);
@@ -152,11 +157,9 @@ mod tests {
         for second in 0..20_000u64 {
             budget.clock(Time(1 + second * 1_000_000));
             let kind = (second as usize * 7 / 3) % worths.len();
-            if budget.accepts(worths[kind]) {
-                budget.spend(4096);
-                written[kind] += 1;
-            }
-            budget.offered(worths[kind], 4096);
+            let accepted = budget.accepts(worths[kind]);
+            written[kind] += u32::from(accepted);
+            budget.offered(worths[kind], 4096, accepted);
         }
         written
     }
@@ -176,16 +179,31 @@ mod tests {
     }
 
     #[test]
-    fn what_is_saved_is_a_day_at_most() {
-        let mut budget = Budget::new(1_000_000);
+    fn what_is_saved_is_a_day_at_most_and_what_is_overdrawn_an_hour() {
+        let mut budget = Budget::new(2_400_000);
         budget.clock(Time(1));
-        assert!(!budget.is_unspent());
+        assert!(budget.is_unspent() && budget.accepts(9));
+        budget.spend(100_000);
+        assert!(!budget.is_unspent() && !budget.accepts(u32::MAX));
         budget.clock(Time(1 + 100 * DAY_US as u64));
-        budget.spend(950_000);
+        assert_eq!((budget.available(), budget.spent()), (2_400_000, 100_000));
+        budget.spend(2_499_999);
         assert!(budget.is_unspent());
-        budget.spend(50_000);
-        assert!(!budget.is_unspent() && !budget.accepts(0) && budget.accepts(9));
-        budget.spend(42_000);
-        assert_eq!((budget.available(), budget.spent(), budget.accepts(9)), (-42_000, 1_042_000, false));
+        budget.spend(1);
+        assert_eq!((budget.is_unspent(), budget.available()), (false, -100_000));
+    }
+
+    #[test]
+    fn what_was_overdrawn_is_paid_back_within_hours() {
+        let mut budget = Budget::new(86_400 / 2 * 4096);
+        budget.spend(1_000 * 4096);
+        let mut written = 0;
+        for second in 0..14_400u64 {
+            budget.clock(Time(1 + second * 1_000_000));
+            let accepted = budget.accepts(77);
+            written += u32::from(accepted);
+            budget.offered(77, 4096, accepted);
+        }
+        assert!((6_000..=6_600).contains(&written) && budget.available().abs() < 100 * 4096, "{written} of 7,200");
     }
 }

@@ -181,7 +181,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         may && full && fits && (!again || self.may_write_again(live)) && self.is_within_budget(line)
     }
 
-    /// Whether the budget has bytes for the block. While much is saved and no segment was given up yet, for every one; else
+    /// Whether the budget has bytes for the block. While no segment was given up yet, for every one that it has bytes for; else
     /// for what is worth most. What lies above a block on SSD always goes there: without it that one serves nothing.
     fn is_within_budget(&self, line: LineId) -> bool {
         let Some(budget) = &self.ssd.budget else { return true };
@@ -203,10 +203,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let bytes = u64::from(self.pages_of(live)) * UNIT_BYTES;
         let within = (!written && self.can_write()).then(|| self.is_within_budget(line));
         let Some(budget) = &mut self.ssd.budget else { return };
-        budget.offered(self.policy.worth(&self.kept, line, self.now), bytes);
-        if written {
-            budget.spend(bytes);
-        } else if within == Some(false) {
+        budget.offered(self.policy.worth(&self.kept, line, self.now), bytes, written);
+        if within == Some(false) {
             self.counts.ssd_declined += 1;
         }
     }

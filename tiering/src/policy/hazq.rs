@@ -47,6 +47,8 @@ const SAME_USE: u32 = 2;
 /// New blocks between two refreshes: at least so many, and one part in so many of the blocks there are.
 const REFRESH_MIN: u64 = 1000;
 const REFRESH_PART: u64 = 4;
+/// A block that is on SSD too is worth one part in so many of what it is worth else: to lose it costs a read, not a prefill.
+const ON_SSD_PART: u32 = 4;
 /// How many times as many lives that are over are remembered as lives that go on.
 const MEMORY: u64 = 4;
 
@@ -250,11 +252,11 @@ impl Hazq {
         self.hazards.value(class, now.saturating_sub(since))
     }
 
-    /// What a list's tail is worth, how old it is, and the list's number: the least one goes first.
+    /// What is lost with a list's tail, how old it is, and the list's number: the least one goes first.
     fn tail<K: Kept>(&self, kept: &K, list: &List, class: usize, now: u32) -> Option<(u32, u32, usize, LineId)> {
         let line = list.oldest;
-        let since = line.is_some().then(|| kept.entry(line).last_use)?;
-        Some((self.worth_of(class as u8, since, now), since, class, line))
+        let entry = line.is_some().then(|| kept.entry(line))?;
+        Some((loss(entry, self.worth_of(class as u8, entry.last_use, now)), entry.last_use, class, line))
     }
 
     fn tails<K: Kept>(&self, kept: &K, shelf: Shelf, now: u32) -> impl Iterator<Item = (u32, u32, usize, LineId)> {
@@ -269,6 +271,11 @@ impl Hazq {
         let may_go = listed(entry) && entry.flags & (HELD | PINNED) == 0 && Copy::of_dram(entry) != Copy::Moving;
         (may_go && is_leaf(kept, entry)).then_some(line)
     }
+}
+
+/// What DRAM loses with a block of that worth.
+fn loss(entry: &Entry, worth: u32) -> u32 {
+    if Copy::of_dram(entry) == Copy::Clean { worth / ON_SSD_PART } else { worth }
 }
 
 fn is_leaf<K: Kept>(kept: &K, entry: &Entry) -> bool {
@@ -442,7 +449,8 @@ impl Policy for Hazq {
     fn coldest<K: Kept>(&self, kept: &K, shelf: Shelf, now: Time) -> Option<LineId> {
         let now = tenths(now);
         let (worth, .., tail) = self.tails(kept, shelf, now).min()?;
-        let fresh = self.fresh(kept, shelf).filter(|&line| self.worth_of_line(line, now) < worth);
+        let loss_of = |line| loss(kept.entry(line), self.worth_of_line(line, now));
+        let fresh = self.fresh(kept, shelf).filter(|&line| loss_of(line) < worth);
         Some(fresh.unwrap_or(tail))
     }
 

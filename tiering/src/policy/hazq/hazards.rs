@@ -216,8 +216,8 @@ mod tests {
     #[test]
     fn a_class_that_comes_back_is_worth_more() {
         let mut hazards = Hazards::default();
-        lives(&mut hazards, A, 1_000, 200, true);
-        lives(&mut hazards, B, 1_000, 200, false);
+        lives(&mut hazards, A, 10_000, 200, true);
+        lives(&mut hazards, B, 10_000, 200, false);
         hazards.refresh(2_000, 20);
         assert!(hazards.value(A, 0) > 10 * hazards.value(B, 0));
     }
