@@ -122,6 +122,8 @@ impl World {
         let before = core.counts().blocks;
         if self.disk.is_some() {
             core.ssd_coming();
+            // What a parent on SSD leads to is found again without it.
+            self.linked.clear();
         }
         // One client is faster than the adoption.
         let early = self.clients.keys().next().copied();
