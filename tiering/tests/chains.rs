@@ -1,7 +1,7 @@
 //! Policies in the core: what neither may ever do, whatever it learned.
 
 use lapis_config::{Key, PoolId};
-use lapis_tiering::{Hazq, Lru, PlainKept, Policy, Replay, kept::Kept};
+use lapis_tiering::{Hazq, Lru, PlainKept, Policy, Replay, SsdTier, kept::Kept};
 
 const GHOST_BYTES: u64 = 1 << 16;
 
@@ -32,7 +32,8 @@ fn trace(seed: u64, requests: usize) -> Vec<(u64, Vec<u64>, u64)> {
     trace
 }
 
-/// Of every chain: once a block is nowhere, all after it are.
+/// Of every chain: once a block is nowhere, all after it are. One that is there is in DRAM or on SSD: while a chain longer
+/// than the memory is read in parts, a parent may be on SSD alone and its child in DRAM.
 fn chains_are_whole(kept: &PlainKept, chain: &[u64]) -> Result<(), String> {
     let mut gone = false;
     for (depth, &id) in chain.iter().enumerate() {
@@ -67,6 +68,17 @@ fn no_child_stays_without_its_parent() {
         for capacity in [1, 7, 50, 333] {
             run(seed, Replay::new(capacity, Hazq::new(GHOST_BYTES)));
             run(seed, Replay::new(capacity, Lru::default()));
+        }
+    }
+}
+
+#[test]
+fn no_child_stays_without_its_parent_in_dram_or_on_ssd() {
+    for seed in 0..6 {
+        for (capacity, blocks) in [(16, 120), (16, 400), (60, 400)] {
+            let tier = SsdTier { blocks, block_bytes: 65_536 };
+            run(seed, Replay::with_ssd(capacity, tier, Hazq::new(GHOST_BYTES)));
+            run(seed, Replay::with_ssd(capacity, tier, Lru::default()));
         }
     }
 }

@@ -107,7 +107,11 @@ fn priority_keeps_blocks_for_a_while_and_not_for_ever() {
     flood(&mut scene, pool, 1, 60);
     assert_eq!(there(&scene, pool, 0, 4), 4, "a minute of new blocks");
     scene.now.0 += 30 * MINUTE_US;
-    flood(&mut scene, pool, 100, 60);
+    // So slow that what goes is minutes old: 64 times the worth of half an hour would outlast that.
+    for chain in 100..130 {
+        scene.now.0 += 20_000_000;
+        scene.put_from_magazine(pool, chain);
+    }
     assert_eq!(there(&scene, pool, 0, 4), 0, "half an hour later it is worth no more than others");
 }
 
@@ -117,6 +121,8 @@ fn higher_priority_outlasts_lower() {
     for (chain, priority) in [(0, 255), (1, 1)] {
         scene.put_chain(pool, chain, 8);
         scene.core.hint(scene.now, pool, &keys(chain, 8), Hint::Priority(priority));
+        // The higher one is older.
+        scene.now.0 += 5_000_000;
     }
     // All that is there has one; puts are taken whatever goes for them.
     scene.now.0 += MINUTE_US;

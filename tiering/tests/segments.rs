@@ -141,6 +141,17 @@ fn a_group_below_its_floor_takes_from_the_one_furthest_above_its_own() {
 }
 
 #[test]
+fn a_group_below_its_floor_takes_none_of_one_that_is_not_above_its_own() {
+    let limit = SegmentLimits { floor: 6, ceiling: u32::MAX };
+    let mut segments = Segments::default();
+    segments.limit(vec![limit, limit]);
+    // As when a device with some of the segments is out.
+    (0..3).for_each(|index| segments.found(0, segment(index)));
+    (3..9).for_each(|index| segments.found(1, segment(index)));
+    assert_eq!(segments.wanted(0, 0), Given::Own);
+}
+
+#[test]
 fn a_group_beyond_its_ceiling_shrinks_to_it_and_stays_there() {
     let mut segments = Segments::default();
     segments.limit(vec![SegmentLimits::of_bytes(0, 350, 100)]);

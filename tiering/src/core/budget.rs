@@ -150,23 +150,25 @@ impl Budget {
 mod tests {
     use super::*;
 
-    /// Blocks of some worth, one a second, under a budget of half of them: how many were written of each.
-    fn run(worths: &[u32]) -> Vec<u32> {
+    /// Blocks of some worth, one a second, under a budget of half of them: how many were written of each, and
+    /// the most bytes that were ever saved.
+    fn run(worths: &[u32]) -> (Vec<u32>, i64) {
         let mut budget = Budget::new(86_400 / 2 * 4096);
-        let mut written = vec![0; worths.len()];
+        let (mut written, mut saved_most) = (vec![0; worths.len()], 0);
         for second in 0..20_000u64 {
             budget.clock(Time(1 + second * 1_000_000));
             let kind = (second as usize * 7 / 3) % worths.len();
             let accepted = budget.accepts(worths[kind]);
             written[kind] += u32::from(accepted);
             budget.offered(worths[kind], 4096, accepted);
+            saved_most = saved_most.max(budget.available());
         }
-        written
+        (written, saved_most)
     }
 
     #[test]
     fn the_threshold_follows_the_budget() {
-        let written = run(&[10, 1_000, 100_000, 10_000_000]);
+        let (written, _) = run(&[10, 1_000, 100_000, 10_000_000]);
         let all: u32 = written.iter().sum();
         assert!((9_000..=11_000).contains(&all), "{written:?}");
         assert!(written[0] < 500 && written[3] > 4_500, "{written:?}");
@@ -174,8 +176,10 @@ mod tests {
 
     #[test]
     fn where_all_are_worth_the_same_the_budget_is_spent_all_the_same() {
-        let all: u32 = run(&[77, 77, 77]).iter().sum();
+        let (written, saved_most) = run(&[77, 77, 77]);
+        let all: u32 = written.iter().sum();
         assert!((9_000..=11_000).contains(&all), "{all}");
+        assert!(saved_most <= 16 * 4096, "as it comes, not in bursts: {saved_most} bytes were saved");
     }
 
     #[test]

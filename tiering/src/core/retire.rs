@@ -1,7 +1,9 @@
 //! Retirement: the oldest segment is given up for a new one. What was hit since it was written, or has children, is
-//! written anew, most recently hit first, within a budget; the rest is forgotten.
+//! written anew within a budget: first what leads to a block in DRAM, then what is worth most. What leads to a block that
+//! somebody holds or pinned is written anew in any case. The rest is forgotten, with all that is below it.
 //!
 //! Invariant: a segment is free only when nothing is read from it and all that is to stay is stored elsewhere.
+//! Invariant: no block stays, in DRAM or on SSD, below one that was given up.
 
 use std::{
     cmp::Reverse,
@@ -14,7 +16,7 @@ use lapis_config::{
     planted::{self, Bug},
 };
 
-use super::{AGAIN, Core, HELD, HIT, fetch::Fetch, ssd::Asked};
+use super::{AGAIN, Core, HIT, fetch::Fetch, ssd::Asked};
 use crate::{
     copies::{Copy, Step, step_dram},
     face::Action,
@@ -122,8 +124,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let mut lines = self.ssd.log.as_mut().expect("it has the segment").retire(segment);
         let here = |line: &LineId| SsdPlace(self.kept.entry(*line).ssd).segment() == segment;
         lines.retain(|line| self.kept.entry(*line).ssd != 0 && here(line) && self.kept.live(*line).is_some());
+        let needed = self.above_what_is_kept();
         let mut chosen = BTreeSet::new();
-        for line in self.worthiest_first(lines) {
+        for line in self.needed_first(lines, &needed) {
             // It may have gone with one above it.
             let entry = *self.kept.entry(line);
             if entry.ssd == 0 || SsdPlace(entry.ssd).segment() != segment {
@@ -139,7 +142,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
                     self.went_from_ssd(line);
                 }
                 _ if chosen.contains(&line) => {}
-                _ if self.is_worth_writing(line, segment, &chosen) => {
+                _ if self.is_worth_writing(line, segment, &chosen, &needed) => {
                     chosen.insert(line);
                     self.write_anew(line, segment);
                 }
@@ -147,6 +150,36 @@ impl<K: Kept, P: Policy> Core<K, P> {
             }
         }
         self.counts.segments_retired += 1;
+    }
+
+    /// Blocks that somebody holds or pinned, and all that lead to them: they stay in any case.
+    fn above_what_is_kept(&self) -> BTreeSet<LineId> {
+        let mut needed = BTreeSet::new();
+        for line in self.holds.lines().chain(self.pins.lines()) {
+            self.add_path(line, &mut needed);
+        }
+        needed
+    }
+
+    /// Adds a block and all above it; where one is among them already, so is the rest.
+    fn add_path(&self, line: LineId, to: &mut BTreeSet<LineId>) {
+        let mut at = line;
+        while at.is_some() && to.insert(at) {
+            at = LineId(self.kept.entry(at).parent);
+        }
+    }
+
+    /// The lines: first those that are needed, then those that lead to a block in DRAM, which would go with them, then
+    /// those that are worth most.
+    fn needed_first(&self, lines: Vec<LineId>, needed: &BTreeSet<LineId>) -> Vec<LineId> {
+        let mut above_dram = BTreeSet::new();
+        for &line in lines.iter().filter(|&&line| !self.tree.is_dram_leaf(&self.kept, line)) {
+            self.add_path(line, &mut above_dram);
+        }
+        let mut order = self.worthiest_first(lines);
+        // Stable: among equals the order stays.
+        order.sort_by_key(|line| (!needed.contains(line), !above_dram.contains(line)));
+        order
     }
 
     /// The lines, those first that are worth most, and among equals the most recently used. A parent comes before its
@@ -194,7 +227,16 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.went_from_ssd(line);
     }
 
-    fn is_worth_writing(&self, line: LineId, segment: SegmentId, chosen: &BTreeSet<LineId>) -> bool {
+    fn is_worth_writing(
+        &self,
+        line: LineId,
+        segment: SegmentId,
+        chosen: &BTreeSet<LineId>,
+        needed: &BTreeSet<LineId>,
+    ) -> bool {
+        if needed.contains(&line) {
+            return true;
+        }
         let entry = self.kept.entry(line);
         let parent = LineId(entry.parent);
         let above_stays = !parent.is_some()
@@ -203,7 +245,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             || SsdPlace(self.kept.entry(parent).ssd).segment() != segment;
         let wanted = entry.flags & HIT != 0 || !self.tree.is_leaf(&self.kept, line);
         let live = self.kept.live(line).expect("filtered by the caller");
-        above_stays && (entry.flags & HELD != 0 || wanted && self.may_write_again(&live))
+        above_stays && wanted && self.may_write_again(&live)
     }
 
     /// Whether the budget has room for one more write of a block that was on SSD before.
@@ -217,26 +259,16 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.ssd.retiring.values().map(|retiring| retiring.left_bytes).sum()
     }
 
-    /// Forgets a block that is on SSD alone, and what is below it; children in DRAM stay, without a parent.
-    fn drop_from_ssd(&mut self, line: LineId) {
-        let mut lines = vec![line];
-        let mut at = 0;
-        while at < lines.len() {
-            let children: Vec<LineId> = self.tree.children(&self.kept, lines[at]).collect();
-            for child in children {
-                if Copy::of_dram(self.kept.entry(child)) == Copy::Absent {
-                    lines.push(child);
-                } else {
-                    self.tree.detach(&mut self.kept, child);
-                }
-            }
-            at += 1;
-        }
+    /// Forgets a block that is on SSD alone, and all below it, wherever that is: without it those serve nothing.
+    fn drop_from_ssd(&mut self, root: LineId) {
+        let mut lines = Vec::new();
+        self.tree.subtree(&self.kept, root, usize::MAX, &mut lines);
         for line in lines.into_iter().rev() {
             // One may have gone with what waited for another.
             if self.kept.live(line).is_some() {
-                self.counts.ssd_evictions += 1;
-                self.drop_line(line, false);
+                let in_dram = self.in_dram(line);
+                self.counts.ssd_evictions += u64::from(!in_dram);
+                self.drop_line(line, in_dram);
             }
         }
     }
@@ -261,10 +293,13 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let place = SsdPlace(self.kept.entry(line).ssd);
         if place.is_some() && place.segment() == segment {
             // It could not be read, or there was no room to.
-            let (copy, leaf) = (Copy::of_dram(self.kept.entry(line)), self.kept.live(line).is_some());
-            match copy {
+            match Copy::of_dram(self.kept.entry(line)) {
                 Copy::Clean => self.lost_on_ssd(line),
-                Copy::Absent if leaf => self.drop_from_ssd(line),
+                Copy::Absent => {
+                    // Also what somebody holds below it, as after any read that failed.
+                    self.drop_from_ssd(line);
+                    self.settle();
+                }
                 _ => {}
             }
         }

@@ -71,6 +71,8 @@ impl World {
     pub fn recover(&mut self) {
         let Some(disk) = self.disk.as_mut().filter(|_| self.coming) else { return };
         self.coming = false;
+        // A record that is found may be of a block whose parent was never written.
+        self.linked.clear();
         let (options, devices) = (disk.options(), disk.devices);
         let (segments, records) = disk.recover();
         for record in &records {
@@ -122,6 +124,8 @@ impl World {
         let before = core.counts().blocks;
         if self.disk.is_some() {
             core.ssd_coming();
+            // What a parent on SSD leads to is found again without it.
+            self.linked.clear();
         }
         // One client is faster than the adoption.
         let early = self.clients.keys().next().copied();

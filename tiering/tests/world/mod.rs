@@ -74,6 +74,8 @@ pub struct World {
     removals: BTreeMap<Caller, Vec<Payload>>,
     dead: BTreeSet<Payload>,
     ever: BTreeSet<Payload>,
+    /// What was stored below a parent that is known for sure to be the core's too.
+    linked: BTreeSet<(PoolId, Key)>,
     pub demoted: u64,
     pub extents: usize,
     pub populated: [u64; 2],
@@ -127,6 +129,7 @@ impl World {
             removals: BTreeMap::new(),
             dead: BTreeSet::new(),
             ever: BTreeSet::new(),
+            linked: BTreeSet::new(),
             demoted: 0,
             extents: 1,
             populated: [0; 2],
@@ -233,6 +236,9 @@ impl World {
             if put == Put::Stored {
                 self.stored.insert((pool, item.key), (item.slot, item.bytes, item.sum));
                 self.ever.insert(((pool, item.key), item.sum));
+                if item.parent != Parent::None {
+                    self.linked.insert((pool, item.key));
+                }
             }
         }
     }
@@ -359,6 +365,10 @@ impl World {
             let Some(line) = core.kept().find(pool, &key) else { continue };
             let place = core.kept().live(line).unwrap().place;
             assert_eq!((place.bytes, place.sum), (stored.1, stored.2), "{key:?} leads to what its client stored");
+            if self.linked.contains(&(pool, key)) {
+                let above = Key([key.0[0], key.0[1] - 1, 7, 0]);
+                assert!(core.kept().find(pool, &above).is_some(), "{key:?} is there without its parent");
+            }
             if place.tier == Tier::Elsewhere {
                 let (disk, at) = (self.disk.as_ref().unwrap(), SsdPlace(core.kept().entry(line).ssd));
                 // What is being read may have lost its place with its segment.
@@ -368,10 +378,6 @@ impl World {
             assert_eq!(self.contents[&place.slot], place.sum, "{key:?} is not what lies in its slot");
             assert!(!self.owned.contains_key(&place.slot), "slot {} is published and written", place.slot.0);
             used.insert(place.slot, core.slot_units(place.slot).unwrap());
-            if self.disk.is_none() && key.0[1] > 0 && POOLS[pool.0 as usize].0 == PoolKind::Chain {
-                let above = Key([key.0[0], key.0[1] - 1, 7, 0]);
-                assert!(core.kept().find(pool, &above).is_some(), "{key:?} is there without its parent");
-            }
         }
         assert_eq!(used.len() as u64, core.counts().blocks, "every block is somebody's");
         for (slot, owned) in &self.owned {

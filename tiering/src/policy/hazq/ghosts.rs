@@ -43,7 +43,7 @@ impl Ghosts {
     }
 
     fn set(&self, name: u64) -> usize {
-        (u128::from(name) * self.sets.len() as u128 >> 64) as usize
+        ((u128::from(name) * self.sets.len() as u128) >> 64) as usize
     }
 
     pub fn get(&self, name: u64) -> Option<Ghost> {

@@ -1,0 +1,195 @@
+//! Segments that are given up: when, and what stays of them.
+
+use lapis_config::{ClientId, Fingerprint, Key, OpId, PolicyName, PoolId, PoolKind, SegmentId, Time, UNIT_BYTES};
+use lapis_tiering::{
+    Chosen, Core, CoreOptions, LogOptions, PlainKept, PoolDef,
+    face::{Action, Caller, CommitItem, Outcome, Parent, Put, Reply, Reserved},
+    kept::{Kept, Tier},
+};
+
+const CLIENT: ClientId = ClientId(1);
+const POOL: PoolId = PoolId(0);
+const DEVICE: u8 = 0;
+const BLOCK_UNITS: u32 = 4;
+const BLOCK_BYTES: u32 = BLOCK_UNITS * UNIT_BYTES as u32;
+const MEMORY_BLOCKS: u32 = 16;
+const SEGMENT_PAGES: u32 = 64;
+/// The segments that the group has; more it may be promised.
+const SEGMENTS: u32 = 4;
+const SECOND_US: u64 = 1_000_000;
+
+/// A group whose devices are done with everything at once.
+struct Group {
+    core: Core<PlainKept, Chosen>,
+    now: Time,
+    given: u32,
+    /// Another group is to give one up where none is free.
+    is_promised: bool,
+    promises: u32,
+    /// Segments that were given up.
+    freed: Vec<SegmentId>,
+    stored: Vec<Key>,
+}
+
+impl Group {
+    fn new(policy: PolicyName, is_promised: bool) -> Self {
+        let options = CoreOptions { reserved_part: 1, slab_units_min: 1, ..CoreOptions::default() };
+        let mut core = Core::new(PlainKept::new(1 << 12), Chosen::new(policy, 1 << 12), options);
+        let bytes = u64::from(MEMORY_BLOCKS * BLOCK_BYTES);
+        core.extent_added(bytes);
+        core.populated(0, bytes);
+        let block_bytes = u64::from(BLOCK_BYTES);
+        let (namespace, kind) = (Fingerprint::default(), PoolKind::Chain);
+        core.pool_added(POOL, PoolDef { namespace, kind, block_bytes, slot_units: BLOCK_UNITS, pieces: 1 });
+        core.client_added(CLIENT, true);
+        core.ssd_coming();
+        core.ssd_opened(LogOptions {
+            group: 0,
+            segment_pages: SEGMENT_PAGES,
+            sequence_first: 1,
+            sequence_end: u64::MAX,
+            list_after_us: 1_000,
+            durable: false,
+        });
+        core.device_added(DEVICE);
+        let now = Time(SECOND_US);
+        core.ssd_ready(now);
+        Self { core, now, given: 0, is_promised, promises: 0, freed: Vec::new(), stored: Vec::new() }
+    }
+
+    /// Does what the core wants done; what it answered.
+    fn work(&mut self) -> Vec<Reply> {
+        let mut replies = Vec::new();
+        loop {
+            let mut done: Vec<OpId> = Vec::new();
+            while let Some(action) = self.core.poll_action() {
+                match action {
+                    Action::Reply { reply, .. } => replies.push(reply),
+                    Action::NeedSegment { device } if self.given < SEGMENTS => {
+                        self.core.segment_given(SegmentId::new(device, self.given));
+                        self.given += 1;
+                    }
+                    Action::NeedSegment { device } if self.is_promised => {
+                        self.promises += 1;
+                        self.core.segment_promised(device);
+                    }
+                    Action::FreeSegment { segment, leaves } => {
+                        assert!(!leaves, "nobody else wants one");
+                        self.freed.push(segment);
+                    }
+                    Action::WriteSsd { op, .. }
+                    | Action::ReadSsd { op, .. }
+                    | Action::OpenSegment { op, .. }
+                    | Action::ListSsd { op, .. }
+                    | Action::FlushSsd { op, .. }
+                    | Action::Verify { op, .. } => done.push(op),
+                    _ => {}
+                }
+            }
+            if done.is_empty() {
+                return replies;
+            }
+            done.into_iter().for_each(|op| self.core.completed(self.now, op, Outcome::Ok));
+        }
+    }
+
+    fn pass(&mut self, us: u64) {
+        self.now.0 += us;
+        self.core.tick(self.now);
+        self.work();
+        self.core.audit().expect("a sound core");
+    }
+
+    /// One more block. What leaves DRAM for it is on SSD first, if there is room for it there.
+    fn put(&mut self, parent: Parent) -> Key {
+        let key = Key([1 + self.stored.len() as u64, 0, 0, 0]);
+        let to = Caller { client: CLIENT, token: 1 };
+        let deadline = Time(self.now.0 + 10_000);
+        self.core.reserve(self.now, to, POOL, BLOCK_BYTES, &[key], parent, deadline);
+        let slot = loop {
+            match self.work()[..] {
+                [Reply::Reserved { ref results }] => match results[..] {
+                    [Reserved::Slot(slot)] => break slot,
+                    ref other => panic!("{other:?}"),
+                },
+                [] => {}
+                ref other => panic!("{other:?}"),
+            }
+            self.now = self.core.poll_timeout().expect("what waits has a deadline").max(self.now);
+            self.core.tick(self.now);
+        };
+        let item = CommitItem { slot, key, parent, bytes: BLOCK_BYTES, sum: 1 };
+        let mut puts = Vec::new();
+        self.core.commit(self.now, CLIENT, POOL, &[item], &mut puts);
+        assert_eq!(puts, [Put::Stored]);
+        self.stored.push(key);
+        self.work();
+        key
+    }
+
+    /// Puts until it is promised a segment.
+    fn fill(&mut self) {
+        while self.promises == 0 {
+            self.put(Parent::None);
+            assert!(self.stored.len() < 1_000, "it asks for more before");
+        }
+        assert_eq!(self.given, SEGMENTS);
+    }
+
+    fn tier(&self, key: &Key) -> Option<Tier> {
+        let kept = self.core.kept();
+        kept.find(POOL, key).map(|line| kept.live(line).expect("found").place.tier)
+    }
+
+    fn there(&self) -> usize {
+        self.stored.iter().filter(|key| self.tier(key).is_some()).count()
+    }
+}
+
+#[test]
+fn while_a_segment_is_promised_no_block_is_given_up() {
+    let mut group = Group::new(PolicyName::Lru, true);
+    group.fill();
+    let blocks = group.stored.len();
+    assert_eq!((group.there(), group.freed.len()), (blocks, 0), "what was stored is in DRAM or on SSD");
+    group.pass(SECOND_US - 100_000);
+    assert_eq!((group.there(), group.freed.len()), (blocks, 0), "it waits");
+    group.core.segment_given(SegmentId::new(DEVICE, SEGMENTS));
+    group.pass(2 * SECOND_US);
+    assert_eq!((group.there(), group.freed.len()), (blocks, 0), "the one that came will do");
+    assert_eq!((group.core.segments() as u32, group.promises), (SEGMENTS + 1, 1));
+}
+
+#[test]
+fn a_promise_that_is_not_kept_within_a_second_costs_the_oldest_of_its_own() {
+    let mut group = Group::new(PolicyName::Lru, true);
+    group.fill();
+    let wake = group.core.poll_timeout().expect("a promise has an end");
+    assert!(wake.0 <= group.now.0 + SECOND_US, "it asks to be called when the promise is over");
+    group.pass(SECOND_US);
+    assert_eq!(group.freed, [SegmentId::new(DEVICE, 0)], "the oldest");
+    assert!(group.there() < group.stored.len());
+    assert_eq!(group.core.segments() as u32, SEGMENTS, "it is written anew");
+}
+
+#[test]
+fn what_leads_to_a_pinned_block_outlasts_its_segment_whatever_was_written_anew_before() {
+    for policy in [PolicyName::Lru, PolicyName::Hazq] {
+        let mut group = Group::new(policy, false);
+        // Half of the memory: more than may be written anew when the first segment goes.
+        let roots: Vec<Key> = (0..MEMORY_BLOCKS / 2).map(|_| group.put(Parent::None)).collect();
+        while roots.iter().any(|root| group.tier(root) != Some(Tier::Elsewhere)) {
+            group.put(Parent::None);
+            assert_eq!(group.freed, [], "{policy:?}: they are on SSD alone before any segment goes");
+        }
+        let children: Vec<Key> = roots.iter().map(|&root| group.put(Parent::Key(root))).collect();
+        group.core.hint(group.now, POOL, &children, Hint::Pinned { ttl_ms: 3_600_000 });
+        while group.freed.len() < 2 * SEGMENTS as usize {
+            group.put(Parent::None);
+            group.pass(1_000);
+        }
+        for (root, child) in roots.iter().zip(&children) {
+            assert!(group.tier(root).is_some() && group.tier(child).is_some(), "{policy:?}: {root:?}");
+        }
+    }
+}
