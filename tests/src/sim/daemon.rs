@@ -83,7 +83,7 @@ fn options(plan: &Plan, rng: &mut Rng) -> EngineOptions {
     let dram_bytes = plan.extents * EXTENT_BYTES;
     let magazine_bytes_max = [64 << 10, 256 << 10, 4 << 20][rng.usize(..3)];
     let heavy = !plan.is_calm();
-    let limited = plan.groups > 1 && plan.turns % 2 == 0;
+    let limited = plan.groups > 1 && plan.turns.is_multiple_of(2);
     let share = plan.segments * plan.devices as u64 * plan.segment_bytes / plan.groups as u64;
     let group = |index: usize| GroupOptions {
         name: format!("g{index}"),
@@ -104,14 +104,14 @@ fn options(plan: &Plan, rng: &mut Rng) -> EngineOptions {
             idle_recall: Duration::from_millis(50),
             write_back_ahead_bytes: dram_bytes / plan.ahead_part,
             // About what is written in some seconds, so that it binds.
-            ssd_write_bytes_a_day: (plan.turns % 3 == 0).then_some(BUDGET_BYTES_A_SECOND * 86_400),
+            ssd_write_bytes_a_day: (plan.turns.is_multiple_of(3)).then_some(BUDGET_BYTES_A_SECOND * 86_400),
             ..CoreOptions::default()
         },
         // The first of several is promised more than its share, and the others no more than theirs, or they share freely.
         ssd_floor_bytes: if limited && index == 0 { share + plan.segment_bytes } else { 0 },
         ssd_ceiling_bytes: if limited && index > 0 { share } else { 0 },
         // Ghosts are few: they are forgotten too.
-        policy: if plan.lines % 2 == 0 { PolicyName::Hazq } else { PolicyName::Lru },
+        policy: if plan.lines.is_multiple_of(2) { PolicyName::Hazq } else { PolicyName::Lru },
         ghost_bytes: 1024,
     };
     EngineOptions {

@@ -6,7 +6,7 @@ use lapis_config::{
     planted::{self, Bug},
 };
 
-use super::{Core, HELD, Op, PINNED, ssd::State};
+use super::{Core, HELD, Op, PINNED};
 use crate::{
     copies::{Copy, Step, step_dram},
     kept::{Kept, Live, Place, SlotState, Tier},
@@ -78,10 +78,10 @@ impl<K: Kept, P: Policy> Core<K, P> {
         evicted
     }
 
-    /// Whether a request's new blocks may take this one's place. Where there is a tier below, they come in any case: it
-    /// decides what stays.
+    /// Whether a request's new blocks may take this one's place. Where there is to be a tier below, they come in any case:
+    /// it decides what stays.
     fn admits(&self, victim: LineId, request: Request) -> bool {
-        self.ssd.state != State::Off || self.policy.admits(&self.kept, victim, request, self.now)
+        self.ssd.configured || self.policy.admits(&self.kept, victim, request, self.now)
     }
 
     /// Whether a block is to go to SSD before it leaves DRAM.

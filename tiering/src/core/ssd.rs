@@ -61,6 +61,8 @@ pub(super) enum Asked {
 #[derive(Default)]
 pub(super) struct Ssd {
     pub state: State,
+    /// There is to be a tier, also while it is not there.
+    pub configured: bool,
     pub log: Option<Log>,
     pub moving: Map<LineId, Moving>,
     pub fetching: Map<LineId, OpId>,
@@ -99,7 +101,7 @@ impl Ssd {
 impl<K: Kept, P: Policy> Core<K, P> {
     /// An SSD tier is being opened: until `ssd_ready` or `ssd_absent`, blocks that may go there wait.
     pub fn ssd_coming(&mut self) {
-        self.ssd.state = State::Coming;
+        (self.ssd.state, self.ssd.configured) = (State::Coming, true);
     }
 
     /// There is no SSD tier, or none any more: DRAM alone.
