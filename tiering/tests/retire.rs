@@ -1,6 +1,6 @@
 //! Segments that are given up: when, and what stays of them.
 
-use lapis_config::{ClientId, Fingerprint, Key, OpId, PolicyName, PoolId, PoolKind, SegmentId, Time, UNIT_BYTES};
+use lapis_config::{ClientId, Fingerprint, Hint, Key, OpId, PolicyName, PoolId, PoolKind, SegmentId, Time, UNIT_BYTES};
 use lapis_tiering::{
     Chosen, Core, CoreOptions, LogOptions, PlainKept, PoolDef,
     face::{Action, Caller, CommitItem, Outcome, Parent, Put, Reply, Reserved},
