@@ -171,25 +171,3 @@ fn a_promise_that_is_not_kept_within_a_second_costs_the_oldest_of_its_own() {
     assert!(group.there() < group.stored.len());
     assert_eq!(group.core.segments() as u32, SEGMENTS, "it is written anew");
 }
-
-#[test]
-fn what_leads_to_a_pinned_block_outlasts_its_segment_whatever_was_written_anew_before() {
-    for policy in [PolicyName::Lru, PolicyName::Hazq] {
-        let mut group = Group::new(policy, false);
-        // Half of the memory: more than may be written anew when the first segment goes.
-        let roots: Vec<Key> = (0..MEMORY_BLOCKS / 2).map(|_| group.put(Parent::None)).collect();
-        while roots.iter().any(|root| group.tier(root) != Some(Tier::Elsewhere)) {
-            group.put(Parent::None);
-            assert_eq!(group.freed, [], "{policy:?}: they are on SSD alone before any segment goes");
-        }
-        let children: Vec<Key> = roots.iter().map(|&root| group.put(Parent::Key(root))).collect();
-        group.core.hint(group.now, POOL, &children, Hint::Pinned { ttl_ms: 3_600_000 });
-        while group.freed.len() < 2 * SEGMENTS as usize {
-            group.put(Parent::None);
-            group.pass(1_000);
-        }
-        for (root, child) in roots.iter().zip(&children) {
-            assert!(group.tier(root).is_some() && group.tier(child).is_some(), "{policy:?}: {root:?}");
-        }
-    }
-}
