@@ -359,8 +359,10 @@ impl Daemon {
             self.owed = None;
         }
         let Some((since, owed)) = self.owed.take() else { return Ok(0) };
-        // Some left with their segment in the same turn: a group that has no free one retires its oldest at once.
-        let mut left: u64 = engine.groups().iter().map(|group| group.core.counts().ssd_evictions).sum();
+        // Some left with their segment in the same turn: a group that has no free one retires its oldest at once. What was
+        // in memory too may have been evicted then, if the budget has no bytes to write it anew.
+        let counts = engine.groups().iter().map(|group| group.core.counts());
+        let mut left: u64 = counts.map(|counts| counts.ssd_evictions + counts.evictions).sum();
         for (place, sum) in &owed {
             let group = &engine.groups()[place.0];
             let pools = group.shapes.keys().filter(|pool| pool_index(group, **pool) == Some(place.1));

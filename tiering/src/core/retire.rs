@@ -267,7 +267,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             // One may have gone with what waited for another.
             if self.kept.live(line).is_some() {
                 let in_dram = self.in_dram(line);
-                self.counts.ssd_evictions += u64::from(self.kept.entry(line).ssd != 0);
+                self.counts.ssd_evictions += 1;
                 self.drop_line(line, in_dram);
             }
         }
