@@ -28,6 +28,7 @@ mod slabs;
 mod ssd;
 mod touch;
 mod verify;
+mod waits;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -126,7 +127,7 @@ pub struct Core<K: Kept, P: Policy> {
     growth: Growth,
     holds: hold::Holds,
     pins: hint::Pins,
-    puts: put::PutWaits,
+    puts: waits::PutWaits,
     gets: get::GetWaits,
     /// How many granted slots are being filled with a key that a reserve named.
     filling: Map<(PoolId, Key), u32>,
@@ -182,7 +183,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             growth: Growth::Possible,
             holds: hold::Holds::default(),
             pins: hint::Pins::default(),
-            puts: put::PutWaits::default(),
+            puts: waits::PutWaits::default(),
             gets: get::GetWaits::default(),
             filling: Map::default(),
             reservations: BTreeMap::new(),

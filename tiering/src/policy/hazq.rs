@@ -15,26 +15,26 @@ mod class;
 mod cohorts;
 mod ghosts;
 mod hazards;
+mod lists;
 #[cfg(test)]
 mod model;
 
 use std::hash::{Hash, Hasher};
 
-use lapis_config::{Entry, Hint, Key, LineId, PoolId, Time};
+use lapis_config::{Hint, Key, LineId, PoolId, Time};
 
 use self::{
     class::{CHILDREN_OWN, CLASSES, ENDED, PARTIAL, PRIORITY, PRIORITY_HIGH, SHARED, STRANGER, WILL_RETURN},
     ghosts::{Ghost, Ghosts},
     hazards::Hazards,
+    lists::{Fresh, Lists, NOTHING, loss},
 };
 use super::{
     Policy, Request, Shelf, Stored, Use,
-    list::{EMPTY, List, listed},
+    list::{EMPTY, listed},
     tenths,
 };
 use crate::{
-    copies::Copy,
-    core::{HELD, PINNED},
     hash::Mix,
     kept::{Kept, Live},
 };
@@ -47,8 +47,6 @@ const SAME_USE: u32 = 2;
 /// New blocks between two refreshes: at least so many, and one part in so many of the blocks there are.
 const REFRESH_MIN: u64 = 1000;
 const REFRESH_PART: u64 = 4;
-/// A block that is on SSD too is worth one part in so many of what it is worth else: to lose it costs a read, not a prefill.
-const ON_SSD_PART: u32 = 4;
 /// How many times as many lives that are over are remembered as lives that go on.
 const MEMORY: u64 = 4;
 
@@ -62,21 +60,6 @@ struct Life {
     /// Different blocks that ever followed it, up to 255.
     children: u8,
     known: bool,
-}
-
-/// The new blocks of the last request that stored some.
-#[derive(Clone, Copy, Debug)]
-struct Fresh {
-    deepest: LineId,
-    count: u32,
-}
-
-const NOTHING: Fresh = Fresh { deepest: LineId::NONE, count: 0 };
-
-#[derive(Debug)]
-struct Lists {
-    of: [List; CLASSES],
-    fresh: Fresh,
 }
 
 /// See the module's head.
@@ -208,79 +191,6 @@ impl Hazq {
             kept.keep_learned(&saved);
         }
     }
-
-    // ---- Lists ----
-
-    fn list(&mut self, shelf: Shelf, class: u8) -> &mut List {
-        &mut self.shelves[shelf.0 as usize].of[class as usize]
-    }
-
-    fn take_out<K: Kept>(&mut self, kept: &mut K, shelf: Shelf, line: LineId) {
-        if listed(kept.entry(line)) {
-            let class = self.life(line).class;
-            self.list(shelf, class).remove(kept, line);
-            self.listed -= 1;
-        }
-    }
-
-    fn put_in<K: Kept>(&mut self, kept: &mut K, shelf: Shelf, line: LineId, newest: bool) {
-        let class = self.life(line).class;
-        let list = self.list(shelf, class);
-        if newest {
-            list.push_newest(kept, line);
-        } else {
-            list.push_oldest(kept, line);
-        }
-        self.listed += 1;
-    }
-
-    /// Another class, at the same age.
-    fn reclass<K: Kept>(&mut self, kept: &mut K, shelf: Shelf, line: LineId, class: u8) {
-        let life = self.life(line);
-        let linked = listed(kept.entry(line));
-        self.take_out(kept, shelf, line);
-        if life.known {
-            self.hazards.cohorts.end(life.class, life.since);
-        }
-        self.begin(kept, line, Life { class, ..life });
-        if linked {
-            self.put_in(kept, shelf, line, true);
-        }
-    }
-
-    fn worth_of(&self, class: u8, since: u32, now: u32) -> u32 {
-        self.hazards.value(class, now.saturating_sub(since))
-    }
-
-    /// What is lost with a list's tail, how old it is, and the list's number: the least one goes first.
-    fn tail<K: Kept>(&self, kept: &K, list: &List, class: usize, now: u32) -> Option<(u32, u32, usize, LineId)> {
-        let line = list.oldest;
-        let entry = line.is_some().then(|| kept.entry(line))?;
-        Some((loss(entry, self.worth_of(class as u8, entry.last_use, now)), entry.last_use, class, line))
-    }
-
-    fn tails<K: Kept>(&self, kept: &K, shelf: Shelf, now: u32) -> impl Iterator<Item = (u32, u32, usize, LineId)> {
-        let lists = self.shelves[shelf.0 as usize].of.iter().enumerate();
-        lists.filter_map(move |(class, list)| self.tail(kept, list, class, now))
-    }
-
-    /// The deepest new block of the last request, if it may go.
-    fn fresh<K: Kept>(&self, kept: &K, shelf: Shelf) -> Option<LineId> {
-        let line = self.shelves[shelf.0 as usize].fresh.deepest;
-        let entry = line.is_some().then(|| kept.entry(line))?;
-        let may_go = listed(entry) && entry.flags & (HELD | PINNED) == 0 && Copy::of_dram(entry) != Copy::Moving;
-        (may_go && is_leaf(kept, entry)).then_some(line)
-    }
-}
-
-/// What DRAM loses with a block of that worth.
-fn loss(entry: &Entry, worth: u32) -> u32 {
-    if Copy::of_dram(entry) == Copy::Clean { worth / ON_SSD_PART } else { worth }
-}
-
-fn is_leaf<K: Kept>(kept: &K, entry: &Entry) -> bool {
-    let child = LineId(entry.first_child);
-    !child.is_some() || !Copy::of_dram(kept.entry(child)).is_readable()
 }
 
 /// The short name of a key. Never 0.
