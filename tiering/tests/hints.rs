@@ -4,7 +4,7 @@
 mod scene;
 
 use lapis_config::{Hint, Key, PolicyName, PoolId, PoolKind, Refusal};
-use lapis_tiering::kept::Kept;
+use lapis_tiering::{face::Put, kept::Kept};
 use scene::{MIB, Scene, key};
 
 const BOTH: [PolicyName; 2] = [PolicyName::Lru, PolicyName::Hazq];
@@ -152,5 +152,23 @@ fn a_reserve_worth_less_than_its_victim_is_refused_as_cold_and_only_without_ssd(
         let refused = scene.refusals(pool, MIB as u32, &keys(1, 1));
         let expected = if ssd { None } else { Some(Refusal::Cold) };
         assert_eq!(refused, [expected], "ssd: {ssd}");
+    }
+}
+
+#[test]
+fn a_put_that_comes_in_parts_never_makes_room_for_itself_out_of_itself() {
+    for policy in BOTH {
+        let (mut scene, pool) = scene(policy);
+        for chain in 0..16 {
+            scene.put_from_magazine(pool, chain);
+            scene.core.hint(scene.now, pool, &keys(chain, 1), Hint::Priority(255));
+        }
+        for depth in 0..8 {
+            assert_eq!(scene.put_next(pool, 99, depth), Put::Stored, "{policy:?}: block {depth}");
+        }
+        // Nobody goes on: what it came to may go like any other.
+        scene.now.0 += MINUTE_US;
+        flood(&mut scene, pool, 200, 50);
+        assert_eq!(there(&scene, pool, 99, 8), 0, "{policy:?}");
     }
 }

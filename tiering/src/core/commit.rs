@@ -42,6 +42,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let client = self.clients.get_mut(&id).expect("looked up above");
         client.last_put = self.now;
         client.recalled.clear();
+        if !spent.is_empty() && self.pools[&pool].def.kind == PoolKind::Chain {
+            self.keep_tip(id, previous);
+        }
         self.run();
         for (shelf, count) in spent {
             self.top_up(id, shelf, count);

@@ -1,7 +1,7 @@
-//! Blocks that may not be evicted: those that a get was answered and whose client has not released them, and parents
-//! whose children are being filled.
+//! Blocks that may not be evicted: those that a get was answered and whose client has not released them, parents whose
+//! children are being filled, and for a moment the end of what was put from a magazine: the put may go on below it.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use lapis_config::{
     ClientId, LineId, Time,
@@ -17,6 +17,11 @@ const GOTS_MAX: usize = 64;
 /// Lines that one client's answers may hold: with more, its oldest answers end. An answer that has more by itself holds
 /// nothing.
 const HELD_MAX: usize = 8 * lapis_config::BATCH_KEYS_MAX;
+
+/// The end of a client's last put from its magazine is held as an answer of this token, for so long at most. Such a put
+/// comes in parts, and asks for room in between; a policy may think least of what has just come.
+const TIP: u64 = u64::MAX;
+const TIP_HOLD: Duration = Duration::from_millis(250);
 
 /// One of a line's holders. `life` is that of all its holders together: it ends when the block goes in spite of them, and
 /// goes on while the block moves between tiers.
@@ -82,11 +87,30 @@ impl Holds {
 impl<K: Kept, P: Policy> Core<K, P> {
     /// Whatever the client was shown by this call may go again.
     pub fn release(&mut self, caller: Caller) {
-        let Some(client) = self.clients.get_mut(&caller.client) else { return };
-        let Some(at) = client.gots.iter().position(|got| got.token == caller.token) else { return };
+        if self.end_answer(caller) {
+            self.run();
+        }
+    }
+
+    fn end_answer(&mut self, caller: Caller) -> bool {
+        let Some(client) = self.clients.get_mut(&caller.client) else { return false };
+        let Some(at) = client.gots.iter().position(|got| got.token == caller.token) else { return false };
         let got = client.gots.remove(at).expect("found above");
         self.end_hold(caller.client, got);
-        self.run();
+        true
+    }
+
+    /// The client put blocks down to this one; what it put before may go.
+    pub(super) fn keep_tip(&mut self, client: ClientId, tip: Option<(LineId, u64)>) {
+        let is_there = |&(line, generation): &(LineId, u64)| {
+            self.kept.live(line).is_some_and(|live| live.generation == generation)
+        };
+        let held = tip.filter(is_there).map(|(line, _)| self.hold(line));
+        let caller = Caller { client, token: TIP };
+        self.end_answer(caller);
+        if let Some(held) = held {
+            self.keep_got(caller, self.now.after(TIP_HOLD), vec![held]);
+        }
     }
 
     pub(super) fn hold(&mut self, line: LineId) -> Held {

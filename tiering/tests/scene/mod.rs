@@ -213,13 +213,19 @@ impl Scene {
 
     /// Stores the root of a chain in a slot of the magazine: such a put is always taken.
     pub fn put_from_magazine(&mut self, pool: PoolId, chain: u64) {
+        assert_eq!(self.put_next(pool, chain, 0), Put::Stored);
+    }
+
+    /// Puts one block of a chain in a slot of the magazine, as a put that comes in parts does.
+    pub fn put_next(&mut self, pool: PoolId, chain: u64, depth: u64) -> Put {
         let slot = self.magazine.pop().unwrap_or_else(|| {
             let slot_bytes = self.pools[pool.0 as usize].slot_units * UNIT_BYTES as u32;
             self.refill(pool, slot_bytes, 1);
             self.magazine.pop().expect("just granted")
         });
-        assert_eq!(self.commit_chain(pool, chain, 0, &[slot]), [Put::Stored]);
+        let puts = self.commit_chain(pool, chain, depth, &[slot]);
         assert_eq!(self.answers(), [], "a top-up at most");
+        puts[0]
     }
 
     /// Commits slots as the blocks of a chain from `depth` on.
