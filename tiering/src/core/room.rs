@@ -120,10 +120,10 @@ impl<K: Kept, P: Policy> Core<K, P> {
         if evicted.declined {
             return Handed::Declined;
         }
-        if evicted.writing || colder == Handed::Writing {
-            return Handed::Writing;
-        }
-        if any { self.take_any(shelf, force) } else { Handed::Nothing }
+        let writing = evicted.writing || colder == Handed::Writing;
+        // With `force` nothing is waited for: a write that hangs, of another shelf's block, would hold this one up.
+        let taken = if any && (force || !writing) { self.take_any(shelf, force) } else { Handed::Nothing };
+        if taken == Handed::Nothing && writing { Handed::Writing } else { taken }
     }
 
     /// A new slab for the shelf, of free memory or of slabs that hold nothing.
