@@ -1,5 +1,8 @@
 //! A host that forbids io_uring, as container runtimes do: a filter answers EPERM.
 
+#[path = "../../tests/tests/process/filter.rs"]
+mod filter;
+
 use std::{os::fd::AsFd, thread};
 
 use lapis_arena::Mapping;
@@ -10,18 +13,7 @@ use lapis_ssd::{
     threads::THREADS_DEFAULT,
 };
 use rustix::event::EventfdFlags;
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use tempfile::TempDir;
-
-/// Makes the calls fail with EPERM, for this thread and those that it starts, for ever.
-fn forbid(calls: &[libc::c_long]) {
-    let rules = calls.iter().map(|call| (*call, Vec::new())).collect();
-    let machine = std::env::consts::ARCH.try_into().expect("a machine that has filters");
-    let (others, these) = (SeccompAction::Allow, SeccompAction::Errno(libc::EPERM as u32));
-    let filter = SeccompFilter::new(rules, others, these, machine).expect("a filter");
-    let program: BpfProgram = filter.try_into().expect("a program");
-    seccompiler::apply_filter(&program).expect("the kernel takes it");
-}
 
 fn file(dir: &TempDir) -> DeviceFile {
     DeviceFile::open(&dir.path().join("device"), Some(1 << 20)).expect("a file")
@@ -30,7 +22,7 @@ fn file(dir: &TempDir) -> DeviceFile {
 /// A device that is asked for under a filter, and one write through what is given instead.
 fn falls_back_without(calls: &'static [libc::c_long]) {
     let fallen_back = thread::spawn(move || {
-        forbid(calls);
+        filter::forbid(calls);
         let dir = tempfile::tempdir().expect("a directory");
         match engine::start(file(&dir), EngineChoice::Uring, 4, THREADS_DEFAULT).map(|started| started.engine.name()) {
             Err(SsdError::Uring { source, .. }) => assert_eq!(source.raw_os_error(), Some(libc::EPERM)),
