@@ -14,14 +14,16 @@ use std::{
 use fake::{BLOCK_BYTES, Fake, key, keys, payload, shape};
 use lapis_arena::LineState;
 use lapis_client::{
-    BlockStatus, ClientError, Dst, GetOptions, Got, HitPolicy, Key, Pool, PutResult, Refusal, ReserveResult, Session,
-    Src, Verify, Wait,
+    BlockStatus, ClientError, Dst, GetOptions, Got, HitPolicy, Key, Pool, Put, PutResult, Refusal, ReserveResult,
+    Session, Src, Verify, Wait,
     session::{GetJob, PutJob, ReserveJob, Step},
 };
 use lapis_config::PoolId;
 use lapis_transport::frame::{Completion, Request};
 
 const SOON: Duration = Duration::from_secs(1);
+
+const NO_PARENT: PutResult = PutResult::Refused(Refusal::NoParent);
 
 fn get_with(session: &Arc<Session>, pool: &Pool, keys: &[Key], dst: Dst<'_>, options: &GetOptions) -> Got {
     let mut job = GetJob::new(session.clone(), pool, keys, dst, options).expect("a sound call");
@@ -245,6 +247,58 @@ fn a_batch_larger_than_the_magazine_flows_through_it() {
         assert_eq!(fake.parent(&key(n)), Some(key(n - 1)));
     }
     assert_eq!(fake.parent(&key(0)), None);
+}
+
+/// A put of 50 blocks; all that is there is evicted whenever the daemon has had so many commits. And how many of the blocks
+/// are there at last, with their bytes.
+fn put_while_its_blocks_go(evictions: &[usize]) -> (Put, Fake, usize) {
+    let Scene { mut fake, session, pool } = scene(0, LineState::Dram);
+    let batch = keys(0..50);
+    let bytes: Vec<u8> = (0..50).flat_map(|n| payload(n, 0, BLOCK_BYTES)).collect();
+    let mut job = PutJob::new(session.clone(), &pool, &batch, None, Src::from(&bytes)).expect("a sound call");
+    for _ in 0..10_000 {
+        if job.step(SOON) == Step::Done {
+            break;
+        }
+        fake.turn();
+        session.poll();
+        let commits = fake.frames.iter().filter(|frame| matches!(frame, Request::Commit { .. })).count();
+        if evictions.contains(&commits) {
+            let there: Vec<&Key> = batch.iter().filter(|key| fake.has(PoolId(0), key)).collect();
+            there.into_iter().for_each(|key| _ = fake.drop_block(PoolId(0), key));
+        }
+    }
+    let put = job.finish();
+    let (got, back) = get(&session, &pool, &batch);
+    let whole = got.hits * BLOCK_BYTES;
+    assert!(back[..whole] == bytes[..whole]);
+    (put, fake, got.hits)
+}
+
+#[test]
+fn a_put_whose_own_blocks_were_evicted_under_way_puts_them_again() {
+    let (put, fake, there) = put_while_its_blocks_go(&[3]);
+    assert_eq!((put.stored(), put.refused(), there), (50, 0, 50), "{:?}", put.results);
+    for n in 1..50 {
+        assert_eq!(fake.parent(&key(n)), Some(key(n - 1)));
+    }
+}
+
+#[test]
+fn a_put_whose_blocks_are_evicted_all_the_time_says_so() {
+    let (put, ..) = put_while_its_blocks_go(&(0..500).collect::<Vec<_>>());
+    assert_eq!(put.results.last(), Some(&NO_PARENT));
+}
+
+#[test]
+fn a_put_below_what_is_not_there_is_refused_at_once() {
+    let Scene { mut fake, session, pool } = scene(0, LineState::Dram);
+    let (batch, bytes) = (keys(0..4), vec![1; 4 * BLOCK_BYTES]);
+    let mut job = PutJob::new(session.clone(), &pool, &batch, Some(key(99)), Src::from(&bytes)).expect("a sound call");
+    fake.drive(&session, |left| job.step(left));
+    assert_eq!(job.finish().results, [NO_PARENT; 4]);
+    let commits = fake.frames.iter().filter(|frame| matches!(frame, Request::Commit { .. })).count();
+    assert_eq!(commits, 1, "it is not tried again");
 }
 
 #[test]

@@ -43,6 +43,22 @@ impl Commits {
         }
     }
 
+    /// Whether a block was refused because the one before it, which was there, is there no more.
+    pub fn lost_a_parent(&self) -> bool {
+        let no_parent = Some(PutResult::Refused(Refusal::NoParent));
+        self.results.windows(2).any(|pair| is_there(pair[0]) && pair[1] == no_parent)
+    }
+
+    /// Forgets the result of a block that may be put again: it was there, or had no parent.
+    pub fn take_back(&mut self, i: usize) -> bool {
+        let result = self.results[i];
+        let again = is_there(result) || result == Some(PutResult::Refused(Refusal::NoParent));
+        if again {
+            self.results[i] = None;
+        }
+        again
+    }
+
     /// A slot is filled: it goes with the next `post`.
     pub fn push(&mut self, i: usize, keys: &[Key], parent: Option<Key>, slot: SlotId, bytes: u32, sum: u64) {
         let before = i.checked_sub(1);
@@ -125,6 +141,10 @@ impl Commits {
         self.session.counts.put(&results);
         Put { results }
     }
+}
+
+fn is_there(result: Option<PutResult>) -> bool {
+    matches!(result, Some(PutResult::Stored | PutResult::Exists))
 }
 
 impl Drop for Commits {

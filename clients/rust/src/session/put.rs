@@ -17,6 +17,9 @@ use crate::{
 /// Bytes filled between two commits.
 const COMMIT_BYTES: u64 = 256 << 10;
 
+/// How often a put begins again because blocks of its own were evicted before those below them came.
+const AGAIN_MAX: u32 = 2;
+
 /// How to put, reserve or commit.
 #[derive(Clone, Debug, Default)]
 pub struct PutOptions {
@@ -64,6 +67,7 @@ pub struct PutJob<'a> {
     slots: Vec<SlotId>,
     refill: Option<Token>,
     commits: Commits,
+    again: u32,
 }
 
 impl<'a> PutJob<'a> {
@@ -106,6 +110,7 @@ impl<'a> PutJob<'a> {
             slots: Vec::new(),
             refill: None,
             commits,
+            again: 0,
         })
     }
 
@@ -124,7 +129,12 @@ impl<'a> PutJob<'a> {
             return self.post();
         }
         if self.is_filled() {
-            return if self.commits.under_way() == 0 { Step::Done } else { Step::Waiting };
+            if self.commits.under_way() > 0 {
+                return Step::Waiting;
+            }
+            if !self.begin_again() {
+                return Step::Done;
+            }
         }
         if self.slots.is_empty() {
             let wanted = (self.todo.len() - self.next).min(self.commit_blocks() - self.commits.pending());
@@ -167,6 +177,23 @@ impl<'a> PutJob<'a> {
 
     fn is_filled(&self) -> bool {
         self.next == self.todo.len()
+    }
+
+    /// If blocks of this put were evicted before those below them came, as may happen to a caller that had no processor
+    /// for long, all that is not there is to be put again.
+    fn begin_again(&mut self) -> bool {
+        if self.again == AGAIN_MAX || !self.commits.lost_a_parent() {
+            return false;
+        }
+        self.again += 1;
+        self.todo.clear();
+        self.next = 0;
+        self.session.maps.table.find_many(self.id, self.keys, |i, found| {
+            if found.is_none() && self.commits.take_back(i) {
+                self.todo.push(i as u32);
+            }
+        });
+        !self.todo.is_empty()
     }
 
     fn post(&mut self) -> Step {

@@ -244,6 +244,10 @@ impl Fake {
         self.writer.publish(pool, key, slot, payload.len() as u32, sum, state).expect("a free line")
     }
 
+    pub fn has(&self, pool: PoolId, key: &Key) -> bool {
+        self.writer.find(pool, key).is_some()
+    }
+
     /// Unpublishes a block. Whether its slot may be reused: no client names it. Then it is free.
     pub fn drop_block(&mut self, pool: PoolId, key: &Key) -> bool {
         let found = self.writer.find(pool, key).expect("a published block");
@@ -388,6 +392,7 @@ impl Fake {
         if !self.clients[at].granted.remove(&item.slot) {
             return PutResult::Refused(Refusal::NotGranted);
         }
+        let slot_bytes = sizes::slot_bytes(&self.pools[usize::from(pool.0)], item.bytes.into()) as u32;
         let parent = match item.parent {
             ParentRef::Previous => ParentRef::Key(items[i - 1].key),
             parent => parent,
@@ -395,10 +400,11 @@ impl Fake {
         if let ParentRef::Key(key) = parent
             && self.writer.find(pool, &key).is_none()
         {
+            self.free_slot(slot_bytes, item.slot);
             return PutResult::Refused(Refusal::NoParent);
         }
         if self.writer.find(pool, &item.key).is_some() {
-            self.free_slot(sizes::slot_bytes(&self.pools[usize::from(pool.0)], item.bytes.into()) as u32, item.slot);
+            self.free_slot(slot_bytes, item.slot);
             return PutResult::Exists;
         }
         self.parents.insert(item.key, parent);
