@@ -106,8 +106,10 @@ struct Copies<'a> {
     client: &'a Client,
     pool: Pool,
     block_bytes: usize,
-    /// Keys put so far; the last of them are there.
+    /// Keys put so far.
     put: u64,
+    /// Of the last ones, those that are there; a policy may think less of some.
+    working_set: Vec<Key>,
     source: &'a mut PrivateBlocks,
     destination: &'a mut PrivateBlocks,
     /// The next run of the destination that is in no cache.
@@ -131,6 +133,7 @@ impl<'a> Copies<'a> {
             pool: client.pool(&load::shape("bench", block_bytes as u64))?,
             block_bytes,
             put: 0,
+            working_set: Vec::new(),
             source,
             destination,
             cold: 0,
@@ -172,11 +175,27 @@ impl<'a> Copies<'a> {
             refused += late;
             self.put_late(&keys, 0, late)?;
         }
+        self.find_working_set()?;
         let mut figure = Figure::rates("put_from", &mut rates);
         (figure.block_bytes, figure.batch) = (Some(self.block_bytes as u64), Some(BATCH as u64));
         figure.case = Some(if self.plan.quick { "1.125 x DRAM" } else { "3 x DRAM" });
         figure.goal = Some(Goal::new(format!("0 refused (is {refused})"), refused == 0));
         Ok(figure)
+    }
+
+    /// Of the last blocks put, as many as the working set's bytes, those that are there: nearly all.
+    fn find_working_set(&mut self) -> anyhow::Result<()> {
+        let blocks = (WORKING_SET_BYTES / self.block_bytes) as u64;
+        let last: Vec<Key> =
+            (self.put - blocks..self.put).map(|id| pattern::key(self.block_bytes as u64, id)).collect();
+        self.working_set.clear();
+        for keys in last.chunks(lapis_config::BATCH_KEYS_MAX) {
+            let there = self.client.exists(&self.pool, keys)?;
+            self.working_set.extend(keys.iter().enumerate().filter(|(i, _)| there.get(*i)).map(|(_, key)| key));
+        }
+        let there = self.working_set.len();
+        ensure!(there as u64 > blocks / 2, "{there} of the last {blocks} blocks put are there");
+        Ok(())
     }
 
     /// How many blocks were refused.
@@ -198,9 +217,7 @@ impl<'a> Copies<'a> {
 
     /// `count` random keys of the working set.
     fn random_keys(&mut self, count: usize) -> Vec<Key> {
-        let blocks = (WORKING_SET_BYTES / self.block_bytes) as u64;
-        let (rng, put, block_bytes) = (&mut self.rng, self.put, self.block_bytes as u64);
-        (0..count).map(|_| pattern::key(block_bytes, put - 1 - rng.u64(..blocks))).collect()
+        (0..count).map(|_| self.working_set[self.rng.usize(..self.working_set.len())]).collect()
     }
 
     /// Where the next batch goes: for cold destinations, memory that was not touched for 512 MiB.
