@@ -1,11 +1,15 @@
 //! Kept memory as plain arrays, for replay and for tests: nothing is shared, hazards are a set.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::{Hash, Hasher},
+};
 
-use lapis_config::{Entry, Key, LineId, PoolId, SlotId};
+use hashbrown::hash_table::{Entry, HashTable};
+use lapis_config::{Key, LineId, PoolId, SlotId};
 
 use crate::{
-    hash::Map,
+    hash::Mix,
     kept::{Kept, Live, NoLine, Place, Slab, SlotState, Tier},
 };
 
@@ -15,9 +19,10 @@ const CANDIDATES: u32 = 32;
 pub struct PlainKept {
     lines: Vec<Option<Live>>,
     generations: Vec<u64>,
-    entries: Vec<Entry>,
+    entries: Vec<lapis_config::Entry>,
     free: Vec<LineId>,
-    index: Map<(PoolId, Key), LineId>,
+    /// Numbers alone: keys are compared where the lines are, so that a key that is not there costs no cache miss.
+    index: HashTable<LineId>,
     slots: Vec<SlotState>,
     slabs: BTreeMap<u32, Slab>,
     hazards: BTreeSet<SlotId>,
@@ -30,9 +35,9 @@ impl PlainKept {
         Self {
             lines: vec![None; lines as usize],
             generations: vec![0; lines as usize],
-            entries: vec![Entry::default(); lines as usize],
+            entries: vec![lapis_config::Entry::default(); lines as usize],
             free: (0..lines).rev().map(LineId).collect(),
-            index: Map::default(),
+            index: HashTable::with_capacity(lines as usize),
             slots: Vec::new(),
             slabs: BTreeMap::new(),
             hazards: BTreeSet::new(),
@@ -71,10 +76,12 @@ impl Kept for PlainKept {
         self.lines.len() as u32
     }
 
+    #[inline]
     fn find(&self, pool: PoolId, key: &Key) -> Option<LineId> {
-        self.index.get(&(pool, *key)).copied()
+        self.index.find(hash(pool, key), |&line| is_of(&self.lines, line, pool, key)).copied()
     }
 
+    #[inline]
     fn live(&self, line: LineId) -> Option<Live> {
         *self.lines.get(line.0 as usize)?
     }
@@ -87,8 +94,15 @@ impl Kept for PlainKept {
         };
         let generation = &mut self.generations[line.0 as usize];
         *generation += 1;
-        let former = self.index.insert((pool, *key), line);
-        assert!(former.is_none(), "a key has one line");
+        let lines = &self.lines;
+        let again = |&other: &LineId| {
+            let live = lines[other.0 as usize].as_ref().expect("the index names live lines");
+            hash(live.pool, &live.key)
+        };
+        match self.index.entry(hash(pool, key), |&other| is_of(lines, other, pool, key), again) {
+            Entry::Occupied(_) => panic!("a key has one line"),
+            Entry::Vacant(place) => place.insert(line),
+        };
         self.lines[line.0 as usize] = Some(Live { pool, key: *key, place, generation: *generation });
         Ok(line)
     }
@@ -107,24 +121,27 @@ impl Kept for PlainKept {
     fn unpublish(&mut self, line: LineId) {
         let live = self.lines[line.0 as usize].take().expect("a live line");
         self.generations[line.0 as usize] += 1;
-        self.index.remove(&(live.pool, live.key));
+        let indexed = self.index.find_entry(hash(live.pool, &live.key), |&other| other == line);
+        indexed.expect("a live line is indexed").remove();
         self.free.push(line);
     }
 
     #[inline]
-    fn entry(&self, line: LineId) -> &Entry {
+    fn entry(&self, line: LineId) -> &lapis_config::Entry {
         &self.entries[line.0 as usize]
     }
 
     #[inline]
-    fn entry_mut(&mut self, line: LineId) -> &mut Entry {
+    fn entry_mut(&mut self, line: LineId) -> &mut lapis_config::Entry {
         &mut self.entries[line.0 as usize]
     }
 
+    #[inline]
     fn slot_state(&self, slab: &Slab, index: u32) -> SlotState {
         self.slots[(slab.base.0 + index) as usize]
     }
 
+    #[inline]
     fn set_slot_state(&mut self, slab: &Slab, index: u32, state: SlotState) {
         self.slots[(slab.base.0 + index) as usize] = state;
     }
@@ -160,4 +177,16 @@ impl Kept for PlainKept {
         named.clear();
         named.extend(slots.iter().map(|slot| self.hazards.contains(slot)));
     }
+}
+
+#[inline]
+fn hash(pool: PoolId, key: &Key) -> u64 {
+    let mut mix = Mix::default();
+    (pool, key).hash(&mut mix);
+    mix.finish()
+}
+
+#[inline]
+fn is_of(lines: &[Option<Live>], line: LineId, pool: PoolId, key: &Key) -> bool {
+    lines[line.0 as usize].as_ref().is_some_and(|live| live.key == *key && live.pool == pool)
 }

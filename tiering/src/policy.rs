@@ -92,7 +92,9 @@ pub trait Policy {
     /// The line is no candidate from now on; it may be none already.
     fn unlink<K: Kept>(&mut self, kept: &mut K, shelf: Shelf, line: LineId);
     /// Who goes next; stays linked.
-    fn coldest<K: Kept>(&self, kept: &K, shelf: Shelf, now: Time) -> Option<LineId>;
+    fn coldest<K: Kept>(&mut self, kept: &K, shelf: Shelf, now: Time) -> Option<LineId>;
+    /// A linked block came to be on SSD too, or is not any more.
+    fn copied(&mut self) {}
     /// Who of those that may go next was unused for longest: shelves are compared by it.
     fn oldest<K: Kept>(&self, kept: &K, shelf: Shelf) -> Option<LineId>;
     /// Who goes after `line`, which is linked; about.

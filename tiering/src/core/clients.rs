@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use hashbrown::hash_map::Entry;
 use lapis_config::{ClientId, Key, PoolId, SlotId, Time};
 
 use super::{Core, hold::Got};
@@ -162,10 +163,12 @@ impl<K: Kept, P: Policy> Core<K, P> {
             Some(named) => {
                 let (found, _) = self.memory.locate(slot).expect("a granted slot");
                 client.reserved_units -= u64::from(found.slab.stride);
-                let count = self.filling.get_mut(&(named.pool, named.key)).expect("counted when it was granted");
-                *count -= 1;
-                if *count == 0 {
-                    self.filling.remove(&(named.pool, named.key));
+                let Entry::Occupied(mut count) = self.filling.entry((named.pool, named.key)) else {
+                    panic!("counted when it was granted")
+                };
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
                     self.woken.push((named.pool, named.key));
                 }
                 self.end_reserved(named.reservation);

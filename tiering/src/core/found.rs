@@ -96,6 +96,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let entry = self.kept.entry_mut(line);
         if same && entry.ssd == 0 && Copy::of_dram(entry) == Copy::Dirty {
             step_dram(entry, Step::Found);
+            self.policy.copied();
             self.found_at(line, found);
         } else if !same {
             // Of an older block under this key: it must not come back when the new one has gone.

@@ -223,6 +223,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         step_dram(entry, Step::Lost);
         let at = SsdPlace(std::mem::take(&mut entry.ssd));
         entry.flags |= AGAIN;
+        self.policy.copied();
         self.ssd.former.insert(line, at);
         self.went_from_ssd(line);
     }

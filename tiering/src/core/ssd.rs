@@ -384,6 +384,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         entry.ssd = moving.at.0;
         let again = entry.flags & AGAIN != 0;
         entry.flags &= !(HIT | AGAIN);
+        self.policy.copied();
         self.came_on_ssd(pages);
         let bytes = u64::from(pages) * UNIT_BYTES;
         self.retired_line(line);

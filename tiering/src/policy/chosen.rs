@@ -77,8 +77,11 @@ impl Policy for Chosen {
     fn unlink<K: Kept>(&mut self, kept: &mut K, shelf: Shelf, line: LineId) {
         both!(self, policy => policy.unlink(kept, shelf, line));
     }
-    fn coldest<K: Kept>(&self, kept: &K, shelf: Shelf, now: Time) -> Option<LineId> {
+    fn coldest<K: Kept>(&mut self, kept: &K, shelf: Shelf, now: Time) -> Option<LineId> {
         both!(self, policy => policy.coldest(kept, shelf, now))
+    }
+    fn copied(&mut self) {
+        both!(self, policy => policy.copied());
     }
     fn oldest<K: Kept>(&self, kept: &K, shelf: Shelf) -> Option<LineId> {
         both!(self, policy => policy.oldest(kept, shelf))

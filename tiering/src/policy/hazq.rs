@@ -24,16 +24,12 @@ use std::hash::{Hash, Hasher};
 use lapis_config::{Hint, Key, LineId, PoolId, Time};
 
 use self::{
-    class::{CHILDREN_OWN, CLASSES, ENDED, PARTIAL, PRIORITY, PRIORITY_HIGH, SHARED, STRANGER, WILL_RETURN},
+    class::{CHILDREN_OWN, ENDED, PARTIAL, PRIORITY, PRIORITY_HIGH, SHARED, STRANGER, WILL_RETURN},
     ghosts::{Ghost, Ghosts},
     hazards::Hazards,
-    lists::{Fresh, Lists, NOTHING, loss},
+    lists::{Fresh, Lists, loss},
 };
-use super::{
-    Policy, Request, Shelf, Stored, Use,
-    list::{EMPTY, listed},
-    tenths,
-};
+use super::{Policy, Request, Shelf, Stored, Use, list::listed, tenths};
 use crate::{
     hash::Mix,
     kept::{Kept, Live},
@@ -62,6 +58,10 @@ struct Life {
     known: bool,
 }
 
+/// Bytes of a line beside the public one: its entry, its siblings in the tree, its life.
+const LINE_BYTES: usize = size_of::<lapis_config::Entry>() + size_of::<[u32; 2]>() + size_of::<Life>();
+const _: () = assert!(LINE_BYTES == 48, "docs/policy.md names it, and 64 is the limit");
+
 /// See the module's head.
 #[derive(Debug)]
 pub struct Hazq {
@@ -74,6 +74,8 @@ pub struct Hazq {
     listed: u64,
     /// Blocks that came, or wanted to, since the last refresh.
     fresh_lives: u64,
+    /// Counts what changes the worth of blocks that nobody uses.
+    epoch: u64,
 }
 
 impl Hazq {
@@ -87,15 +89,18 @@ impl Hazq {
             known: 0,
             listed: 0,
             fresh_lives: 0,
+            epoch: 0,
         }
     }
 
+    #[inline]
     fn life(&self, line: LineId) -> Life {
         self.lives.get(line.0 as usize).copied().unwrap_or_default()
     }
 
     // ---- Lives ----
 
+    #[inline]
     fn begin<K: Kept>(&mut self, kept: &mut K, line: LineId, life: Life) {
         self.hazards.cohorts.begin(life.class, life.since);
         let entry = kept.entry_mut(line);
@@ -119,6 +124,7 @@ impl Hazq {
     }
 
     /// The class of one block of a request.
+    #[inline]
     fn class_in(&self, life: Life, class: u8) -> u8 {
         match life.class {
             PARTIAL | PRIORITY | PRIORITY_HIGH => life.class,
@@ -170,6 +176,7 @@ impl Hazq {
         self.forgotten(forgotten, now);
     }
 
+    #[inline]
     fn forgotten(&mut self, ghost: Option<Ghost>, now: u32) {
         if let Some(ghost) = ghost {
             self.hazards.end(ghost.class, ghost.since, now, false);
@@ -185,6 +192,7 @@ impl Hazq {
         // The memory of lives that are over reaches back further than that of those that go on: what is rare is known too.
         let fade = MEMORY * (self.known + self.ghosts.capacity()) / due;
         self.hazards.refresh(now, fade.max(2));
+        self.epoch += 1;
         if kept.keeps_learned() {
             let mut saved = Vec::with_capacity(hazards::SAVED_BYTES);
             self.hazards.save(&mut saved);
@@ -194,6 +202,7 @@ impl Hazq {
 }
 
 /// The short name of a key. Never 0.
+#[inline]
 fn name(pool: PoolId, key: &Key) -> u64 {
     let mut mix = Mix::default();
     (pool, key).hash(&mut mix);
@@ -202,7 +211,7 @@ fn name(pool: PoolId, key: &Key) -> u64 {
 
 impl Policy for Hazq {
     fn shelves(&mut self, shelves: usize) {
-        self.shelves.resize_with(shelves, || Lists { of: [EMPTY; CLASSES], fresh: NOTHING });
+        self.shelves.resize_with(shelves, Lists::new);
     }
 
     fn asked<K: Kept>(&self, _kept: &K, deepest: LineId, now: Time) -> Request {
@@ -356,12 +365,16 @@ impl Policy for Hazq {
         }
     }
 
-    fn coldest<K: Kept>(&self, kept: &K, shelf: Shelf, now: Time) -> Option<LineId> {
+    fn coldest<K: Kept>(&mut self, kept: &K, shelf: Shelf, now: Time) -> Option<LineId> {
         let now = tenths(now);
-        let (worth, .., tail) = self.tails(kept, shelf, now).min()?;
+        let (least, tail) = self.least(kept, shelf, now)?;
         let loss_of = |line| loss(kept.entry(line), self.worth_of_line(line, now));
-        let fresh = self.fresh(kept, shelf).filter(|&line| loss_of(line) < worth);
+        let fresh = self.fresh(kept, shelf).filter(|&line| loss_of(line) < least);
         Some(fresh.unwrap_or(tail))
+    }
+
+    fn copied(&mut self) {
+        self.epoch += 1;
     }
 
     fn oldest<K: Kept>(&self, kept: &K, shelf: Shelf) -> Option<LineId> {
@@ -416,10 +429,12 @@ impl Policy for Hazq {
     fn learned(&mut self, saved: &[u8], now: Time) {
         if self.hazards.load(saved) {
             self.hazards.refresh(tenths(now), u64::MAX);
+            self.epoch += 1;
         }
     }
 
     fn audit<K: Kept>(&self, kept: &K, shelf: Shelf) -> Result<Vec<LineId>, String> {
+        self.audit_tails(kept, shelf)?;
         let mut lines = Vec::new();
         for (class, list) in self.shelves[shelf.0 as usize].of.iter().enumerate() {
             for line in list.audit(kept)? {
@@ -435,6 +450,7 @@ impl Policy for Hazq {
 }
 
 impl Hazq {
+    #[inline]
     fn worth_of_line(&self, line: LineId, now: u32) -> u32 {
         let life = self.life(line);
         self.worth_of(life.class, life.since, now)

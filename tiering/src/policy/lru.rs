@@ -64,13 +64,13 @@ impl Policy for Lru {
         }
     }
 
-    fn coldest<K: Kept>(&self, _kept: &K, shelf: Shelf, _now: Time) -> Option<LineId> {
-        let oldest = self.lists[shelf.0 as usize].oldest;
-        oldest.is_some().then_some(oldest)
+    fn coldest<K: Kept>(&mut self, kept: &K, shelf: Shelf, _now: Time) -> Option<LineId> {
+        self.oldest(kept, shelf)
     }
 
-    fn oldest<K: Kept>(&self, kept: &K, shelf: Shelf) -> Option<LineId> {
-        self.coldest(kept, shelf, Time(0))
+    fn oldest<K: Kept>(&self, _kept: &K, shelf: Shelf) -> Option<LineId> {
+        let oldest = self.lists[shelf.0 as usize].oldest;
+        oldest.is_some().then_some(oldest)
     }
 
     fn after<K: Kept>(&self, kept: &K, _shelf: Shelf, line: LineId, _now: Time) -> Option<LineId> {

@@ -30,29 +30,39 @@ impl Ghost {
     }
 }
 
+/// Two cache lines, and no third.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(align(64))]
+struct Set([Ghost; WAYS]);
+
+const _: () = assert!(size_of::<Set>() as u64 == WAYS as u64 * GHOST_BYTES && GHOST_BYTES == 16);
+
 #[derive(Debug, Default)]
 pub(super) struct Ghosts {
-    sets: Vec<[Ghost; WAYS]>,
+    sets: Vec<Set>,
 }
 
 impl Ghosts {
     /// Room for as many as fit in so many bytes.
     pub fn new(bytes: u64) -> Self {
         let sets = bytes / (GHOST_BYTES * WAYS as u64);
-        Self { sets: vec![[Ghost::default(); WAYS]; usize::try_from(sets).unwrap_or(usize::MAX)] }
+        Self { sets: vec![Set::default(); usize::try_from(sets).unwrap_or(usize::MAX)] }
     }
 
+    #[inline]
     fn set(&self, name: u64) -> usize {
         ((u128::from(name) * self.sets.len() as u128) >> 64) as usize
     }
 
+    #[inline]
     pub fn get(&self, name: u64) -> Option<Ghost> {
-        self.sets.get(self.set(name))?.iter().find(|ghost| ghost.name == name).copied()
+        self.sets.get(self.set(name))?.0.iter().find(|ghost| ghost.name == name).copied()
     }
 
+    #[inline]
     pub fn take(&mut self, name: u64) -> Option<Ghost> {
         let set = self.set(name);
-        let ghost = self.sets.get_mut(set)?.iter_mut().find(|ghost| ghost.name == name)?;
+        let ghost = self.sets.get_mut(set)?.0.iter_mut().find(|ghost| ghost.name == name)?;
         Some(std::mem::take(ghost))
     }
 
@@ -64,14 +74,16 @@ impl Ghosts {
     /// How many there are.
     #[cfg(test)]
     pub fn count(&self) -> u64 {
-        self.sets.iter().flatten().filter(|ghost| ghost.name != 0).count() as u64
+        self.sets.iter().flat_map(|set| &set.0).filter(|ghost| ghost.name != 0).count() as u64
     }
 
-    /// Remembers one that is not remembered; returns the one that is forgotten for it: the oldest of its set, or itself if there is no room.
+    /// Remembers one that is not remembered; returns the one that is forgotten for it: the oldest of its set, or itself
+    /// if there is no room.
+    #[inline]
     pub fn insert(&mut self, name: u64, ghost: Ghost) -> Option<Ghost> {
         let set = self.set(name);
         let ghost = Ghost { name, ..ghost };
-        let Some(set) = self.sets.get_mut(set) else { return Some(ghost) };
+        let Some(Set(set)) = self.sets.get_mut(set) else { return Some(ghost) };
         let oldest = |ghost: &&mut Ghost| if ghost.name == 0 { 0 } else { 1 + u64::from(ghost.since) };
         let place = set.iter_mut().min_by_key(oldest).expect("a set has ways");
         let former = std::mem::replace(place, ghost);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lapis_config::{Hint, Key, LineId, PoolId, Time};
 
-use super::{CLASSES, Hazq};
+use super::{Hazq, class::CLASSES};
 use crate::{
     PlainKept,
     kept::{Kept, Place, Tier},
@@ -122,7 +122,7 @@ impl Model {
         }
     }
 
-    fn check(&self) {
+    fn check(&mut self) {
         for shelf in 0..SHELVES as u32 {
             let lists = (0..CLASSES as u8).filter_map(|class| self.lists.get(&(shelf, class)));
             let expected: Vec<LineId> = lists.flatten().copied().collect();
