@@ -266,3 +266,22 @@ fn what_leads_to_a_pinned_block_uses_up_the_budget_of_the_rest() {
     assert_eq!((stay(needed), stay(&pinned)), (18, 18));
     assert_eq!((stay(rest), stay(&children)), (0, 0), "devices would write more than they may");
 }
+
+#[test]
+fn what_leads_to_a_pinned_block_stays_also_where_the_log_was_full_before() {
+    for policy in [PolicyName::Lru, PolicyName::Hazq] {
+        let (mut group, roots) = group_with_roots(policy, 20);
+        let children: Vec<Key> = roots.iter().map(|&root| group.put(Parent::Key(root))).collect();
+        group.core.hint(group.now, POOL, &children, Hint::Pinned { ttl_ms: 3_600_000 });
+        group.fill();
+        // While the promised one does not come all of the log is written, and all that is left in DRAM is there alone.
+        for _ in 0..64 {
+            group.put(Parent::None);
+        }
+        assert_eq!(group.freed, [], "{policy:?}: it still waits");
+        group.pass(SECOND_US);
+        assert_eq!(group.freed, [SegmentId::new(DEVICE, 0)], "{policy:?}: that of the roots");
+        let stay = |keys: &[Key]| keys.iter().filter(|key| group.tier(key).is_some()).count();
+        assert_eq!((stay(&roots), stay(&children)), (20, 20), "{policy:?}: others were there to make room");
+    }
+}
