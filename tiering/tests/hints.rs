@@ -132,6 +132,27 @@ fn higher_priority_outlasts_lower() {
 }
 
 #[test]
+fn a_priority_halves_with_every_minute_until_it_is_worth_no_more_than_others() {
+    // The highest beside the lowest, and that beside none: six and three doublings, and each minute takes one.
+    for (priorities, minutes) in [([255, 1], 6), ([1, 0], 3)] {
+        for (after_us, outlasts) in [(minutes * MINUTE_US - MINUTE_US / 2, true), (minutes * MINUTE_US, false)] {
+            let (mut scene, pool) = scene(PolicyName::Hazq);
+            let start = scene.now.0;
+            for (chain, priority) in [(0, priorities[0]), (1, priorities[1])] {
+                scene.put_chain(pool, chain, 8);
+                scene.core.hint(scene.now, pool, &keys(chain, 8), Hint::Priority(priority));
+                scene.now.0 += 1_000_000;
+            }
+            scene.now.0 = start + after_us;
+            flood(&mut scene, pool, 10, 3);
+            // Where both are worn out, the older one goes.
+            let whole = [0, 1].map(|chain| there(&scene, pool, chain, 8) == 8);
+            assert_eq!(whole, [outlasts, !outlasts], "{priorities:?}, {after_us} us after its last use");
+        }
+    }
+}
+
+#[test]
 fn a_put_into_memory_that_is_free_is_never_refused_as_cold() {
     let (mut scene, pool) = scene(PolicyName::Hazq);
     for chain in 0..8 {

@@ -1,6 +1,8 @@
 //! Segments that are given up: when, and what stays of them.
 
-use lapis_config::{ClientId, Fingerprint, Key, OpId, PolicyName, PoolId, PoolKind, SegmentId, Time, UNIT_BYTES};
+use lapis_config::{
+    ClientId, Fingerprint, Hint, HitPolicy, Key, OpId, PolicyName, PoolId, PoolKind, SegmentId, Time, UNIT_BYTES, Wait,
+};
 use lapis_tiering::{
     Chosen, Core, CoreOptions, LogOptions, PlainKept, PoolDef,
     face::{Action, Caller, CommitItem, Outcome, Parent, Put, Reply, Reserved},
@@ -33,9 +35,13 @@ struct Group {
 
 impl Group {
     fn new(policy: PolicyName, is_promised: bool) -> Self {
+        Self::of_size(policy, is_promised, MEMORY_BLOCKS, SEGMENT_PAGES)
+    }
+
+    fn of_size(policy: PolicyName, is_promised: bool, memory_blocks: u32, segment_pages: u32) -> Self {
         let options = CoreOptions { reserved_part: 1, slab_units_min: 1, ..CoreOptions::default() };
         let mut core = Core::new(PlainKept::new(1 << 12), Chosen::new(policy, 1 << 12), options);
-        let bytes = u64::from(MEMORY_BLOCKS * BLOCK_BYTES);
+        let bytes = u64::from(memory_blocks * BLOCK_BYTES);
         core.extent_added(bytes);
         core.populated(0, bytes);
         let block_bytes = u64::from(BLOCK_BYTES);
@@ -45,7 +51,7 @@ impl Group {
         core.ssd_coming();
         core.ssd_opened(LogOptions {
             group: 0,
-            segment_pages: SEGMENT_PAGES,
+            segment_pages,
             sequence_first: 1,
             sequence_end: u64::MAX,
             list_after_us: 1_000,
@@ -127,6 +133,14 @@ impl Group {
         key
     }
 
+    /// Somebody reads the block.
+    fn touch(&mut self, key: &Key) {
+        let kept = self.core.kept();
+        let line = kept.find(POOL, key).expect("it is there");
+        let bind = (kept.live(line).expect("found").generation << 4) as u32;
+        self.core.touched(self.now, line, bind, 1, 1);
+    }
+
     /// Puts until it is promised a segment.
     fn fill(&mut self) {
         while self.promises == 0 {
@@ -170,4 +184,104 @@ fn a_promise_that_is_not_kept_within_a_second_costs_the_oldest_of_its_own() {
     assert_eq!(group.freed, [SegmentId::new(DEVICE, 0)], "the oldest");
     assert!(group.there() < group.stored.len());
     assert_eq!(group.core.segments() as u32, SEGMENTS, "it is written anew");
+}
+
+/// Roots that are on SSD alone, in the oldest segment, when the last one was given, and nothing asks for more yet. Their
+/// number is more than the budget has room for when that segment goes.
+fn group_with_roots(policy: PolicyName, count: usize) -> (Group, Vec<Key>) {
+    let mut group = Group::of_size(policy, true, 4 * MEMORY_BLOCKS, 4 * SEGMENT_PAGES);
+    let roots: Vec<Key> = (0..count).map(|_| group.put(Parent::None)).collect();
+    while group.given < SEGMENTS {
+        group.put(Parent::None);
+    }
+    assert!(roots.iter().all(|root| group.tier(root) == Some(Tier::Elsewhere)), "{policy:?}: they are on SSD alone");
+    (group, roots)
+}
+
+#[test]
+fn what_leads_to_a_block_that_is_held_or_pinned_stays_beyond_every_bound() {
+    for policy in [PolicyName::Lru, PolicyName::Hazq] {
+        for is_pinned in [true, false] {
+            let (mut group, roots) = group_with_roots(policy, 20);
+            let children: Vec<Key> = roots.iter().map(|&root| group.put(Parent::Key(root))).collect();
+            let (asks, until) = ([(POOL, HitPolicy::Any)], Time(group.now.0 + 3_600 * SECOND_US));
+            if is_pinned {
+                group.core.hint(group.now, POOL, &children, Hint::Pinned { ttl_ms: 3_600_000 });
+            } else {
+                let to = Caller { client: CLIENT, token: 2 };
+                group.core.get(group.now, to, &asks, &children, Wait::Present, until);
+                assert_eq!(group.work(), [Reply::Got { hit: 20 }]);
+            }
+            group.fill();
+            group.pass(SECOND_US);
+            assert_eq!(group.freed, [SegmentId::new(DEVICE, 0)], "{policy:?}: that of the roots");
+            let bytes = (roots.len() * BLOCK_BYTES as usize) as u64;
+            assert!(bytes > group.core.counts().admitted_bytes * 8 / 100, "{policy:?}: more than the budget has");
+            for (root, child) in roots.iter().zip(&children) {
+                let both = [root, child].map(|key| group.tier(key).is_some());
+                assert_eq!(both, [true; 2], "{policy:?}, pinned: {is_pinned}: {root:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_leads_to_a_block_in_memory_is_written_anew_before_what_was_used_later() {
+    let (mut group, roots) = group_with_roots(PolicyName::Lru, 24);
+    let (above, later) = roots.split_at(12);
+    let children: Vec<Key> = above.iter().map(|&root| group.put(Parent::Key(root))).collect();
+    group.pass(SECOND_US);
+    // These have children too, but on SSD: their sessions ended.
+    for &root in later {
+        let child = group.put(Parent::Key(root));
+        group.core.hint(group.now, POOL, &[root, child], Hint::Ended);
+    }
+    while group.promises == 0 {
+        group.put(Parent::None);
+        children.iter().for_each(|child| group.touch(child));
+    }
+    assert!(children.iter().all(|child| group.tier(child) == Some(Tier::Dram)));
+    assert!(roots.iter().all(|root| group.tier(root) == Some(Tier::Elsewhere)));
+    group.pass(SECOND_US);
+    assert_eq!(group.freed, [SegmentId::new(DEVICE, 0)], "that of the roots");
+    let stay = |keys: &[Key]| keys.iter().filter(|key| group.tier(key).is_some()).count();
+    assert_eq!((stay(above), stay(&children)), (12, 12));
+    assert!((1..12).contains(&stay(later)), "the budget has room for some of these: {}", stay(later));
+}
+
+#[test]
+fn what_leads_to_a_pinned_block_uses_up_the_budget_of_the_rest() {
+    let (mut group, roots) = group_with_roots(PolicyName::Lru, 24);
+    let (needed, rest) = roots.split_at(18);
+    let pinned: Vec<Key> = needed.iter().map(|&root| group.put(Parent::Key(root))).collect();
+    group.core.hint(group.now, POOL, &pinned, Hint::Pinned { ttl_ms: 3_600_000 });
+    group.pass(SECOND_US);
+    let children: Vec<Key> = rest.iter().map(|&root| group.put(Parent::Key(root))).collect();
+    while group.promises == 0 {
+        group.put(Parent::None);
+        children.iter().for_each(|child| group.touch(child));
+    }
+    group.pass(SECOND_US);
+    let stay = |keys: &[Key]| keys.iter().filter(|key| group.tier(key).is_some()).count();
+    assert_eq!((stay(needed), stay(&pinned)), (18, 18));
+    assert_eq!((stay(rest), stay(&children)), (0, 0), "devices would write more than they may");
+}
+
+#[test]
+fn what_leads_to_a_pinned_block_stays_also_where_the_log_was_full_before() {
+    for policy in [PolicyName::Lru, PolicyName::Hazq] {
+        let (mut group, roots) = group_with_roots(policy, 20);
+        let children: Vec<Key> = roots.iter().map(|&root| group.put(Parent::Key(root))).collect();
+        group.core.hint(group.now, POOL, &children, Hint::Pinned { ttl_ms: 3_600_000 });
+        group.fill();
+        // While the promised one does not come all of the log is written, and all that is left in DRAM is there alone.
+        for _ in 0..64 {
+            group.put(Parent::None);
+        }
+        assert_eq!(group.freed, [], "{policy:?}: it still waits");
+        group.pass(SECOND_US);
+        assert_eq!(group.freed, [SegmentId::new(DEVICE, 0)], "{policy:?}: that of the roots");
+        let stay = |keys: &[Key]| keys.iter().filter(|key| group.tier(key).is_some()).count();
+        assert_eq!((stay(&roots), stay(&children)), (20, 20), "{policy:?}: others were there to make room");
+    }
 }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use lapis_client::{Client, GetOptions, Pool, PutOptions, PutResult};
+use lapis_client::{Client, GetOptions, Pool, PutOptions, PutResult, Refusal};
 use lapis_config::{BATCH_KEYS_MAX, Bytes, DRAM_BYTES_MIN, DRAM_STEP_BYTES, HitPolicy, Key};
 use lapis_tiering::replay::ghost_bytes;
 use rustix::time::{ClockId, clock_gettime};
@@ -59,7 +59,9 @@ pub struct DaemonOutcome {
     pub daemon_hit_blocks: u64,
     /// The daemon's hit blocks by those of the core.
     pub daemon_by_core: f64,
-    /// Puts that the daemon would not have: what it evicts is worth more, or there was no room in time.
+    /// Blocks that the daemon would not have, for what would make room for them is worth more.
+    pub daemon_cold: u64,
+    /// Blocks that it would not have for any other reason, such as no room in time.
     pub daemon_refused: u64,
     /// Matched, and gone when it was read.
     pub daemon_lost: u64,
@@ -111,7 +113,7 @@ impl DaemonPlan {
             let asked = through.request(&request.ids);
             hit_blocks += asked.with_context(|| format!("the daemon said: {}", through.host.log_tail()))?;
         }
-        let Through { refused, lost, wrong_bytes, .. } = through;
+        let Through { cold, refused, lost, wrong_bytes, .. } = through;
         ensure!(wrong_bytes == 0, "{wrong_bytes} bytes were not those that were put under their keys");
 
         let mut core = core_close_together(policy, capacity);
@@ -120,6 +122,7 @@ impl DaemonPlan {
             speed: self.speed,
             daemon_hit_blocks: hit_blocks,
             daemon_by_core: rounded(hit_blocks as f64 / outcome.hit_blocks.max(1) as f64),
+            daemon_cold: cold,
             daemon_refused: refused,
             daemon_lost: lost,
             late_ms_max,
@@ -135,6 +138,7 @@ struct Through {
     host: Host,
     keys: Vec<Key>,
     buffer: PrivateBlocks,
+    cold: u64,
     refused: u64,
     lost: u64,
     wrong_bytes: u64,
@@ -166,7 +170,7 @@ impl Through {
         })?;
         let block_bytes = BLOCK_BYTES as usize;
         let buffer = PrivateBlocks::new(longest * block_bytes, block_bytes)?;
-        Ok(Self { host, client, pool, keys: Vec::new(), buffer, refused: 0, lost: 0, wrong_bytes: 0 })
+        Ok(Self { host, client, pool, keys: Vec::new(), buffer, cold: 0, refused: 0, lost: 0, wrong_bytes: 0 })
     }
 
     /// How many leading blocks were there.
@@ -208,7 +212,13 @@ impl Through {
             }
         }
         let put = self.client.commit(reservation, None, &options)?;
-        self.refused += put.results.iter().filter(|result| matches!(result, PutResult::Refused(_))).count() as u64;
+        for result in &put.results {
+            match result {
+                PutResult::Refused(Refusal::Cold) => self.cold += 1,
+                PutResult::Refused(_) => self.refused += 1,
+                _ => {}
+            }
+        }
         Ok(())
     }
 }

@@ -41,8 +41,9 @@ impl Table<'_> {
             text += &format!("  {:>11}", "remote hits");
         }
         if self.daemon {
-            let [hits, of_blocks, by_core, refused, late] = ["by daemon", "of blocks", "by core", "refused", "late"];
-            text += &format!("  {hits:>12}  {of_blocks:>9}  {by_core:>7}  {refused:>8}  {late:>8}");
+            let [hits, of_blocks, by_core] = ["by daemon", "of blocks", "by core"];
+            let [cold, refused, late] = ["cold", "refused", "late"];
+            text += &format!("  {hits:>12}  {of_blocks:>9}  {by_core:>7}  {cold:>8}  {refused:>8}  {late:>8}");
         }
         if self.setting.ssd.is_some() {
             let [hits, admitted, again, device, ratio] = ["SSD hits", "admitted", "again", "device", "dev/adm"];
@@ -73,7 +74,8 @@ impl Table<'_> {
         if let Some(daemon) = outcome.daemon {
             let (hits, by_core) = (daemon.daemon_hit_blocks, daemon.daemon_by_core);
             let (rate, late) = (percent(hits, outcome.block_refs), format!("{} ms", daemon.late_ms_max));
-            text += &format!("  {hits:>12}  {rate:>9}  {by_core:>7.4}  {:>8}  {late:>8}", daemon.daemon_refused);
+            let (cold, refused) = (daemon.daemon_cold, daemon.daemon_refused);
+            text += &format!("  {hits:>12}  {rate:>9}  {by_core:>7.4}  {cold:>8}  {refused:>8}  {late:>8}");
         }
         if let Some(ssd) = outcome.ssd {
             let gib = |bytes: u64| format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30));

@@ -1,9 +1,13 @@
-//! What the policy learned, kept over a restart: a length, then bytes that are the policy's own. The length is 0 while they
-//! are written: a kill at any time leaves the former ones, or none.
+//! What the policy learned, kept over a restart: a word, then bytes that are the policy's own. The word is 0 while they
+//! are written: a kill at any time leaves the former ones, or none. It holds their length and a checksum: any numbers look
+//! like counts, and damage that was believed could make a class worthless for days.
 
 use std::sync::atomic::{Ordering, compiler_fence};
 
-use super::{LEARNED_AT, LEARNED_BYTES, State};
+use lapis_arena::sum;
+use lapis_config::Key;
+
+use super::{LEARNED_AT, LEARNED_BYTES, MAGIC, State};
 
 const HEAD_BYTES: usize = 8;
 
@@ -13,22 +17,27 @@ impl State {
         if bytes.len() > LEARNED_BYTES - HEAD_BYTES {
             return;
         }
-        self.set_learned_length(0);
+        self.set_learned_head(0);
         compiler_fence(Ordering::Release);
         self.bytes[LEARNED_AT + HEAD_BYTES..][..bytes.len()].copy_from_slice(bytes);
         compiler_fence(Ordering::Release);
-        self.set_learned_length(bytes.len() as u64);
+        self.set_learned_head(head_of(bytes));
     }
 
-    /// What was kept last, if it was kept whole.
+    /// What was kept last, if it was kept whole and is still what it was.
     pub fn learned(&self) -> Option<Vec<u8>> {
-        let head = self.bytes[LEARNED_AT..][..HEAD_BYTES].try_into().expect("eight bytes");
-        let length = usize::try_from(u64::from_le_bytes(head)).ok()?;
-        let bytes = self.bytes[LEARNED_AT..][HEAD_BYTES..LEARNED_BYTES].get(..length)?;
-        (length > 0).then(|| bytes.to_vec())
+        let head = u64::from_le_bytes(self.bytes[LEARNED_AT..][..HEAD_BYTES].try_into().expect("eight bytes"));
+        let bytes = self.bytes[LEARNED_AT..][HEAD_BYTES..LEARNED_BYTES].get(..head as u32 as usize)?;
+        (!bytes.is_empty() && head == head_of(bytes)).then(|| bytes.to_vec())
     }
 
-    fn set_learned_length(&mut self, length: u64) {
-        self.bytes[LEARNED_AT..][..HEAD_BYTES].copy_from_slice(&length.to_le_bytes());
+    fn set_learned_head(&mut self, head: u64) {
+        self.bytes[LEARNED_AT..][..HEAD_BYTES].copy_from_slice(&head.to_le_bytes());
     }
+}
+
+/// The length, and above it half of the checksum.
+fn head_of(bytes: &[u8]) -> u64 {
+    let sum = sum::of_bytes(MAGIC, &Key([0; 4]), bytes);
+    bytes.len() as u64 | sum << 32
 }

@@ -113,3 +113,34 @@ fn impossible_slab_records_count_as_empty_memory() {
     drop(state);
     assert_eq!(State::adopt(map(&fd), GEOMETRY).expect("same").adopt_slabs(16384), vec![slab(0, 512), slab(8192, 512)]);
 }
+
+#[test]
+fn what_was_learned_is_found_by_the_next_daemon_and_by_no_other_length_or_bytes() {
+    let learned: Vec<u8> = (0..8_064u32).map(|at| (at * 7) as u8).collect();
+    let fd = memory();
+    let mut state = State::create(map(&fd), GEOMETRY, 1);
+    assert_eq!(state.learned(), None, "nothing was learned yet");
+    state.keep_learned(&[1, 2, 3]);
+    state.keep_learned(&learned);
+    state.keep_learned(&vec![0; LEARNED_BYTES]);
+    drop(state);
+    let found = || State::adopt(map(&fd), GEOMETRY).expect("the same geometry").learned();
+    assert!(found().as_ref() == Some(&learned), "the last that there was room for");
+
+    let sound = map(&fd)[LEARNED_AT..][..LEARNED_BYTES].to_vec();
+    let heads = [0u64, 1, learned.len() as u64, u64::from(u32::MAX), 1 << 63, u64::MAX];
+    for head in heads {
+        map(&fd)[LEARNED_AT..][..8].copy_from_slice(&head.to_le_bytes());
+        assert!(found().is_none(), "a head of {head:#x}");
+    }
+    // Of the head each bit; then one of each hundredth byte, and of the last.
+    let bits = (0..64).chain((8..8 + learned.len()).step_by(100).map(|byte| 8 * byte + byte % 8));
+    for bit in bits.chain([8 * (8 + learned.len()) - 1]) {
+        let mut damaged = sound.clone();
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        map(&fd)[LEARNED_AT..][..LEARNED_BYTES].copy_from_slice(&damaged);
+        assert!(found().is_none(), "bit {bit}");
+    }
+    map(&fd)[LEARNED_AT..][..LEARNED_BYTES].copy_from_slice(&sound);
+    assert!(found() == Some(learned), "as before");
+}

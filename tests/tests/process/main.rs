@@ -15,6 +15,7 @@ mod groups;
 mod machine;
 mod offline;
 mod quiet;
+mod replay_daemon;
 mod roles;
 mod signals;
 mod ssd;

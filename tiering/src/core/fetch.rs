@@ -30,6 +30,17 @@ pub(super) enum Fetch {
     Not,
 }
 
+/// What may go for a block that is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Want {
+    /// Nobody waits for it: clean blocks of its shelf, and of clearly colder ones.
+    Ahead,
+    /// Other shelves' warm blocks too.
+    Asked,
+    /// It leads to one that is held or pinned, and nothing else makes room: blocks that are nowhere else too.
+    Needed,
+}
+
 impl<K: Kept, P: Policy> Core<K, P> {
     pub(super) fn in_dram(&self, line: LineId) -> bool {
         Copy::of_dram(self.kept.entry(line)).is_readable()
@@ -48,7 +59,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         if self.ssd.queued.get(&line) == Some(&generation) {
             return Fetch::Coming;
         }
-        if self.ssd.queue.is_empty() && self.begin_fetch(line, true) {
+        if self.ssd.queue.is_empty() && self.begin_fetch(line, Want::Asked) {
             let began = self.ssd.fetching.contains_key(&line);
             return if began { Fetch::Coming } else { Fetch::Not };
         }
@@ -67,7 +78,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let may = self.ssd.state == State::On && self.ssd.queue.is_empty();
         let entry = self.kept.entry(line);
         let absent = Copy::of_dram(entry) == Copy::Absent && entry.ssd != 0;
-        may && (!absent || self.begin_fetch(line, false))
+        may && (!absent || self.begin_fetch(line, Want::Ahead))
     }
 
     /// Goes on with what waits for a slot. True if anything began.
@@ -78,13 +89,14 @@ impl<K: Kept, P: Policy> Core<K, P> {
             let wanted = same && self.kept.entry(line).ssd != 0 && !self.ssd.fetching.contains_key(&line);
             let asked = self.gets.waits_for(line);
             let mut wanted = wanted && (asked || self.is_retiring(line));
-            if wanted && !self.begin_fetch(line, true) {
+            if wanted && !self.begin_fetch(line, Want::Asked) {
                 // Room comes from blocks that are written first; these may wait for the very segment that this read
-                // holds up. If nothing is under way that could make room, the block is given up.
+                // holds up. If nothing is under way that could make room, the block is given up; one that leads to a block
+                // that is held or pinned is not, for those go last.
                 if asked || !self.ssd.moving.is_empty() || !self.ssd.fetching.is_empty() {
                     break;
                 }
-                wanted = false;
+                wanted = self.must_stay(line) && self.begin_fetch(line, Want::Needed);
             }
             began |= wanted;
             self.ssd.queue.pop_front();
@@ -97,8 +109,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     /// Reads a block into a slot. False if there is none for it now. Making room may have ended the block itself: then
-    /// nothing begins. `asked`: somebody waits, and other shelves' warm blocks may make room for it.
-    fn begin_fetch(&mut self, line: LineId, asked: bool) -> bool {
+    /// nothing begins.
+    fn begin_fetch(&mut self, line: LineId, want: Want) -> bool {
         let live = self.kept.live(line).expect("a live line is fetched");
         let pages = self.pages_of(&live);
         if self.ssd.read_pages > 0 && self.ssd.read_pages + u64::from(pages) > self.flight_pages_max() {
@@ -106,7 +118,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
         let shelf = self.memory.shelf(live.pool, pages);
         self.policy.shelves(self.memory.shelves().count());
-        let Some(slot) = self.slot_for_device(shelf, asked) else { return false };
+        let Some(slot) = self.slot_for_device(shelf, want) else { return false };
         let same = self.kept.live(line).is_some_and(|now| now.generation == live.generation);
         if !same || self.kept.entry(line).ssd == 0 {
             self.counts.slots_busy -= 1;
@@ -123,8 +135,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
         true
     }
 
-    /// A slot that a device will write. Clean blocks make room; dirty ones are written first.
-    fn slot_for_device(&mut self, shelf: Shelf, asked: bool) -> Option<SlotId> {
+    /// A slot that a device will write. Clean blocks make room; dirty ones are written first, unless it is needed at once.
+    fn slot_for_device(&mut self, shelf: Shelf, want: Want) -> Option<SlotId> {
         let room = (ROOM_BYTES / UNIT_BYTES) as u32 / self.memory.of(shelf).stride;
         loop {
             if let Some((slab, index)) = self.memory.take(shelf) {
@@ -144,7 +156,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 self.actions.push_back(Action::NeedMemory);
                 return None;
             }
-            if self.make_room(shelf, room.max(1), false, asked, None) != Handed::Over {
+            let (room, force) = if want == Want::Needed { (1, true) } else { (room.max(1), false) };
+            if self.make_room(shelf, room, force, want != Want::Ahead, None) != Handed::Over {
                 return None;
             }
         }

@@ -35,14 +35,21 @@ const PROMISE: Duration = Duration::from_secs(1);
 /// A segment on its way out.
 #[derive(Default)]
 pub(super) struct Retiring {
-    /// Blocks that are being written elsewhere, and the bytes of each.
-    left: BTreeMap<LineId, u64>,
+    /// Blocks that are being written elsewhere.
+    left: BTreeMap<LineId, Left>,
     /// Sum of those bytes.
     left_bytes: u64,
     /// It is not known yet what is to stay.
     choosing: bool,
     /// It goes to another group.
     leaves: bool,
+}
+
+/// A block that is being written elsewhere.
+struct Left {
+    bytes: u64,
+    /// It leads to one that was held or pinned when its segment was given up.
+    needed: bool,
 }
 
 impl Retiring {
@@ -144,7 +151,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 _ if chosen.contains(&line) => {}
                 _ if self.is_worth_writing(line, segment, &chosen, &needed) => {
                     chosen.insert(line);
-                    self.write_anew(line, segment);
+                    self.write_anew(line, segment, needed.contains(&line));
                 }
                 _ => self.drop_from_ssd(line),
             }
@@ -205,12 +212,12 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     /// Brings a block into DRAM, from where it is written elsewhere.
-    fn write_anew(&mut self, line: LineId, segment: SegmentId) {
+    fn write_anew(&mut self, line: LineId, segment: SegmentId, needed: bool) {
         let live = self.kept.live(line).expect("filtered by the caller");
         let bytes = u64::from(self.pages_of(&live)) * UNIT_BYTES;
         let retiring = self.ssd.retiring.get_mut(&segment).expect("inserted before");
         // First: the room for one block may be made by the end of another, or of this one.
-        retiring.left.insert(line, bytes);
+        retiring.left.insert(line, Left { bytes, needed });
         retiring.left_bytes += bytes;
         if self.fetch(line) == Fetch::Not {
             self.retired_line(line);
@@ -278,6 +285,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.ssd.retiring.values().any(|retiring| retiring.left.contains_key(&line))
     }
 
+    /// Whether the block is on its way out of a segment, and leads to one that is held or pinned.
+    pub(super) fn must_stay(&self, line: LineId) -> bool {
+        self.ssd.retiring.values().any(|retiring| retiring.left.get(&line).is_some_and(|left| left.needed))
+    }
+
     /// The block is stored elsewhere, or is not to be any more. True if it was to be written anew.
     pub(super) fn retired_line(&mut self, line: LineId) -> bool {
         if self.ssd.retiring.is_empty() {
@@ -285,7 +297,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
         let mut found = None;
         for (&segment, retiring) in &mut self.ssd.retiring {
-            if let Some(bytes) = retiring.left.remove(&line) {
+            if let Some(Left { bytes, .. }) = retiring.left.remove(&line) {
                 retiring.left_bytes -= bytes;
                 found = Some(segment);
             }

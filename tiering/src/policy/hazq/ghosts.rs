@@ -108,6 +108,25 @@ mod tests {
     }
 
     #[test]
+    fn memory_is_what_was_given_to_a_set_and_stays_so_however_many_come() {
+        let set = size_of::<[Ghost; WAYS]>() as u64;
+        assert_eq!((GHOST_BYTES, set), (16, 128), "as documented; nothing but ghosts in a set");
+        for bytes in [0, 1, 16, 127, 128, 129, 255, 256, 1_000, 64 << 10, (64 << 10) - 1, (1 << 20) + 37] {
+            let mut ghosts = Ghosts::new(bytes);
+            let allocated = |ghosts: &Ghosts| ghosts.sets.capacity() as u64 * set;
+            assert!(allocated(&ghosts) <= bytes && bytes < allocated(&ghosts) + set, "{bytes} bytes");
+            assert_eq!(ghosts.capacity() * GHOST_BYTES, allocated(&ghosts), "{bytes} bytes");
+            let before = allocated(&ghosts);
+            // Names spread as hashes do; three times as many as there is room for.
+            for at in 1..=3 * ghosts.capacity().max(1) {
+                ghosts.insert(at.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, Ghost::new(at as u32, 1, 2, 0));
+            }
+            assert_eq!(allocated(&ghosts), before, "{bytes} bytes");
+            assert!(ghosts.count() <= ghosts.capacity() && ghosts.count() >= ghosts.capacity() / 2, "{bytes} bytes");
+        }
+    }
+
+    #[test]
     fn without_room_a_ghost_is_forgotten_at_once() {
         let mut ghosts = Ghosts::new(GHOST_BYTES);
         assert_eq!(ghosts.insert(5, Ghost::new(1, 2, 3, 4)).map(|ghost| ghost.class), Some(2));
