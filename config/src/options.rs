@@ -167,7 +167,7 @@ options! {
     "index.ghost_bytes" index_ghost_bytes: u64 = "auto", Size { least: 64 << 10, most: 64 << 30, auto: true },
         "Memory for what is remembered of blocks that are gone, 16 bytes each: by these the policy hazq sees that it \
          evicted too early, and goes on counting a session's turns. auto: 16 bytes for each of index.entries_max, at least \
-         1MiB; a group with a lower DRAM ceiling gets its share.";
+         1MiB. Groups share it by their DRAM ceilings.";
     "server.socket" server_socket: PathBuf = "/run/lapis/lapis.sock", SocketPath,
         "Unix socket of the group \"default\", which is there when the file has no [[group]]. Who may open it may \
          use the cache. Without /run/lapis and not as root: $XDG_RUNTIME_DIR/lapis/lapis.sock.";
@@ -296,10 +296,15 @@ impl Group {
         (share.div_ceil(u128::from(options.dram_bytes.max(1))) as u64).max(1024)
     }
 
-    /// Memory for what this group's policy remembers of blocks that are gone: its share by its ceiling.
+    /// Memory for what this group's policy remembers of blocks that are gone: its share among all groups, by their ceilings.
     pub fn ghost_bytes(&self, options: &Options) -> u64 {
-        let share = u128::from(options.index_ghost_bytes) * u128::from(self.dram_ceiling);
-        (share / u128::from(options.dram_bytes.max(1))) as u64
+        self.share_of_all(options.index_ghost_bytes, options)
+    }
+
+    /// A part of what all groups have together, by their ceilings.
+    fn share_of_all(&self, bytes: u64, options: &Options) -> u64 {
+        let all: u128 = options.groups.iter().map(|group| u128::from(group.dram_ceiling)).sum();
+        (u128::from(bytes) * u128::from(self.dram_ceiling) / all.max(1)) as u64
     }
 
     /// Memory that this group keeps clean: its share of `ssd.write_back_ahead` by its ceiling.
@@ -310,9 +315,7 @@ impl Group {
 
     /// Bytes that this group may write to SSD in a day: its share of `ssd.write_budget` among all groups, by their ceilings.
     pub fn write_budget(&self, options: &Options) -> Option<u64> {
-        let all: u128 = options.groups.iter().map(|group| u128::from(group.dram_ceiling)).sum();
-        let share = |bytes: u64| u128::from(bytes) * u128::from(self.dram_ceiling) / all.max(1);
-        options.ssd_write_budget.map(|bytes| (share(bytes) as u64).max(1))
+        options.ssd_write_budget.map(|bytes| self.share_of_all(bytes, options).max(1))
     }
 
     /// Whether a user may connect to the group's socket, once the file system let it.

@@ -114,6 +114,20 @@ fn a_group_keeps_its_share_clean() {
 }
 
 #[test]
+fn groups_share_what_is_remembered_and_what_may_be_written_by_their_ceilings() {
+    let text = "[dram]\nbytes = \"8GiB\"\n[index]\nghost_bytes = \"10MiB\"\n[ssd]\nwrite_budget = \"10TB/day\"\npaths = [\"/x\"]\n\
+                [[group]]\nname = \"a\"\nsocket = \"/s/a\"\ndram_ceiling = \"2GiB\"\n\
+                [[group]]\nname = \"b\"\nsocket = \"/s/b\"";
+    let options = load(Some(text), &[], Flags::default()).options;
+    let shares: Vec<_> =
+        options.groups.iter().map(|of| (of.ghost_bytes(&options), of.write_budget(&options))).collect();
+    let terabyte = 1_000_000_000_000;
+    assert_eq!(shares, [(2 * MIB, Some(2 * terabyte)), (8 * MIB, Some(8 * terabyte))], "no more than all together");
+    let alone = load(None, &[], Flags::default()).options;
+    assert_eq!(alone.groups[0].ghost_bytes(&alone), alone.index_ghost_bytes);
+}
+
+#[test]
 fn options_of_a_tier_that_is_not_there_and_a_small_tier_are_noted() {
     let effective = load(Some("[ssd]\nbytes = \"1GiB\"\ndurable = true"), &[], Flags::default());
     assert_eq!(effective.notes, ["ssd.bytes, ssd.durable: not used without ssd.paths"]);
