@@ -36,7 +36,8 @@ impl Unit for BytesADay {
     fn read(&self, raw: &Raw) -> Result<Self::Value, Mistake> {
         let text = match raw {
             Raw::Integer(n) => n.to_string(),
-            Raw::Word(text) | Raw::Text(text) => text.trim().to_owned(),
+            // A line of its own for each error: whatever stands between its words.
+            Raw::Word(text) | Raw::Text(text) => text.split_whitespace().collect::<Vec<_>>().join(" "),
             other => return Err(Mistake::WrongType { expected: EXPECTED, found: other.kind() }),
         };
         if text == UNLIMITED {
@@ -94,8 +95,13 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_read_or_refused(text in ".{0,40}", amount in "[-0-9.]{0,20}(GB|TB|XB)?/?(day|s)?") {
-            let _ = (read(&text), read(&amount));
+        fn any_text_is_read_or_refused_in_a_line(
+            text in "(?s).{0,40}", amount in "[-0-9.]{0,20}[ \n]{0,2}(GB|TB|XB)?[ \n]{0,2}/?[ \n]{0,2}(day|s)?"
+        ) {
+            for text in [text, amount] {
+                let said = read(&text).err().map(|mistake| mistake.to_string());
+                prop_assert!(said.is_none_or(|said| said.lines().count() == 1), "{text:?}");
+            }
         }
     }
 
