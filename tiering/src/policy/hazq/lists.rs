@@ -139,17 +139,10 @@ impl Hazq {
         self.hazards.value(class, now.saturating_sub(since))
     }
 
-    /// What is lost with a list's tail, how old it is, and the list's number: the least one goes first.
-    pub(super) fn tail<K: Kept>(
-        &self,
-        kept: &K,
-        list: &List,
-        class: usize,
-        now: u32,
-    ) -> Option<(u32, u32, usize, LineId)> {
-        let line = list.oldest;
-        let entry = line.is_some().then(|| kept.entry(line))?;
-        Some((loss(entry, self.worth_of(class as u8, entry.last_use, now)), entry.last_use, class, line))
+    /// What is lost with a list's tail and how old it is, the list's number, and the tail: the least one goes first.
+    pub(super) fn tail<K: Kept>(&self, kept: &K, list: &List, class: usize, now: u32) -> Option<(u64, usize, LineId)> {
+        let loss = loss_of_tail(kept, &self.hazards, list, class, now);
+        (loss != NO_TAIL).then_some((loss, class, list.oldest))
     }
 
     pub(super) fn tails<K: Kept>(
@@ -157,7 +150,7 @@ impl Hazq {
         kept: &K,
         shelf: Shelf,
         now: u32,
-    ) -> impl Iterator<Item = (u32, u32, usize, LineId)> {
+    ) -> impl Iterator<Item = (u64, usize, LineId)> {
         let lists = self.shelves[shelf.0 as usize].of.iter().enumerate();
         lists.filter_map(move |(class, list)| self.tail(kept, list, class, now))
     }
