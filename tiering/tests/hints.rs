@@ -49,6 +49,24 @@ fn what_is_pinned_outlasts_all_else_until_its_time_is_over() {
 }
 
 #[test]
+fn a_pin_that_another_hint_ends_is_over_though_the_block_came_up_meanwhile() {
+    for policy in BOTH {
+        for hint in [Hint::Priority(0), Hint::Priority(9), Hint::WillReturn, Hint::Ended, Hint::Pinned { ttl_ms: 1 }] {
+            let (mut scene, pool) = scene(policy);
+            scene.put_chain(pool, 0, 4);
+            scene.core.hint(scene.now, pool, &keys(0, 4), Hint::Pinned { ttl_ms: 600_000 });
+            flood(&mut scene, pool, 1, 50);
+            assert_eq!(there(&scene, pool, 0, 4), 4, "{policy:?}: each came up, and stayed");
+            scene.core.hint(scene.now, pool, &keys(0, 4), hint);
+            scene.core.audit().unwrap_or_else(|wrong| panic!("{policy:?} {hint:?}: {wrong}"));
+            scene.now.0 += 120 * MINUTE_US;
+            flood(&mut scene, pool, 100, 50);
+            assert_eq!(there(&scene, pool, 0, 4), 0, "{policy:?} {hint:?}: nothing pins it");
+        }
+    }
+}
+
+#[test]
 fn where_all_is_pinned_a_put_is_taken_and_the_pin_that_ends_first_gives_way() {
     for policy in BOTH {
         let (mut scene, pool) = scene(policy);

@@ -103,11 +103,13 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
     }
 
+    /// A pin ends: a block that came up meanwhile is a candidate again.
     fn unpin(&mut self, shelf: Shelf, line: LineId) {
         let flags = &mut self.kept.entry_mut(line).flags;
         if *flags & PINNED != 0 {
             *flags &= !PINNED;
             self.pins.forget(shelf, line);
+            self.relink(line);
         }
     }
 
@@ -116,7 +118,6 @@ impl<K: Kept, P: Policy> Core<K, P> {
         while let Some((end, line)) = self.pins.first(shelf).filter(|&(end, _)| end <= self.now) {
             self.pins.waiting.remove(&(shelf, end, line));
             self.unpin(shelf, line);
-            self.relink(line);
         }
     }
 
