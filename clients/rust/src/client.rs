@@ -27,10 +27,11 @@ use lapis_transport::{
     socket,
 };
 
+pub use self::object::NewObject;
 pub use self::ticket::{GetTicket, PutTicket};
 use self::{
     link::{Greeted, greet},
-    shared::{Live, Mail, Shared},
+    shared::{Live, Mail, Shared, bounded},
     wait::Waiters,
 };
 use crate::{
@@ -57,13 +58,16 @@ pub struct ConnectOptions {
     pub verify: Option<Verify>,
     /// Map all memory ahead, in the background.
     pub populate: bool,
+    /// Asked every 100 ms by a call that waits, in its own thread: true ends it as if its deadline was over. For languages
+    /// whose signal handlers run only when a call has come back.
+    pub interrupted: Option<fn() -> bool>,
 }
 
 impl Default for ConnectOptions {
     fn default() -> Self {
         let name = std::env::args().next().unwrap_or_default();
         let name = name.rsplit('/').next().unwrap_or_default().to_owned();
-        Self { name, may_put: true, writes_by_dma: false, verify: None, populate: true }
+        Self { name, may_put: true, writes_by_dma: false, verify: None, populate: true, interrupted: None }
     }
 }
 
@@ -143,13 +147,15 @@ impl Client {
     /// Which of the keys Lapis holds.
     pub fn exists(&self, pool: &Pool, keys: &[Key]) -> Result<Present, ClientError> {
         keys::check(keys.len())?;
-        Ok(self.shared().here()?.session.exists(pool, keys))
+        Ok(self.shared().here_for(pool)?.session.exists(pool, keys))
     }
 
     /// How many leading keys are held under every pool's hit policy; for a single `Any`, how many of all.
     pub fn match_prefix(&self, pools: &[(Pool, HitPolicy)], keys: &[Key]) -> Result<usize, ClientError> {
         keys::check(keys.len())?;
-        Ok(self.shared().here()?.session.match_prefix(pools, keys))
+        let live = self.shared().here()?;
+        pools.iter().try_for_each(|(pool, _)| self.shared().here_for(pool).map(drop))?;
+        Ok(live.session.match_prefix(pools, keys))
     }
 
     /// Copies blocks to `dst`: one buffer of all blocks, or vectors. Blocks in memory need nobody else; for others the
@@ -161,7 +167,7 @@ impl Client {
         dst: impl Into<Dst<'a>>,
         options: &GetOptions,
     ) -> Result<Got, ClientError> {
-        let live = self.shared().here()?;
+        let live = self.shared().here_for(pool)?;
         let mut job = GetJob::new(live.session.clone(), pool, keys, dst.into(), options)?;
         let deadline = options.deadline.unwrap_or_else(|| live.get_deadline(job.bytes()));
         self.shared().drive(&live, deadline, |left| job.step(left));
@@ -186,7 +192,7 @@ impl Client {
     /// Blocks in place, pinned until the views are dropped. Only what is in memory; no view is given while the daemon is
     /// another one than this client has registered with.
     pub fn view(&self, pool: &Pool, keys: &[Key]) -> Result<Views, ClientError> {
-        self.shared().here()?.session.view(pool, keys, None)
+        self.shared().here_for(pool)?.session.view(pool, keys, None)
     }
 
     // ---- By the daemon ----
@@ -201,7 +207,7 @@ impl Client {
         src: impl Into<Src<'a>>,
         options: &PutOptions,
     ) -> Result<Put, ClientError> {
-        let live = self.shared().here()?;
+        let live = self.shared().here_for(pool)?;
         let mut job = PutJob::new(live.session.clone(), pool, keys, parent, src.into())?;
         let deadline = options.deadline.unwrap_or_else(|| live.put_deadline(job.bytes()));
         self.shared().drive(&live, deadline, |left| job.step(left));
@@ -232,7 +238,7 @@ impl Client {
         parent: Option<Key>,
         options: &PutOptions,
     ) -> Result<Reservation, ClientError> {
-        let live = self.shared().here()?;
+        let live = self.shared().here_for(pool)?;
         let mut job = ReserveJob::new(live.session.clone(), pool, keys, parent)?;
         let deadline = options.deadline.unwrap_or_else(|| live.put_deadline(job.bytes()));
         self.shared().drive(&live, deadline, |left| job.step(left));
@@ -273,7 +279,7 @@ impl Client {
         request: impl FnOnce(PoolId, Vec<Key>) -> Request,
     ) -> Result<(), ClientError> {
         keys::check(keys.len())?;
-        let live = self.shared().here()?;
+        let live = self.shared().here_for(pool)?;
         let id = live.session.pool_id(pool).filter(|_| live.session.is_connected()).ok_or(ClientError::Gone)?;
         live.session.post(request(id, keys.to_vec()));
         live.ring();
@@ -297,7 +303,7 @@ impl Client {
         deadline: Option<Duration>,
         request: impl Fn(u64, PoolId) -> Request,
     ) -> Result<u64, ClientError> {
-        let live = self.shared().here()?;
+        let live = self.shared().here_for(pool)?;
         let id = live.session.pool_id(pool).ok_or(ClientError::Gone)?;
         let deadline = deadline.unwrap_or_else(|| live.put_deadline(0));
         match self.shared().ask(&live, deadline, |token| request(token, id))?.1 {
@@ -331,7 +337,7 @@ impl Client {
 
 /// The daemon's state as JSON, by a connection of its own: for people and scripts. `deadline`: of each part of the answer.
 pub fn status(path: impl AsRef<Path>, deadline: Duration) -> Result<String, ClientError> {
-    let path = path.as_ref();
+    let (path, deadline) = (path.as_ref(), bounded(deadline));
     let failed = |source| ClientError::Connect { path: path.to_owned(), source };
     let mut socket = socket::connect(path).map_err(failed)?;
     socket.send(&ToDaemon::Status).map_err(failed)?;

@@ -31,6 +31,9 @@ pub enum ClientError {
     /// This call is for pools of the other kind.
     #[error("the pool {label:?} is no {expected} pool")]
     Kind { label: String, expected: &'static str },
+    /// Open it with this one: a pool's handle is good for the client that gave it.
+    #[error("the pool {label:?} was opened by another client")]
+    ForeignPool { label: String },
     #[error("a name of {bytes} bytes, expected 1 to {OBJECT_NAME_BYTES_MAX}")]
     Name { bytes: usize },
     #[error("a pool label of {bytes} bytes, expected at most {max} of ASCII")]

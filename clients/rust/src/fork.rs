@@ -15,9 +15,10 @@ extern "C" fn in_child() {
 
 /// The process that made something.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Birthplace(u64);
+pub struct Birthplace(u64);
 
 impl Birthplace {
+    /// This process.
     pub fn here() -> Self {
         WATCH.call_once(|| {
             // SAFETY: the handler only bumps an atomic, which is allowed in a forked child.
@@ -27,6 +28,7 @@ impl Birthplace {
         Self(FORKS.load(Ordering::Relaxed))
     }
 
+    /// Whether this process is that one, and no child forked of it.
     #[inline]
     pub fn is_here(self) -> bool {
         FORKS.load(Ordering::Relaxed) == self.0

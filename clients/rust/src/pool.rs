@@ -1,6 +1,9 @@
 //! Pools as the client knows them: their shape for good, their number as each session learned it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
 
 use lapis_arena::sum;
 use lapis_config::{OBJECT_PART_BYTES, POOLS_MAX, PoolKind, PoolShape, UNIT_BYTES, sizes};
@@ -16,8 +19,9 @@ struct Inner {
     shape: PoolShape,
     seed: u64,
     slot_bytes: u32,
-    /// Its place in the lists of its client's sessions.
+    /// Its place in the lists of its client's sessions, and which client's list that is.
     index: usize,
+    list: u64,
 }
 
 impl Pool {
@@ -72,9 +76,17 @@ impl Pool {
 }
 
 /// The pools that a client has opened, in the order in which it did. One list serves all sessions of a client.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Pools {
     list: Mutex<Vec<Pool>>,
+    id: u64,
+}
+
+impl Default for Pools {
+    fn default() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self { list: Mutex::default(), id: NEXT.fetch_add(1, Ordering::Relaxed) }
+    }
 }
 
 impl Pools {
@@ -94,10 +106,20 @@ impl Pools {
         }
         // What no daemon accepts is refused by the daemon, in its words; here it only has to fit.
         let slot_bytes = u32::try_from(sizes::slot_bytes(shape, shape.block_bytes.min(1 << 30))).unwrap_or(u32::MAX);
-        let pool =
-            Pool(Arc::new(Inner { shape: shape.clone(), seed: sum::pool_seed(shape), slot_bytes, index: list.len() }));
+        let pool = Pool(Arc::new(Inner {
+            shape: shape.clone(),
+            seed: sum::pool_seed(shape),
+            slot_bytes,
+            index: list.len(),
+            list: self.id,
+        }));
         list.push(pool.clone());
         Ok(pool)
+    }
+
+    /// Whether the pool is of this list: its index in another one means another pool.
+    pub fn own(&self, pool: &Pool) -> bool {
+        pool.0.list == self.id
     }
 
     /// All of them.

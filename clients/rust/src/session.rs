@@ -12,6 +12,8 @@ mod connection;
 mod get;
 mod maps;
 pub(crate) mod object;
+pub(crate) mod object_get;
+pub(crate) mod object_put;
 mod pins;
 mod put;
 mod reserve;
@@ -41,6 +43,7 @@ use self::{calls::Calls, pins::Pins};
 pub use self::{
     calls::{Answer, Busy, Token},
     get::{BlockStatus, GetJob, GetOptions, Got},
+    object_get::{ObjectDst, ObjectInfo, ObjectStatus},
     put::{Put, PutJob, PutOptions},
     reserve::{CommitJob, Reservation, ReserveJob},
     view::{View, Views},

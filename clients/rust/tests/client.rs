@@ -14,11 +14,11 @@ use std::{
 use fake::{BLOCK_BYTES, Fake, key, keys, payload, server::Server, shape};
 use lapis_arena::LineState;
 use lapis_client::{
-    Client, ClientError, GetOptions, HitPolicy, Key, Namespace, Pool, PoolKind, PoolShape, PutOptions, PutResult,
-    Refusal, Wait,
+    Client, ClientError, ConnectOptions, GetOptions, HitPolicy, Key, Namespace, NewObject, ObjectDst, ObjectInfo,
+    ObjectStatus, Pool, PoolKind, PoolShape, PutOptions, PutResult, Refusal, Wait,
 };
 use lapis_config::PoolId;
-use lapis_transport::frame::Request;
+use lapis_transport::frame::{Completion, Request};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -130,6 +130,48 @@ fn no_call_outlives_its_deadline() {
 }
 
 #[test]
+fn a_deadline_may_be_longer_than_time_itself() {
+    let Scene { server: _server, client, pool, .. } = Scene::with_blocks(2);
+    for deadline in [Duration::MAX, Duration::from_secs(u64::MAX / 2), Duration::from_secs(1 << 40)] {
+        let (batch, mut buffer) = (keys(0..3), vec![0; 3 * BLOCK_BYTES]);
+        let options = GetOptions { deadline: Some(deadline), ..GetOptions::default() };
+        assert_eq!(client.get_into(&pool, &batch, &mut buffer, &options).expect("a sound call").hits, 2);
+        let mut ticket = client.begin_get(&pool, &batch[..2], &mut buffer[..2 * BLOCK_BYTES], &options).expect("sound");
+        assert_eq!(ticket.poll().expect("it is ours").expect("all is in memory").hits, 2);
+        drop(ticket);
+        assert_eq!(client.remove(&pool, &keys(7..8), Some(deadline)).expect("an answer"), 0);
+    }
+}
+
+#[test]
+fn an_interrupted_call_ends_and_another_one_does_not() {
+    static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+    static ASKED: AtomicBool = AtomicBool::new(false);
+    let Scene { server, pool: _pool, folder, .. } = Scene::new();
+    let interrupted: fn() -> bool = || {
+        ASKED.store(true, Ordering::Relaxed);
+        INTERRUPTED.load(Ordering::Relaxed)
+    };
+    let options = ConnectOptions { interrupted: Some(interrupted), ..ConnectOptions::default() };
+    let client = Client::connect(folder.path().join("lapis.sock"), options).expect("a daemon");
+    let pool = client.pool(&shape("kv", BLOCK_BYTES, 1)).expect("a pool");
+    let never = |deadline| {
+        let mut buffer = vec![0; BLOCK_BYTES];
+        let options = GetOptions { wait: Wait::Absent, deadline: Some(deadline), ..GetOptions::default() };
+        client.get_into(&pool, &keys(99..100), &mut buffer, &options).expect("a sound call").hits
+    };
+    // The fake daemon lets such a get wait: only the deadline, or what interrupts, ends it.
+    server.with(|fake| fake.is_silent = true);
+    let began = Instant::now();
+    assert_eq!(never(Duration::from_millis(300)), 0);
+    assert!(began.elapsed() >= Duration::from_millis(300), "asked and answered no, it went on");
+    assert!(ASKED.load(Ordering::Relaxed), "nobody was asked");
+    INTERRUPTED.store(true, Ordering::Relaxed);
+    assert_eq!(never(10 * PATIENCE), 0);
+    assert!(began.elapsed() < PATIENCE, "it was asked and did not end");
+}
+
+#[test]
 fn without_the_daemon_hits_go_on_and_all_else_is_answered_at_once() {
     let scene = Scene::with_blocks(4);
     let (client, pool) = (scene.client.clone(), scene.pool.clone());
@@ -229,6 +271,52 @@ fn tickets_get_on_when_the_descriptor_says_so() {
 }
 
 #[test]
+fn a_ticket_whose_answer_another_one_took_in_is_told_of_it() {
+    let Scene { server, client, pool, .. } = Scene::with_blocks(4);
+    let answered = |count: usize| {
+        let is_get = |frame: &&Request| matches!(frame, Request::Get { .. });
+        until("the answers", || server.with(move |fake| fake.frames.iter().filter(is_get).count() == count));
+    };
+    server.with(|fake| {
+        (0..4).for_each(|n| fake.demote(PoolId(0), &key(n)));
+        fake.is_silent = true;
+    });
+    let (first, second) = (keys(0..2), keys(2..4));
+    let mut buffers = [vec![0; 2 * BLOCK_BYTES], vec![0; 2 * BLOCK_BYTES]];
+    let [one, two] = &mut buffers;
+    let options = GetOptions { deadline: Some(PATIENCE), ..GetOptions::default() };
+    let mut one = client.begin_get(&pool, &first, one, &options).expect("a sound call");
+    assert!(one.poll().expect("it is ours").is_none());
+    let mut two = client.begin_get(&pool, &second, two, &options).expect("a sound call");
+    assert!(two.poll().expect("it is ours").is_none());
+    server.with(|fake| fake.is_silent = false);
+    answered(2);
+    // Whoever takes the answers in first, the descriptor says so to the holder of the other ticket.
+    until("the second get", || two.poll().expect("it is ours").is_some());
+    let mut fds = [rustix::event::PollFd::new(&client, rustix::event::PollFlags::IN)];
+    rustix::event::poll(&mut fds, Some(&rustix::event::Timespec { tv_sec: 20, tv_nsec: 0 })).expect("a descriptor");
+    assert!(!fds[0].revents().is_empty(), "nobody is told");
+    until("the first get", || one.poll().expect("it is ours").is_some());
+}
+
+#[test]
+fn a_taken_object_is_there_no_more_wherever_its_bytes_came_from() {
+    let Scene { server: _server, client, .. } = Scene::new();
+    let shape = PoolShape { kind: PoolKind::Object, block_bytes: 1 << 20, ..shape("objects", BLOCK_BYTES, 1) };
+    let pool = client.pool(&shape).expect("a pool");
+    let object = payload(3, 7, 200_000);
+    for cut in [0, 1, 64, 199_999, 200_000] {
+        let vectors = [&object[..cut], &object[cut..]];
+        let put = client.put_object_vectored(&pool, b"n", &vectors, &PutOptions::default()).expect("a sound call");
+        assert_eq!(put, PutResult::Stored);
+        assert!(client.take_object(&pool, b"n", Wait::Present, None).expect("a sound call") == Some(object.clone()));
+        assert_eq!(client.take_object(&pool, b"n", Wait::Present, None).expect("a sound call"), None);
+    }
+    let soon = Some(Duration::from_millis(20));
+    assert_eq!(client.await_object(&pool, b"n", Wait::Absent, soon).expect("a sound call"), None);
+}
+
+#[test]
 fn objects_have_names_and_any_length() {
     let Scene { server: _server, client, .. } = Scene::new();
     let shape = PoolShape { kind: PoolKind::Object, block_bytes: 1 << 20, ..shape("objects", BLOCK_BYTES, 1) };
@@ -248,6 +336,115 @@ fn objects_have_names_and_any_length() {
     assert_eq!(refused, PutResult::Refused(Refusal::TooLarge));
     assert!(matches!(client.get_object(&pool, &[0; 1025], None), Err(ClientError::Name { bytes: 1025 })));
     assert!(matches!(client.view(&pool, &[]), Err(ClientError::KeyCount { keys: 0 })));
+}
+
+/// A name and the bytes under it.
+type Object = (Vec<u8>, Vec<u8>);
+
+/// A pool of objects, and some of them that make up a batch: a few sizes of slots, one without bytes.
+fn objects(client: &Client) -> (Pool, Vec<Object>) {
+    let shape = PoolShape { kind: PoolKind::Object, block_bytes: 1 << 20, ..shape("objects", BLOCK_BYTES, 1) };
+    let sizes = [100, 70_000, 0, 100, 200_000, 3, 70_000];
+    let objects =
+        sizes.iter().enumerate().map(|(n, bytes)| (format!("object {n}").into_bytes(), payload(n as u64, 7, *bytes)));
+    (client.pool(&shape).expect("a pool"), objects.collect())
+}
+
+#[test]
+fn a_batch_of_objects_is_put_and_read_with_an_answer_for_each() {
+    let Scene { server, client, .. } = Scene::new();
+    let (pool, objects) = objects(&client);
+    let halves: Vec<[&[u8]; 2]> = objects.iter().map(|(_, bytes)| bytes.split_at(bytes.len() / 3).into()).collect();
+    let mut batch: Vec<NewObject<'_>> =
+        objects.iter().zip(&halves).map(|((name, _), vectors)| NewObject { name, vectors }).collect();
+    let long = vec![0; (1 << 20) + 1];
+    let too_long: [&[u8]; 1] = [&long];
+    batch.insert(2, NewObject { name: b"too long", vectors: &too_long });
+    batch.push(NewObject { name: b"object 1", vectors: &[b"of a name that is given twice"] });
+    let put = client.put_objects(&pool, &batch, &PutOptions::default()).expect("a sound call");
+    assert_eq!(put.results[2], PutResult::Refused(Refusal::TooLarge));
+    assert_eq!((put.stored(), put.refused(), put.results[8]), (objects.len(), 1, PutResult::Exists));
+    let reserves = server.with(|fake| {
+        let sizes = fake.frames.iter().filter_map(|frame| match frame {
+            Request::Reserve { slot_bytes, keys, .. } => Some((*slot_bytes, keys.len())),
+            _ => None,
+        });
+        sizes.collect::<Vec<_>>()
+    });
+    assert_eq!(reserves.len(), 3, "one for each size of slots: {reserves:?}");
+
+    let mut names: Vec<&[u8]> = objects.iter().map(|(name, _)| &name[..]).collect();
+    names.insert(1, b"none");
+    let got = client.get_objects(&pool, &names, None).expect("a sound call");
+    assert_eq!(got.iter().flatten().collect::<Vec<_>>(), objects.iter().map(|(_, bytes)| bytes).collect::<Vec<_>>());
+    assert_eq!(got[1], None);
+    let infos = client.find_objects(&pool, &names).expect("a sound call");
+    assert_eq!(infos[1], None);
+    assert_eq!(infos[2], Some(ObjectInfo { bytes: Some(70_000), in_memory: true }));
+    let again = client.put_objects(&pool, &batch[..2], &PutOptions::default()).expect("a sound call");
+    assert_eq!(again.results, [PutResult::Exists; 2]);
+}
+
+#[test]
+fn an_object_goes_to_its_places_in_turn_or_by_ranges_wherever_it_was() {
+    let Scene { server, client, .. } = Scene::new();
+    let (pool, objects) = objects(&client);
+    let (name, bytes) = &objects[4];
+    for (name, bytes) in &objects {
+        client.put_object(&pool, name, bytes, &PutOptions::default()).expect("a sound call");
+    }
+    for demoted in [false, true] {
+        if demoted {
+            server.with(|fake| fake.demote(PoolId(1), &Key::new(b"object 4")));
+            let info = client.find_objects(&pool, &[name]).expect("a sound call")[0];
+            assert_eq!(info, Some(ObjectInfo { bytes: Some(200_000), in_memory: false }));
+        }
+        let (mut one, mut two, mut short) = (vec![0; 150_000], vec![0; 90_000], vec![9; 69_999]);
+        let (mut head, mut tail, mut beyond) = ([0; 5], [0; 7], [0; 7]);
+        let vector = |bytes: &mut [u8]| libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+        let ranges = vec![(0, vector(&mut head)), (199_993, vector(&mut tail)), (199_994, vector(&mut beyond))];
+        let mut places = [std::io::IoSliceMut::new(&mut one), std::io::IoSliceMut::new(&mut two)];
+        // SAFETY: they live until the end of this turn, and nobody else uses them in the call.
+        let ranges = unsafe { ObjectDst::ranges(ranges) };
+        let mut dsts = [
+            ObjectDst::from(&mut places[..]),
+            ObjectDst::from(&mut short[..]),
+            ranges,
+            ObjectDst::from(&mut [] as &mut [u8]),
+        ];
+        let names: [&[u8]; 4] = [name, b"object 1", name, b"none"];
+        let statuses = client.get_objects_into(&pool, &names, &mut dsts, None).expect("a sound call");
+        let hit = ObjectStatus::Hit { bytes: 200_000 };
+        assert_eq!(statuses, [hit, ObjectStatus::Long { bytes: 70_000 }, hit, ObjectStatus::Miss]);
+        assert!(one == bytes[..150_000] && two[..50_000] == bytes[150_000..] && two[50_000..] == [0; 40_000]);
+        assert!(short == [9; 69_999], "nothing is copied of what does not fit");
+        assert!(head == bytes[..5] && tail == bytes[199_993..] && beyond == [0; 7]);
+    }
+    assert!(matches!(client.get_objects_into(&pool, &[name], &mut [], None), Err(ClientError::VectorCount { .. })));
+}
+
+#[test]
+fn who_has_more_time_than_the_daemon_waits_asks_it_again() {
+    let Scene { server, client, .. } = Scene::new();
+    let (pool, _) = objects(&client);
+    let awaiting = std::thread::spawn({
+        let (client, pool) = (client.clone(), pool.clone());
+        move || client.await_object(&pool, b"late", Wait::Absent, Some(PATIENCE * 2)).expect("a sound call")
+    });
+    let answer = |hit| {
+        until("a waiting get", || server.with(|fake| !fake.waiting.is_empty()));
+        server.with(move |fake| {
+            let (at, token) = fake.waiting.pop().expect("a get that waits");
+            assert!(fake.clients[at].control.push_completion(&Completion::Got { token, hit }));
+        });
+        // Its answer wakes the client.
+        assert_eq!(client.remove(&pool, &[key(1)], None).expect("an answer"), 0);
+    };
+    answer(0);
+    until("another get", || server.with(|fake| !fake.waiting.is_empty()));
+    client.put_object(&pool, b"late", b"bytes", &PutOptions::default()).expect("a sound call");
+    answer(1);
+    assert_eq!(awaiting.join().expect("it returned").as_deref(), Some(&b"bytes"[..]));
 }
 
 #[test]
@@ -367,4 +564,23 @@ fn a_namespace_makes_a_pool_of_its_own() {
     let found: [Key; 1] = [key(0)];
     assert_eq!(client.exists(&pool, &found).expect("a sound call").count(), 1);
     assert_eq!(client.exists(&other, &found).expect("a sound call").count(), 0);
+}
+
+#[test]
+fn a_pool_of_another_client_is_refused_and_not_taken_for_one_of_the_same_number() {
+    let scene = Scene::with_blocks(4);
+    let other = scene.server.connect();
+    let foreign = other.pool(&shape("other", BLOCK_BYTES, 1)).expect("a pool, the first of that client");
+    let mut buffer = vec![0; 4 * BLOCK_BYTES];
+    let is_foreign = |error: ClientError| matches!(error, ClientError::ForeignPool { ref label } if label == "other");
+    let (client, batch) = (&scene.client, keys(0..4));
+    assert!(is_foreign(client.exists(&foreign, &batch).expect_err("another's")));
+    assert!(is_foreign(client.match_prefix(&[(foreign.clone(), HitPolicy::Prefix)], &batch).expect_err("another's")));
+    let got = client.get_into(&foreign, &batch, &mut buffer, &GetOptions::default());
+    assert!(is_foreign(got.expect_err("another's")));
+    let put = client.put_from(&foreign, &batch, None, &buffer, &PutOptions::default());
+    assert!(is_foreign(put.expect_err("another's")));
+    assert!(is_foreign(client.view(&foreign, &batch).expect_err("another's")));
+    assert!(is_foreign(client.remove(&foreign, &batch, None).expect_err("another's")));
+    assert_eq!(hits(client, &scene.pool, 0..4), 4, "its own is as it was");
 }

@@ -20,13 +20,26 @@ use super::{
     wait::Waiters,
 };
 use crate::{
-    ClientError, Pools, Session,
+    ClientError, Pool, Pools, Session,
     fork::Birthplace,
     session::{self, Answer, Busy, Step, Token},
 };
 
 /// Pause when a ring is full.
 const FULL_PAUSE: Duration = Duration::from_millis(1);
+/// Pause between two looks at whether a call was interrupted.
+const LISTEN_EVERY: Duration = Duration::from_millis(100);
+/// Longer than anybody waits, and short enough to be added to any time.
+const DEADLINE_MAX: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// When a deadline that begins now is over. A caller may mean "for ever" by it.
+pub(super) fn end_of(deadline: Duration) -> Instant {
+    Instant::now() + bounded(deadline)
+}
+
+pub(super) fn bounded(deadline: Duration) -> Duration {
+    deadline.min(DEADLINE_MAX)
+}
 
 /// The session now, and how to reach its daemon.
 #[derive(Debug)]
@@ -101,14 +114,25 @@ impl Shared {
         if self.birthplace.is_here() { Ok(self.live()) } else { Err(ClientError::Closed) }
     }
 
+    /// The same, for a call on a pool, which has to be one of this client's.
+    #[inline]
+    pub fn here_for(&self, pool: &Pool) -> Result<Arc<Live>, ClientError> {
+        if !self.pools.own(pool) {
+            return Err(ClientError::ForeignPool { label: pool.shape().label.clone() });
+        }
+        self.here()
+    }
+
     /// Steps a job until it is done or its time is over.
     pub fn drive(&self, live: &Live, deadline: Duration, mut step: impl FnMut(Duration) -> Step) {
         // What is in memory needs neither lock nor clock.
+        let mut told = live.session.events();
         let mut next = step(deadline);
         if next == Step::Done {
-            return;
+            return self.waiters.taken_in(live.session.events() != told);
         }
-        let until = Instant::now() + deadline;
+        let until = end_of(deadline);
+        let mut listen_at = self.options.interrupted.map(|_| end_of(LISTEN_EVERY));
         loop {
             // A session that was resumed meanwhile has another link.
             let now = self.live();
@@ -116,14 +140,23 @@ impl Shared {
             let seen = live.session.events();
             live.ring();
             if live.session.poll() == 0 && next != Step::Posted {
-                let until = if next == Step::Full { until.min(Instant::now() + FULL_PAUSE) } else { until };
+                let until = if next == Step::Full { until.min(end_of(FULL_PAUSE)) } else { until };
+                let until = listen_at.map_or(until, |at| until.min(at));
                 // Without a connection all calls under way are answered already.
                 if let Some(link) = live.link.as_deref().filter(|_| live.session.is_connected()) {
                     self.waiters.wait(&live.session, link, seen, until);
                 }
             }
-            let left = until.saturating_duration_since(Instant::now());
+            let now = Instant::now();
+            let mut left = until.saturating_duration_since(now);
+            if listen_at.is_some_and(|at| now >= at) {
+                listen_at = Some(now + LISTEN_EVERY);
+                left = if self.options.interrupted.is_some_and(|asked| asked()) { Duration::ZERO } else { left };
+            }
             next = step(left);
+            let events = live.session.events();
+            self.waiters.taken_in(events != told);
+            told = events;
             if next == Step::Done || left.is_zero() {
                 live.ring();
                 return;
@@ -199,7 +232,7 @@ impl Mail {
     }
 
     pub fn wait(&self, token: u64, deadline: Duration) -> Result<(PoolId, u32), ClientError> {
-        let until = Instant::now() + deadline;
+        let until = end_of(deadline);
         let mut waiting = session::lock(&self.waiting);
         loop {
             match waiting.get_mut(&token).map(Option::take) {

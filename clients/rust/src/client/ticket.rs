@@ -9,7 +9,7 @@ use lapis_config::Key;
 
 use super::{
     Client,
-    shared::{Live, Shared},
+    shared::{Live, Shared, end_of},
 };
 use crate::{
     ClientError, Dst, GetOptions, Got, Pool, Put, PutOptions, Src,
@@ -21,28 +21,47 @@ struct Ticket {
     shared: Arc<Shared>,
     live: Arc<Live>,
     until: Instant,
+    /// There was no room for a frame: nobody will say when there is.
+    full: bool,
 }
+
+/// Pause before a ticket whose frame found no room is polled again.
+const FULL_PAUSE: Duration = Duration::from_millis(1);
 
 impl Ticket {
     fn new(shared: &Arc<Shared>, live: Arc<Live>, deadline: Duration) -> Self {
         shared.waiters.ticket_out();
-        Self { shared: shared.clone(), live, until: Instant::now() + deadline }
+        Self { shared: shared.clone(), live, until: end_of(deadline), full: false }
     }
 
     /// Steps a job as far as it goes; true when it is over.
-    fn poll(&self, mut step: impl FnMut(Duration) -> Step) -> Result<bool, ClientError> {
+    fn poll(&mut self, mut step: impl FnMut(Duration) -> Step) -> Result<bool, ClientError> {
         self.shared.here()?;
+        // A session that was resumed meanwhile has another link.
+        let now = self.shared.live();
+        if Arc::ptr_eq(&now.session, &self.live.session) {
+            self.live = now;
+        }
+        let before = self.live.session.events();
         self.live.session.poll();
-        loop {
+        let over = loop {
             let left = self.until.saturating_duration_since(Instant::now());
             let next = step(left);
             self.live.ring();
+            self.full = next == Step::Full;
             match next {
-                Step::Done => return Ok(true),
+                Step::Done => break true,
                 Step::Posted if !left.is_zero() => {}
-                _ => return Ok(left.is_zero()),
+                _ => break left.is_zero(),
             }
-        }
+        };
+        // What came may have been for other tickets, polled before this one.
+        self.shared.waiters.taken_in(self.live.session.events() != before);
+        Ok(over)
+    }
+
+    fn poll_by(&self) -> Instant {
+        if self.full { self.until.min(Instant::now() + FULL_PAUSE) } else { self.until }
     }
 }
 
@@ -72,6 +91,11 @@ impl GetTicket<'_> {
     pub fn deadline(&self) -> Instant {
         self.ticket.until
     }
+
+    /// When to poll again though the descriptor stays quiet: at the deadline, or soon if the ring was full.
+    pub fn poll_by(&self) -> Instant {
+        self.ticket.poll_by()
+    }
 }
 
 /// A put under way.
@@ -92,6 +116,11 @@ impl PutTicket<'_> {
     pub fn deadline(&self) -> Instant {
         self.ticket.until
     }
+
+    /// When to poll again though the descriptor stays quiet: at the deadline, or soon if the ring was full.
+    pub fn poll_by(&self) -> Instant {
+        self.ticket.poll_by()
+    }
 }
 
 impl Client {
@@ -103,7 +132,7 @@ impl Client {
         dst: impl Into<Dst<'a>>,
         options: &GetOptions,
     ) -> Result<GetTicket<'a>, ClientError> {
-        let live = self.shared().here()?;
+        let live = self.shared().here_for(pool)?;
         let job = GetJob::new(live.session.clone(), pool, keys, dst.into(), options)?;
         let deadline = options.deadline.unwrap_or_else(|| live.get_deadline(job.bytes()));
         Ok(GetTicket { job: Some(job), ticket: Ticket::new(self.shared(), live, deadline) })
@@ -118,7 +147,7 @@ impl Client {
         src: impl Into<Src<'a>>,
         options: &PutOptions,
     ) -> Result<PutTicket<'a>, ClientError> {
-        let live = self.shared().here()?;
+        let live = self.shared().here_for(pool)?;
         let job = PutJob::new(live.session.clone(), pool, keys, parent, src.into())?;
         let deadline = options.deadline.unwrap_or_else(|| live.put_deadline(job.bytes()));
         let ticket = Ticket::new(self.shared(), live, deadline);

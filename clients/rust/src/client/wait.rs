@@ -165,9 +165,7 @@ impl Waiters {
     pub fn step_down(&self, taken: usize) {
         *session::lock(&self.led) = false;
         self.changed.notify_all();
-        if taken > 0 && self.tickets.load(Ordering::SeqCst) > 0 {
-            self.ready.raise();
-        }
+        self.taken_in(taken > 0);
     }
 
     /// The connection is gone: nobody sleeps on its doorbell any more.
@@ -177,6 +175,14 @@ impl Waiters {
         drop(session::lock(&self.led));
         self.changed.notify_all();
         if self.tickets.load(Ordering::SeqCst) > 0 {
+            self.ready.raise();
+        }
+    }
+
+    /// Somebody took completions in, perhaps others' too: holders of tickets look.
+    #[inline]
+    pub fn taken_in(&self, any: bool) {
+        if any && self.tickets.load(Ordering::SeqCst) > 0 {
             self.ready.raise();
         }
     }

@@ -72,6 +72,13 @@ impl Commits {
         self.pending_at.push(i as u32);
     }
 
+    /// The same of a block that does not follow the one before it in the batch.
+    pub fn push_alone(&mut self, i: usize, key: Key, parent: Option<Key>, slot: SlotId, bytes: u32, sum: u64) {
+        let parent = parent.map_or(ParentRef::None, ParentRef::Key);
+        self.pending.push(CommitItem { slot, key, parent, bytes, sum });
+        self.pending_at.push(i as u32);
+    }
+
     pub fn pending(&self) -> usize {
         self.pending.len()
     }

@@ -12,6 +12,8 @@
 //! 16  name
 //! ```
 
+use std::ops::Range;
+
 use lapis_arena::{copy, sum};
 use lapis_config::{Key, OBJECT_NAME_BYTES_MAX, sizes};
 use lapis_transport::frame::Request;
@@ -62,6 +64,17 @@ pub(crate) fn first_key(name: &[u8]) -> Result<Key, ClientError> {
         return Err(ClientError::Name { bytes: name.len() });
     }
     Ok(Key::new(name))
+}
+
+/// The bytes of `range` of vectors that are laid end to end.
+pub(crate) fn section<'a>(vectors: &'a [&'a [u8]], range: Range<u64>) -> impl Iterator<Item = &'a [u8]> {
+    let mut start = 0;
+    vectors.iter().filter_map(move |vector| {
+        let (from, end) = (range.start.saturating_sub(start), range.end.saturating_sub(start));
+        start += vector.len() as u64;
+        let (from, end) = (from.min(vector.len() as u64), end.min(vector.len() as u64));
+        (from < end).then(|| &vector[from as usize..end as usize])
+    })
 }
 
 impl Session {
@@ -118,7 +131,7 @@ impl Session {
     }
 }
 
-fn lengths(tail: &[u8]) -> (u64, u32) {
+pub(super) fn lengths(tail: &[u8]) -> (u64, u32) {
     let total = tail[4..12].try_into().map_or(0, u64::from_le_bytes);
     (total, tail[12..16].try_into().map_or(0, u32::from_le_bytes))
 }
@@ -126,6 +139,18 @@ fn lengths(tail: &[u8]) -> (u64, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_section_is_the_same_however_the_bytes_are_cut() {
+        let bytes: Vec<u8> = (0..100).collect();
+        for cut in [0, 1, 37, 99, 100] {
+            let vectors = [&bytes[..cut], &[], &bytes[cut..]];
+            for (from, end) in [(0, 100), (0, 0), (36, 38), (37, 100), (100, 100), (5, 6)] {
+                let section: Vec<u8> = section(&vectors, from as u64..end as u64).flatten().copied().collect();
+                assert_eq!(section, bytes[from..end], "cut at {cut}");
+            }
+        }
+    }
 
     #[test]
     fn a_tail_says_its_lengths() {

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Bytes filled between two commits.
-const COMMIT_BYTES: u64 = 256 << 10;
+pub(super) const COMMIT_BYTES: u64 = 256 << 10;
 
 /// How often a put begins again because blocks of its own were evicted before those below them came.
 const AGAIN_MAX: u32 = 2;
@@ -328,13 +328,19 @@ impl Session {
 
     /// The sum that a block of one piece has; for those who fill slots by themselves.
     pub fn sum_of(pool: &Pool, key: &Key, payload: &[u8]) -> u64 {
-        let mut block = BlockSum::new(pool, key, payload.len() as u64, 0);
-        let mut at = 0;
-        while at < payload.len() {
-            let (part, run) = block.run(payload.len() - at);
-            sum::Sum::update(part, &payload[at..at + run]);
-            block.took(run);
-            at += run;
+        Self::sum_of_runs(pool, key, payload.len() as u64, [payload])
+    }
+
+    /// The same of `bytes` that come in runs.
+    pub(crate) fn sum_of_runs<'a>(pool: &Pool, key: &Key, bytes: u64, runs: impl IntoIterator<Item = &'a [u8]>) -> u64 {
+        let mut block = BlockSum::new(pool, key, bytes, 0);
+        for mut rest in runs {
+            while !rest.is_empty() {
+                let (part, run) = block.run(rest.len());
+                sum::Sum::update(part, &rest[..run]);
+                block.took(run);
+                rest = &rest[run..];
+            }
         }
         block.finish().0
     }
