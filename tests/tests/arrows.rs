@@ -1,6 +1,6 @@
 //! The floor plan, kept: who may import whom, where versions and lints are written.
 //!
-//! `config <- {tiering, arena, ssd, transport, clients} <- {benches, daemon} <- tests`. The movers (`arena`, `ssd`,
+//! `config <- {tiering, arena, ssd, transport, clients/rust} <- {clients/python, benches, daemon} <- tests`. The movers (`arena`, `ssd`,
 //! `transport`) know neither the core nor, `arena` apart, each other; the core knows words alone.
 
 use std::{collections::BTreeMap, fs, path::Path};
@@ -13,6 +13,8 @@ const ARENA: &str = "lapis-arena";
 const SSD: &str = "lapis-ssd";
 const TRANSPORT: &str = "lapis-transport";
 const CLIENT: &str = "lapis-client";
+const CLIENT_C: &str = "lapis-client-c";
+const PYTHON: &str = "lapis-python";
 const BENCHES: &str = "lapis-benches";
 const DAEMON: &str = "lapis";
 const TESTS: &str = "lapis-tests";
@@ -25,6 +27,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     (SSD, &[CONFIG, ARENA]),
     (TRANSPORT, &[CONFIG, ARENA]),
     (CLIENT, &[CONFIG, ARENA, TRANSPORT]),
+    (CLIENT_C, &[CONFIG, TRANSPORT, CLIENT]),
+    (PYTHON, &[CLIENT]),
     (BENCHES, &[CONFIG, TIERING, ARENA, SSD, TRANSPORT, CLIENT]),
     (DAEMON, &[CONFIG, TIERING, ARENA, SSD, TRANSPORT, CLIENT, BENCHES]),
     (TESTS, &[CONFIG, TIERING, ARENA, SSD, TRANSPORT, CLIENT, BENCHES, DAEMON]),

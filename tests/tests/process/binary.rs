@@ -1,4 +1,4 @@
-//! The `lapis` binary beside this test: found, or built if it is missing or older than its sources.
+//! The `lapis` binary and the C library beside this test: found, or built if missing or older than their sources.
 
 use std::{
     env, fs,
@@ -9,12 +9,21 @@ use std::{
 };
 
 /// What the binary is made of; below the workspace.
-const SOURCES: [&str; 8] = ["Cargo.toml", "benches", "clients", "config", "daemon", "ssd", "tiering", "transport"];
+const SOURCES: [&str; 8] = ["Cargo.toml", "benches", "clients/rust", "config", "daemon", "ssd", "tiering", "transport"];
+/// What the C library is made of.
+const C_SOURCES: [&str; 6] = ["Cargo.toml", "clients/c", "clients/rust", "config", "tiering/arena", "transport"];
 
 /// Its path.
 pub fn lapis() -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(find_or_build).clone()
+    BUILT.get_or_init(|| find_or_build("lapis", &SOURCES, &["-p", "lapis", "--bin", "lapis"])).clone()
+}
+
+/// The folder that has the C library, shared and static.
+pub fn c_library() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let library = BUILT.get_or_init(|| find_or_build("liblapis.so", &C_SOURCES, &["-p", "lapis-client-c", "--lib"]));
+    library.parent().expect("a file lies in a folder")
 }
 
 /// Runs it to its end: exit status, standard output, standard error.
@@ -24,19 +33,19 @@ pub fn run(command: &mut Command) -> (Option<i32>, String, String) {
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
-fn find_or_build() -> PathBuf {
+fn find_or_build(file: &str, sources: &[&str], package: &[&str]) -> PathBuf {
     let this = env::current_exe().expect("this test's own file");
     // TARGET/PROFILE/deps/process-HASH
     let folder = this.ancestors().nth(2).expect("a folder of the profile").to_owned();
-    let binary = folder.join("lapis");
+    let binary = folder.join(file);
     let modified = |path: &Path| fs::metadata(path).and_then(|file| file.modified()).ok();
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests lie in the workspace").to_owned();
-    let sources = SOURCES.iter().filter_map(|name| newest(&workspace.join(name))).max();
+    let sources = sources.iter().filter_map(|name| newest(&workspace.join(name))).max();
     if modified(&binary).is_some_and(|built| sources.is_none_or(|newest| newest <= built)) {
         return binary;
     }
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(&workspace).args(["build", "-p", "lapis", "--bin", "lapis", "--target-dir"]);
+    cargo.current_dir(&workspace).arg("build").args(package).arg("--target-dir");
     cargo.arg(folder.parent().expect("the profile's folder lies in the target folder"));
     if folder.file_name().is_some_and(|name| name == "release") {
         cargo.arg("--release");
