@@ -1,0 +1,101 @@
+"""The client of an engine that goes on without a daemon: none, or a hung one, is no cache and one warning."""
+
+import logging
+import os
+import threading
+
+import lapis_kv
+
+# Below vLLM's own logger: its form, its level.
+logger = logging.getLogger("vllm.lapis")
+
+_RETRY_SECONDS = 5.0
+# How often a daemon is asked whether it answers, and how long it may take: longer than a busy host needs.
+_PING_SECONDS = 2.0
+_ANSWER_SECONDS = 5.0
+DEFAULT_SOCKET = "/run/lapis/lapis.sock"
+
+
+def socket_of(given: str | None) -> str:
+    return str(given or os.environ.get("LAPIS_SOCKET") or DEFAULT_SOCKET)
+
+
+class Link:
+    """Connects in the background, again and again until it succeeds; from then on the client keeps itself connected, and a
+    thread of the link sees whether the daemon still answers.
+
+    `opened(client)` makes what the caller wants of it, its pools say; until it has returned there is no client. One link of
+    an engine warns (`warns`): the others of it speak of the same daemon.
+    """
+
+    def __init__(self, path: str, name: str, opened, warns: bool = True):
+        self._path, self._name, self._opened = path, name, opened
+        self._level = logging.WARNING if warns else logging.INFO
+        self._client, self._made = None, None
+        self._hangs, self._trouble = False, None
+        self._stop = threading.Event()
+        self._try()
+        self._thread = threading.Thread(target=self._run, name="lapis-link", daemon=True)
+        self._thread.start()
+
+    def _try(self):
+        client = None
+        try:
+            client = lapis_kv.Client(self._path, name=self._name)
+            self._made = self._opened(client)
+        except Exception as error:
+            if client is not None:
+                client.close()
+            # What no waiting mends is said at any rate, and by each.
+            transient = isinstance(error, lapis_kv.LapisError) and error.is_transient
+            level = self._level if transient else logging.WARNING
+            self._say("no KV cache from Lapis yet, the engine goes on without", error, level)
+            return
+        self._client = client
+        self._well()
+
+    def _run(self):
+        while not self._stop.wait(_RETRY_SECONDS if self._client is None else _PING_SECONDS):
+            if self._client is None:
+                self._try()
+            else:
+                self._ping()
+
+    def _ping(self):
+        try:
+            lapis_kv.status(self._path, deadline=_ANSWER_SECONDS)
+        except lapis_kv.LapisError as error:
+            # Without a daemon what is in memory is there still; one that hangs holds up whoever asks it.
+            self._hangs = isinstance(error, lapis_kv.LateError)
+            what = "Lapis does not answer, the engine goes on without" if self._hangs else "no daemon of Lapis any more"
+            self._say(what, error, self._level)
+            return
+        self._hangs = False
+        self._well()
+
+    def _say(self, what: str, error, level: int):
+        """Once, until all is well again or something else is wrong."""
+        if self._trouble != what:
+            self._trouble = what
+            logger.log(level, "%s: %s (%s)", what, error, self._path)
+
+    def _well(self):
+        if self._trouble is not None:
+            self._trouble = None
+            logger.info("KV cache from Lapis at %s", self._path)
+
+    @property
+    def client(self):
+        """The client, or None as long as there is none or its daemon hangs."""
+        return None if self._hangs else self._client
+
+    @property
+    def made(self):
+        """What `opened` returned."""
+        return self._made
+
+    def close(self):
+        self._stop.set()
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()

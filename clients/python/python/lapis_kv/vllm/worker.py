@@ -1,0 +1,319 @@
+"""A worker's half: copies blocks between the engine's KV cache and Lapis.
+
+On a CPU the daemon's memory and the KV cache are copied between directly. On a GPU blocks go by a pinned buffer: gathered on
+the engine's stream before the next step can change them, put from there by a thread.
+
+Saves are off the critical path: a thread puts them in order, and the blocks of a finished request stay until it has. Loads
+have a deadline of their own: what has not come is reported as failed, never waited for.
+"""
+
+import collections
+import logging
+import queue
+import threading
+import time
+
+import torch
+
+import lapis_kv
+
+from .plan import Plan, Saved, Transfer
+
+logger = logging.getLogger("vllm.lapis")
+
+
+class Stats:
+    """Counts since they were last taken."""
+
+    NAMES = (
+        "loads", "load_blocks", "load_failed_blocks", "load_bytes", "load_seconds",
+        "saves", "save_blocks", "save_refused_blocks", "save_bytes", "save_seconds",
+    )
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._counts = dict.fromkeys(self.NAMES, 0)
+
+    def add(self, **counts):
+        with self._lock:
+            for name, count in counts.items():
+                self._counts[name] += count
+
+    def take(self) -> dict:
+        with self._lock:
+            counts, self._counts = self._counts, dict.fromkeys(self.NAMES, 0)
+        return counts
+
+
+class _Planes:
+    """Where a group's blocks lie: for each layer, and each tensor of it, a plane with one row of bytes a block."""
+
+    def __init__(self, group, kv_caches: dict):
+        self.group, self.planes = group, []
+        for layer in group.layers:
+            if layer not in kv_caches:
+                raise ValueError(f"layer {layer!r} of group {group.index} has no KV cache on this rank")
+            tensors = kv_caches[layer]
+            for tensor in tensors if isinstance(tensors, (list, tuple)) else [tensors]:
+                if not tensor[0].is_contiguous():
+                    raise ValueError(
+                        f"blocks of layer {layer!r} are in pieces (shape {tuple(tensor.shape)}, stride "
+                        f"{tuple(tensor.stride())}): this layout of the KV cache is not supported"
+                    )
+                self.planes.append(tensor)
+        self.row_bytes = [plane[0].numel() * plane.element_size() for plane in self.planes]
+        if sum(self.row_bytes) != group.block_bytes:
+            raise ValueError(
+                f"group {group.index} has blocks of {sum(self.row_bytes)} bytes where its specification says "
+                f"{group.block_bytes}"
+            )
+        self.device = self.planes[0].device
+        if self.device.type not in ("cpu", "cuda"):
+            raise ValueError(f"the KV cache is on {self.device}: LapisConnector knows CPUs and GPUs of CUDA and ROCm")
+
+    def vectors(self, block_ids) -> list:
+        """Blocks in host memory, layer by layer of each."""
+        return [plane[block] for block in block_ids for plane in self.planes]
+
+    def rows(self, plane, row_bytes):
+        """A plane as bytes: [blocks, bytes of a row]."""
+        blocks = plane.shape[0]
+        stride = plane.stride(0) * plane.element_size()
+        whole = torch.empty(0, dtype=torch.uint8, device=plane.device)
+        whole.set_(plane.untyped_storage(), plane.storage_offset() * plane.element_size(), (blocks, row_bytes), (stride, 1))
+        return whole
+
+    def buffers(self, blocks: int) -> list:
+        """Host memory for so many blocks: for each plane, [blocks, bytes of a row]."""
+        pinned = self.device.type != "cpu"
+        return [torch.empty((blocks, row), dtype=torch.uint8, pin_memory=pinned) for row in self.row_bytes]
+
+    @staticmethod
+    def rows_of(buffers, blocks) -> list:
+        """As `vectors`, of `buffers`."""
+        return [buffer[block] for block in blocks for buffer in buffers]
+
+    def gather(self, block_ids, buffers):
+        """Copies blocks to `buffers`, on the current stream."""
+        index = torch.tensor(block_ids, device=self.device)
+        for plane, row, buffer in zip(self.planes, self.row_bytes, buffers):
+            buffer.copy_(self.rows(plane, row).index_select(0, index), non_blocking=True)
+
+    def scatter(self, block_ids, buffers):
+        index = torch.tensor(block_ids, device=self.device)
+        for plane, row, buffer in zip(self.planes, self.row_bytes, buffers):
+            self.rows(plane, row).index_copy_(0, index, buffer.to(self.device, non_blocking=True))
+
+
+class Worker:
+    """`by_block`: whether the engine takes back a load by the blocks that failed; else it does by request."""
+
+    def __init__(self, link, groups, rank: int, load_seconds: float, save_seconds: float, staged: bool, by_block: bool):
+        self._link, self._rank, self._by_block = link, rank, by_block
+        self._groups = {group.index: group for group in groups}
+        self._load_seconds, self._save_seconds, self._staged = load_seconds, save_seconds, staged
+        self._planes: dict[int, _Planes] = {}
+        self.stats = Stats()
+        self._lock = threading.Lock()
+        # What loads came to: requests that are over, those of them that failed, and block ids that were not loaded.
+        self._received, self._failed, self._bad_blocks = set(), set(), set()
+        # (group, key): whether the block was new, since that was last asked for.
+        self._stored = {}
+        self._resets, self._resets_said = 0, 0
+        # Saves under way, by request; finished requests whose blocks the engine keeps until they are over.
+        self._saving, self._awaited = collections.Counter(), set()
+        self._load_failed_now = False
+        self._jobs = {name: queue.SimpleQueue() for name in ("load", "save")}
+        self._threads = []
+
+    def register(self, kv_caches: dict):
+        self._planes = {index: _Planes(group, kv_caches) for index, group in self._groups.items()}
+        for name, jobs in self._jobs.items():
+            thread = threading.Thread(target=self._run, args=(jobs,), name=f"lapis-{name}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    @staticmethod
+    def _run(jobs):
+        while (job := jobs.get()) is not None:
+            try:
+                job()
+            except Exception:
+                logger.exception("a transfer of KV blocks failed")
+
+    # ---- Loads ----
+
+    def load(self, plan: Plan):
+        self._awaited |= plan.awaited
+        self._load_failed_now = False
+        until = time.monotonic() + self._load_seconds
+        for load in plan.loads:
+            if plan.loads_at_once:
+                self._load_failed_now |= not self._load(load, until, reports_request=False)
+            else:
+                self._jobs["load"].put(lambda load=load: self._load(load, until, reports_request=True))
+
+    def _load(self, load: Transfer, until: float, reports_request: bool) -> bool:
+        bad = set()
+        try:
+            for part in load.parts:
+                bad |= self._load_part(part, max(0.0, until - time.monotonic()))
+        except Exception as error:
+            logger.warning("blocks of request %s were not loaded: %s", load.request, error)
+            bad |= {block for part in load.parts for block in part.block_ids}
+        with self._lock:
+            if self._by_block:
+                # The engine goes on from the first that is missing.
+                self._bad_blocks |= bad
+            elif bad:
+                self._failed.add(load.request)
+            if reports_request:
+                self._received.add(load.request)
+        return not bad
+
+    def _load_part(self, part, seconds: float) -> set[int]:
+        """The blocks that were not loaded."""
+        client, planes = self._link.client, self._planes[part.group]
+        if client is None:
+            return set(part.block_ids)
+        pool = self._pool(planes.group)
+        started = time.monotonic()
+        if self._is_direct(planes):
+            got = client.get_into(pool, part.keys, planes.vectors(part.block_ids), deadline=seconds)
+        else:
+            buffers = planes.buffers(len(part.block_ids))
+            rows = planes.rows_of(buffers, range(len(part.block_ids)))
+            got = client.get_into(pool, part.keys, rows, deadline=seconds)
+        hits = [got[at] for at in range(len(part.block_ids))]
+        if not self._is_direct(planes):
+            there = [at for at, hit in enumerate(hits) if hit]
+            planes.scatter([part.block_ids[at] for at in there], [buffer[there] for buffer in buffers])
+            if planes.device.type != "cpu":
+                torch.cuda.current_stream(planes.device).synchronize()
+        bad = {block for block, hit in zip(part.block_ids, hits) if not hit}
+        count = sum(hits)
+        self.stats.add(
+            loads=1, load_blocks=count, load_failed_blocks=len(bad), load_bytes=count * planes.group.block_bytes,
+            load_seconds=time.monotonic() - started,
+        )
+        return bad
+
+    # ---- Saves ----
+
+    def save(self, plan: Plan):
+        if self._link.client is None or self._load_failed_now:
+            # After a failed load this step computed on blocks that are not what their hashes say.
+            return
+        for save in plan.saves:
+            parts = [part for part in save.parts if self._is_writer(part.group)]
+            for part in parts:
+                self._save_part(save.request, part)
+
+    def _is_writer(self, group: int) -> bool:
+        return not self._groups[group].replicated or self._rank == 0
+
+    def _save_part(self, request: str, part):
+        planes, event = self._planes[part.group], None
+        # Null blocks stand for what is before a window.
+        keep = [at for at, block in enumerate(part.block_ids) if block != 0]
+        if not keep:
+            return
+        ids = [part.block_ids[at] for at in keep]
+        keys = b"".join(part.keys[32 * at : 32 * at + 32] for at in keep)
+        parent = part.parent if keep[0] == 0 else None
+        if self._is_direct(planes):
+            source = planes.vectors(ids)
+        else:
+            buffers = planes.buffers(len(ids))
+            planes.gather(ids, buffers)
+            source = planes.rows_of(buffers, range(len(ids)))
+            if planes.device.type != "cpu":
+                event = torch.cuda.Event()
+                event.record()
+        with self._lock:
+            self._saving[request] += 1
+        until = time.monotonic() + self._save_seconds
+        self._jobs["save"].put(lambda: self._put(request, part.group, keys, parent, source, event, until))
+        if self._is_direct(planes) and planes.group.window is not None:
+            # These blocks may be given to others while their request runs.
+            self.flush()
+
+    def _put(self, request: str, group: int, keys: bytes, parent, source, event, until: float):
+        started = time.monotonic()
+        try:
+            if event is not None:
+                event.synchronize()
+            client = self._link.client
+            if client is None or started >= until:
+                # Those before it took all the time there is: blocks of finished requests are not kept for longer.
+                self.stats.add(save_refused_blocks=len(keys) // 32)
+                return
+            pool = self._pool(self._groups[group])
+            put = client.put_from(pool, keys, source, parent=parent, deadline=until - started)
+            stored = put.stored
+            self.stats.add(
+                saves=1, save_blocks=stored, save_refused_blocks=put.refused,
+                save_bytes=stored * self._groups[group].block_bytes, save_seconds=time.monotonic() - started,
+            )
+            with self._lock:
+                for at, status in enumerate(put.statuses):
+                    if status.is_there:
+                        block = group, keys[32 * at : 32 * at + 32]
+                        self._stored[block] = self._stored.get(block, False) or status == lapis_kv.PutStatus.STORED
+        finally:
+            with self._lock:
+                self._saving[request] -= 1
+                if not self._saving[request]:
+                    del self._saving[request]
+
+    def before_step(self, plan: Plan):
+        """Before this step's blocks are overwritten."""
+        if plan.preempts or plan.resets != self._resets:
+            self.flush()
+        self._resets = plan.resets
+
+    def flush(self):
+        """Returns when all saves planned so far are over."""
+        done = threading.Event()
+        self._jobs["save"].put(done.set)
+        done.wait()
+
+    # ---- What the scheduler hears ----
+
+    def results(self):
+        """Requests whose saves are over, whose loads are over, and of these the failed ones."""
+        with self._lock:
+            sent = {request for request in self._awaited if request not in self._saving}
+            self._awaited -= sent
+            received, self._received = self._received, set()
+            failed, self._failed = self._failed, set()
+        return sent, received, failed
+
+    def bad_blocks(self) -> set[int]:
+        with self._lock:
+            bad, self._bad_blocks = self._bad_blocks, set()
+        return bad
+
+    def saved(self, wants_blocks: bool) -> Saved | None:
+        """What is new to the scheduler, None: nothing."""
+        with self._lock:
+            stored, self._stored = self._stored, {}
+        counts = {block: (1, int(new)) for block, new in stored.items()} if wants_blocks else {}
+        if not counts and self._resets == self._resets_said:
+            return None
+        self._resets_said = self._resets
+        return Saved(counts, self._resets)
+
+    # ---- Memory ----
+
+    def _pool(self, group):
+        return self._link.made[group.index, 0 if group.replicated else self._rank]
+
+    def _is_direct(self, planes) -> bool:
+        return planes.device.type == "cpu" and not self._staged
+
+    def close(self):
+        for jobs in self._jobs.values():
+            jobs.put(None)
+        for thread in self._threads:
+            thread.join(timeout=self._save_seconds + self._load_seconds)

@@ -1,0 +1,204 @@
+"""The worker's half alone, over tensors of the test's and a client that is a dictionary."""
+
+import collections
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import lapis_kv
+from lapis_kv.vllm import groups as kv
+from lapis_kv.vllm.connector import LapisConnector
+from lapis_kv.vllm.plan import Blocks, Plan, Saved, Transfer
+from lapis_kv.vllm.worker import Worker
+
+TOKENS, BLOCKS, ROW = 16, 12, 64
+FULL = kv.Group(0, TOKENS, 1, ("l0", "l1"), 2 * ROW, None, False)
+WINDOW = kv.Group(1, TOKENS, 1, ("w0",), ROW, 2, False)
+
+
+class Client:
+    def __init__(self):
+        self.pools, self.goes_on = {}, threading.Event()
+        self.goes_on.set()
+
+    def get_into(self, pool, keys, rows, deadline):
+        assert deadline >= 0
+        names, each = _names(keys), len(rows) // (len(keys) // 32)
+        stored = self.pools.setdefault(pool, {})
+        hits = [name in stored for name in names]
+        for at, name in enumerate(names):
+            if hits[at]:
+                for row, data in zip(rows[each * at : each * (at + 1)], stored[name]):
+                    row.view(-1).copy_(data)
+        return hits
+
+    def put_from(self, pool, keys, rows, parent, deadline):
+        assert self.goes_on.wait(20)
+        names, each = _names(keys), len(rows) // (len(keys) // 32)
+        stored, statuses = self.pools.setdefault(pool, {}), []
+        for at, name in enumerate(names):
+            statuses.append(lapis_kv.PutStatus.EXISTS if name in stored else lapis_kv.PutStatus.STORED)
+            stored.setdefault(name, [row.reshape(-1).clone() for row in rows[each * at : each * (at + 1)]])
+        new = statuses.count(lapis_kv.PutStatus.STORED)
+        return SimpleNamespace(stored=new, refused=0, statuses=statuses)
+
+
+def _names(keys):
+    return [keys[at : at + 32] for at in range(0, len(keys), 32)]
+
+
+def key(at: int) -> bytes:
+    return bytes([at + 1]) * 32
+
+
+class Engine:
+    """A worker and the memory it works on."""
+
+    def __init__(self, groups=(FULL,), by_block=True, staged=False, client=None, rank=0):
+        self.client = client or Client()
+        made = {(group.index, rank): f"g{group.index}s{rank}" for group in groups}
+        self.link = SimpleNamespace(client=self.client, made=made)
+        self.worker = Worker(self.link, list(groups), rank, 5.0, 10.0, staged, by_block)
+        seed = torch.Generator().manual_seed(3 + rank)
+        self.caches = {
+            layer: torch.randint(0, 256, (BLOCKS, ROW), dtype=torch.uint8, generator=seed)
+            for group in groups
+            for layer in group.layers
+        }
+        self.worker.register(self.caches)
+
+    def step(self, loads=(), saves=(), at_once=False, **told):
+        """One step as vLLM calls it: what the worker says at its end."""
+        plan = Plan()
+        plan.loads, plan.saves, plan.loads_at_once = list(loads), list(saves), at_once
+        for name, value in told.items():
+            setattr(plan, name, value)
+        self.worker.before_step(plan)
+        self.worker.load(plan)
+        self.worker.save(plan)
+        return self.worker.results()
+
+    def until(self, holds):
+        """Empty steps until what one says is as wanted."""
+        for _ in range(10_000):
+            told = self.step()
+            if holds(told):
+                return told
+            threading.Event().wait(0.001)
+        raise AssertionError(f"never: {told}")
+
+
+def transfer(blocks, group: int = 0, request: str = "r", first: int = 0):
+    keys = b"".join(key(first + at) for at in range(len(blocks)))
+    return Transfer(request, [Blocks(group, keys, list(blocks))])
+
+
+@pytest.fixture
+def engine():
+    made = []
+
+    def make(**given):
+        made.append(Engine(**given))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.client.goes_on.set()
+        engine.worker.close()
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_blocks_go_out_and_come_back_into_other_places(engine, staged):
+    it = engine(staged=staged)
+    it.step(saves=[transfer([1, 2, 3])])
+    it.worker.flush()
+    before = {layer: cache.clone() for layer, cache in it.caches.items()}
+    it.step(loads=[transfer([7, 8, 9])])
+    assert it.until(lambda told: told[1]) == (set(), {"r"}, set()) and not it.worker.bad_blocks()
+    for layer, cache in it.caches.items():
+        assert torch.equal(cache[7:10], before[layer][1:4]) and torch.equal(cache[:7], before[layer][:7])
+
+
+def test_a_finished_request_is_named_once_its_saves_are_over_and_only_if_it_is_awaited(engine):
+    it = engine()
+    it.client.goes_on.clear()
+    it.step(saves=[transfer([1, 2]), transfer([3], request="other", first=5)])
+    assert it.step(awaited={"r"}) == (set(), set(), set())
+    assert it.step() == (set(), set(), set()), "still saving"
+    it.client.goes_on.set()
+    assert it.until(lambda told: told[0])[0] == {"r"}
+    it.worker.flush()
+    assert it.step() == (set(), set(), set()), "nobody waits for the other"
+    assert it.step(awaited={"never saved here"})[0] == {"never saved here"}
+
+
+def test_what_failed_is_said_by_block_or_by_request_as_the_engine_takes_it(engine):
+    for by_block, groups in ((True, (FULL,)), (False, (FULL,)), (False, (FULL, WINDOW))):
+        it = engine(by_block=by_block, groups=groups)
+        it.step(saves=[transfer([1, 2])])
+        it.worker.flush()
+        it.step(loads=[transfer([5, 6, 7])])
+        received = it.until(lambda told: told[1])
+        assert received == (set(), {"r"}, set() if by_block else {"r"})
+        assert it.worker.bad_blocks() == ({7} if by_block else set())
+
+
+def test_a_step_that_computed_on_blocks_that_were_not_loaded_saves_nothing(engine):
+    it = engine()
+    it.step(loads=[transfer([5])], saves=[transfer([5, 6])], at_once=True)
+    it.worker.flush()
+    assert it.worker.bad_blocks() == {5} and not it.client.pools.get("g0s0")
+    it.step(saves=[transfer([5, 6])])
+    it.worker.flush()
+    assert len(it.client.pools["g0s0"]) == 2
+
+
+def test_saves_are_over_before_their_blocks_are_given_to_others(engine):
+    it = engine(groups=(FULL, WINDOW), by_block=False)
+    for told in ({"preempts": True}, {"resets": 1}):
+        it.client.goes_on.clear()
+        it.step(saves=[transfer([1])])
+        threading.Timer(0.05, it.client.goes_on.set).start()
+        it.step(**told)
+        assert it.client.goes_on.is_set(), told
+    # Of a window they may be at any step.
+    it.client.goes_on.clear()
+    threading.Timer(0.05, it.client.goes_on.set).start()
+    it.step(saves=[transfer([0, 2], group=1)])
+    assert it.client.goes_on.is_set() and list(it.client.pools["g1s0"]) == [key(1)], "0 is no block"
+
+
+def test_a_reset_is_acknowledged_once_by_all(engine):
+    it = engine()
+    assert it.worker.saved(wants_blocks=False) is None
+    it.step(resets=2)
+    assert it.worker.saved(wants_blocks=False) == Saved({}, 2) and it.worker.saved(wants_blocks=False) is None
+    assert Saved({}, 2).aggregate(Saved({}, 1)).resets == 1
+
+
+def test_an_event_follows_once_every_rank_has_a_block_that_some_had_not(engine):
+    ranks = [engine(client=Client(), rank=rank) for rank in range(2)]
+    connector = LapisConnector.__new__(LapisConnector)
+    connector._groups, connector._world, connector._hash_bytes = [FULL], 2, 16
+    connector._events, connector._partly_stored = [], collections.OrderedDict()
+    connector._scheduler = SimpleNamespace(heard=lambda received, saved: None)
+
+    def say(*told):
+        meta = told[0]
+        for other in told[1:]:
+            meta = meta.aggregate(other)
+        connector.update_connector_output(SimpleNamespace(finished_recving=None, kv_connector_worker_meta=meta))
+        return [event.block_hashes for event in connector.take_events()]
+
+    def saved(rank, *blocks):
+        ranks[rank].step(saves=[transfer(blocks)])
+        ranks[rank].worker.flush()
+        return ranks[rank].worker.saved(wants_blocks=True)
+
+    # The second rank has the first block already.
+    saved(1, 1)
+    assert say(saved(0, 1, 2)) == []
+    assert say(saved(1, 1, 2)) == [[int.from_bytes(key(at)[8:16])] for at in range(2)], "as vLLM names them"
+    assert say(saved(0, 1), saved(1, 1)) == [], "nothing new"
