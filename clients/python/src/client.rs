@@ -2,7 +2,6 @@
 //! go on meanwhile; what it copies from or to is held until it has ended.
 
 use std::{
-    ops::Range,
     os::fd::{AsFd, AsRawFd},
     path::PathBuf,
     sync::{
@@ -11,7 +10,7 @@ use std::{
     },
 };
 
-use lapis_client::{self as client, Birthplace, ConnectOptions, GetOptions, PoolKind, PoolShape, PutOptions};
+use lapis_client::{self as client, Birthplace, ConnectOptions, PoolKind, PoolShape, PutOptions};
 use pyo3::{
     exceptions::{PyTypeError, PyValueError},
     prelude::*,
@@ -28,7 +27,7 @@ use crate::{
     ticket::Ticket,
     view::Views,
     wait::{detached, interrupted},
-    words::{Hint, HitPolicy, PutStatus, Verify, Wait, deadline, dict, fingerprint, seconds, whole},
+    words::{Hint, HitPolicy, PutStatus, Verify, Wait, dict, fingerprint, get_options, seconds, whole},
 };
 
 /// Keys from which on a look-up lets other threads run: below, it is over before one would.
@@ -453,21 +452,7 @@ impl Client {
     /// What this client counted since it connected first.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = self.client()?.stats().map_err(|error| exception(py, error))?;
-        dict(
-            py,
-            &[
-                ("keys_looked_up", stats.keys_looked_up),
-                ("keys_found", stats.keys_found),
-                ("blocks_asked", stats.blocks_asked),
-                ("blocks_hit", stats.blocks_hit),
-                ("bytes_hit", stats.bytes_hit),
-                ("blocks_stored", stats.blocks_stored),
-                ("blocks_existed", stats.blocks_existed),
-                ("blocks_refused", stats.blocks_refused),
-                ("retries", stats.retries),
-                ("blocks_corrupt", stats.blocks_corrupt),
-            ],
-        )
+        dict(py, &stats.named())
     }
 
     /// Whether a daemon answers now.
@@ -504,23 +489,6 @@ impl Client {
         }
         Ok(pools)
     }
-}
-
-fn get_options(
-    pieces: Option<&Bound<'_, PyAny>>,
-    wait: Wait,
-    given: Option<f64>,
-    verify: Option<Verify>,
-) -> PyResult<GetOptions> {
-    let pieces = pieces.map(range).transpose()?;
-    Ok(GetOptions { pieces, wait: wait.into(), deadline: deadline(given)?, verify: verify.map(Into::into) })
-}
-
-/// Pieces of blocks: a pair (first, end).
-fn range(pieces: &Bound<'_, PyAny>) -> PyResult<Range<u16>> {
-    let pair: (Bound<'_, PyAny>, Bound<'_, PyAny>) =
-        pieces.extract().map_err(|_| PyTypeError::new_err("pieces: expected a pair (first, end) of piece numbers"))?;
-    Ok(whole("pieces", &pair.0)?..whole("pieces", &pair.1)?)
 }
 
 /// Whether a frame without an answer found a daemon.

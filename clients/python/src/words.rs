@@ -1,9 +1,9 @@
 //! The words of calls as Python classes: what to wait for, which hits count, what is known of the future, how a put ended.
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use lapis_client as client;
-use lapis_client::{PutResult, Refusal};
+use lapis_client::{GetOptions, PutResult, Refusal};
 use pyo3::{
     exceptions::{PyOverflowError, PyTypeError, PyValueError},
     prelude::*,
@@ -311,6 +311,24 @@ pub(crate) fn seconds(name: &str, seconds: f64) -> PyResult<Duration> {
 
 pub(crate) fn deadline(given: Option<f64>) -> PyResult<Option<Duration>> {
     given.map(|given| seconds("deadline", given)).transpose()
+}
+
+/// How a get is to go, in the client's words.
+pub(crate) fn get_options(
+    pieces: Option<&Bound<'_, PyAny>>,
+    wait: Wait,
+    given: Option<f64>,
+    verify: Option<Verify>,
+) -> PyResult<GetOptions> {
+    let pieces = pieces.map(range).transpose()?;
+    Ok(GetOptions { pieces, wait: wait.into(), deadline: deadline(given)?, verify: verify.map(Into::into) })
+}
+
+/// Pieces of blocks: a pair (first, end).
+fn range(pieces: &Bound<'_, PyAny>) -> PyResult<Range<u16>> {
+    let pair: (Bound<'_, PyAny>, Bound<'_, PyAny>) =
+        pieces.extract().map_err(|_| PyTypeError::new_err("pieces: expected a pair (first, end) of piece numbers"))?;
+    Ok(whole("pieces", &pair.0)?..whole("pieces", &pair.1)?)
 }
 
 /// Numbers by name, as a dict.

@@ -12,6 +12,13 @@ macro_rules! counts {
             $($(#[$doc])* pub $name: u64,)+
         }
 
+        impl Stats {
+            /// All of them, each with its name.
+            pub fn named(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name),)+]
+            }
+        }
+
         #[derive(Debug, Default)]
         pub(crate) struct Counts {
             $(pub $name: AtomicU64,)+

@@ -386,6 +386,31 @@ fn a_batch_of_objects_is_put_and_read_with_an_answer_for_each() {
 }
 
 #[test]
+fn the_daemon_is_told_of_each_object_of_a_batch_that_was_read() {
+    let Scene { server, client, .. } = Scene::new();
+    let (pool, objects) = objects(&client);
+    for (name, bytes) in &objects {
+        client.put_object(&pool, name, bytes, &PutOptions::default()).expect("a sound call");
+    }
+    let told = || {
+        server.with(|fake| {
+            let mut lines = Vec::new();
+            fake.clients[0].control.drain_touches(1_000, &mut |touch| lines.push((touch.line, touch.hit)));
+            lines
+        })
+    };
+    told();
+    let names: Vec<&[u8]> = objects.iter().map(|(name, _)| &name[..]).chain([&b"none"[..]]).collect();
+    client.get_objects(&pool, &names, None).expect("a sound call");
+    let keys = objects.iter().map(|(name, _)| Key::new(name)).collect::<Vec<_>>();
+    let lines = server.with(move |fake| {
+        let line = |key: &Key| fake.writer.find(PoolId(1), key).expect("a published object").line.0;
+        keys.iter().map(|key| (line(key), 1)).collect::<Vec<_>>()
+    });
+    assert_eq!(told(), lines, "each by itself: objects have no parents");
+}
+
+#[test]
 fn an_object_goes_to_its_places_in_turn_or_by_ranges_wherever_it_was() {
     let Scene { server, client, .. } = Scene::new();
     let (pool, objects) = objects(&client);
