@@ -1,7 +1,7 @@
 //! The floor plan, kept: who may import whom, where versions and lints are written.
 //!
-//! `config <- {tiering, arena, ssd, transport, clients/rust} <- {clients/python, benches, daemon} <- tests`. The movers (`arena`, `ssd`,
-//! `transport`) know neither the core nor, `arena` apart, each other; the core knows words alone.
+//! `config <- {tiering, arena, ssd, transport, clients/rust} <- {clients/c, clients/python, benches, daemon} <- tests`. The movers
+//! (`arena`, `ssd`, `transport`) know neither the core nor, `arena` apart, each other; the core knows words alone.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
