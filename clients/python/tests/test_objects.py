@@ -140,8 +140,10 @@ def test_what_is_no_tensor_is_refused_with_what_would_be(client, objects):
         ]
     ):
         client.put_object(objects, f"no tensor {n}", data)
-        with pytest.raises(ValueError, match="is no tensor: read it with get_object"):
-            client.get_tensor(objects, f"no tensor {n}")
+        for take in (False, True):
+            with pytest.raises(ValueError, match="is no tensor: read it with get_object"):
+                client.get_tensor(objects, f"no tensor {n}", take=take)
+            assert bytes(client.get_object(objects, f"no tensor {n}")) == bytes(data), "it is there still"
     with pytest.raises(ValueError, match='framework "torch": torch is not imported'):
         client.get_tensor(objects, "none", framework="torch")
 

@@ -90,7 +90,13 @@ def get(
     data = client.get_object(pool, name, take=take, wait=wait, deadline=deadline)
     if data is None:
         return None
-    was, dtype, shape, start = _parse(data, name)
+    try:
+        was, dtype, shape, start = _parse(data, name)
+    except ValueError:
+        if take:
+            # Nobody asked for what it is, so nobody has taken it.
+            client.put_object(pool, name, data, deadline=deadline)
+        raise
     framework = framework or was
     if framework == "torch" and hasattr(sys.modules.get("torch"), dtype):
         return _torch(data, dtype, shape, start)
