@@ -1,5 +1,7 @@
 //! Whether the options fit each other and the machine; puts numbers where "auto" was. Decides without I/O.
 
+mod peers;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -29,6 +31,7 @@ pub(crate) fn check(loading: &mut Loading, machine: &Machine) {
     names(loading);
     table_memory(loading, machine);
     metrics(loading);
+    peers::peers(loading, machine);
 }
 
 fn dram(loading: &mut Loading, machine: &Machine) {

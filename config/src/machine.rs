@@ -17,6 +17,8 @@ pub struct Machine {
     pub runtime_folder: Option<bool>,
     /// `XDG_RUNTIME_DIR`, where every user may have sockets.
     pub user_runtime_folder: Option<PathBuf>,
+    /// What the machine calls itself.
+    pub host_name: Option<String>,
 }
 
 impl Machine {
@@ -28,6 +30,7 @@ impl Machine {
             memory_bytes: memory_total().map(|total| total.min(memory_limit().unwrap_or(u64::MAX))),
             runtime_folder: Some(uid == Some(0) || Path::new(RUNTIME_FOLDER).is_dir()),
             user_runtime_folder: user_folder,
+            host_name: std::fs::read_to_string("/proc/sys/kernel/hostname").ok().map(|name| name.trim().into()),
         }
     }
 

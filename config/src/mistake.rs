@@ -134,12 +134,43 @@ pub enum Mistake {
         "{address} is not a loopback address; anyone who reaches it may read: set metrics.public = true to allow it"
     )]
     NotLoopback { address: String },
+    #[error(
+        "{address} can be reached by other hosts: give peers.ca, peers.certificate and peers.key (`lapis cert` makes \
+         them for trying out), or a loopback address"
+    )]
+    ListenUncertified { address: String },
+    #[error(
+        "{member} is on another host: give peers.ca, peers.certificate and peers.key (`lapis cert` makes them for \
+         trying out)"
+    )]
+    MemberUncertified { member: String },
+    #[error("blocks are encrypted only with peers.ca, peers.certificate and peers.key (`lapis cert` makes them)")]
+    BlocksUncertified,
+    #[error(
+        "{missing} missing: a host that has peers needs peers.ca, peers.certificate and peers.key, or none of them"
+    )]
+    CertificateIncomplete { missing: String },
+    #[error(
+        "without peers.listen this host is alone: give the address at which the others reach it, or \"off\" to be so"
+    )]
+    MembersUnheard,
+    #[error("{}: give the name by which other hosts call this one", own_name(.name))]
+    NoHostName { name: Option<String> },
+    #[error("{name:?} is not one of peers.members{}", near(.nearest))]
+    NotAMember { name: String, nearest: Option<String> },
     #[error("no group may put: the cache would stay empty")]
     NobodyMayPut,
     #[error("{count} groups, the most is {most}")]
     TooManyGroups { count: usize, most: usize },
     #[error("{folder} does not exist and only root can make it: give a path with --server-socket")]
     NoRuntimeFolder { folder: String },
+}
+
+fn own_name(name: &Option<String>) -> String {
+    match name {
+        Some(name) => format!("this machine is called {name:?}, which cannot be in a certificate"),
+        None => "this machine's name is not known".into(),
+    }
 }
 
 fn near(nearest: &Option<String>) -> String {

@@ -137,6 +137,9 @@ pub const SSD_BYTES_MIN: u64 = 8 * SSD_SEGMENT_BYTES_MIN;
 /// Most paths of the SSD tier: devices are numbered in 8 bits.
 pub const SSD_PATHS_MAX: usize = 256;
 
+/// Most hosts that are one cache.
+pub const PEERS_MAX: usize = 1024;
+
 const DRAM: Size = Size { least: DRAM_BYTES_MIN, most: 16 * TIB, auto: false };
 const DEADLINE: Span = Span { least: Duration::from_millis(1), most: Duration::from_secs(3600) };
 
@@ -239,6 +242,28 @@ options! {
         "Where Prometheus text is served over HTTP.";
     "metrics.public" metrics_public: bool = "false", Switch,
         "Allow metrics.listen to be an address that other hosts reach. There is no password.";
+    "peers.listen" peers_listen: Option<SocketAddr> = "off", OrOff(Address),
+        "Where other hosts reach this one, as in 10.0.0.1:7450; off: it is alone. An address that other hosts reach needs \
+         peers.ca, peers.certificate and peers.key.";
+    "peers.data_port" peers_data_port: u64 = "auto", Count { least: 1, most: 65_535, auto: true },
+        "Port of the streams on which blocks come, at the address of peers.listen. auto: the port after it.";
+    "peers.host" peers_host: String = "auto", HostName,
+        "What the other hosts call this one; its certificate must have this name. auto: the machine's host name.";
+    "peers.members" peers_members: Vec<Member> = "[]", Members { most: PEERS_MAX },
+        "The other hosts and where they listen, as in members = [\"host-b=10.0.0.2:7450\", \"host-c=10.0.0.3:7450\"]. This \
+         host may be in it too and is passed over, so that one file fits all.";
+    "peers.ca" peers_ca: Option<PathBuf> = "off", OrOff(FilePath),
+        "Certificate (PEM) of the authority that signs the certificates of all hosts, or several while it is replaced. \
+         `lapis cert` makes one for trying out.";
+    "peers.certificate" peers_certificate: Option<PathBuf> = "off", OrOff(FilePath),
+        "This host's certificate (PEM), with peers.host among its DNS names.";
+    "peers.key" peers_key: Option<PathBuf> = "off", OrOff(FilePath),
+        "The private key (PEM) of peers.certificate, to be read by the daemon's user alone.";
+    "peers.streams" peers_streams: u64 = "4", Count { least: 1, most: 64, auto: false },
+        "TCP streams on which blocks come from each peer.";
+    "peers.encrypt_blocks" peers_encrypt_blocks: bool = "false", Switch,
+        "Encrypt the streams of blocks too, at the price of a copy and of CPU time at both ends. What hosts say to each \
+         other is always encrypted beyond loopback.";
     "log.level" log_level: LogLevel = "info",
         Choice(&[
             ("error", LogLevel::Error),
@@ -278,11 +303,18 @@ options! {
          their oldest blocks for it.";
     "group.ssd_ceiling" ssd_ceiling: u64 = "auto", Size { least: SSD_BYTES_MIN, most: 256 * TIB, auto: true },
         "Bytes of the SSD tier that the group never exceeds; at it, its own oldest blocks go. auto: all of it.";
+    "group.peers" peers: Vec<String> = "[]", HostNames { most: PEERS_MAX },
+        "Names of the hosts that may ask this group for blocks; none given: all of peers.members.";
     "group.may_put" may_put: bool = "true", Switch,
         "Whether its clients may store blocks; else they map the memory read-only.";
 }
 
 impl Options {
+    /// The hosts of `peers.members` but this one.
+    pub fn other_members(&self) -> impl Iterator<Item = &Member> {
+        self.peers_members.iter().filter(|member| member.name != self.peers_host)
+    }
+
     /// Bytes of the SSD tier if all of its paths are files: the size of a block device is not known here.
     pub fn ssd_bytes_of_files(&self) -> u64 {
         self.ssd_bytes.saturating_mul(self.ssd_paths.len() as u64)
@@ -316,6 +348,11 @@ impl Group {
     /// Bytes that this group may write to SSD in a day: its share of `ssd.write_budget` among all groups, by their ceilings.
     pub fn write_budget(&self, options: &Options) -> Option<u64> {
         options.ssd_write_budget.map(|bytes| self.share_of_all(bytes, options).max(1))
+    }
+
+    /// Whether a host, one of the peers, may ask this group for blocks.
+    pub fn admits_peer(&self, host: &str) -> bool {
+        self.peers.is_empty() || self.peers.iter().any(|name| name == host)
     }
 
     /// Whether a user may connect to the group's socket, once the file system let it.

@@ -1,11 +1,15 @@
 //! How the value of an option is written, and what it becomes: sizes, durations, counts, choices, paths. Pure.
 
+mod hosts;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::mistake::Mistake;
 use crate::quantity::{Bytes, Seconds, duration, size};
+
+pub use hosts::{FilePath, HostName, HostNames, Member, Members, host_name};
 
 /// Longest path of a Unix socket, bytes: `sun_path` less its final zero.
 const SOCKET_PATH_BYTES_MAX: usize = 107;

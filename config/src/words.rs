@@ -233,10 +233,12 @@ pub enum Refusal {
     /// Without a tier below: the put itself is the coldest.
     #[error("every block that could make room is worth more")]
     Cold = 14,
+    #[error("no other host of this name can be asked now")]
+    NoPeer = 15,
 }
 
 impl Refusal {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::AllPinned,
         Self::TooLarge,
         Self::NoExtentFits,
@@ -251,6 +253,7 @@ impl Refusal {
         Self::Gone,
         Self::Late,
         Self::Cold,
+        Self::NoPeer,
     ];
 
     pub fn from_code(code: u8) -> Option<Self> {
@@ -259,7 +262,10 @@ impl Refusal {
 
     /// True if the same put may succeed later without anyone's help.
     pub fn is_transient(self) -> bool {
-        matches!(self, Self::AllPinned | Self::NotReady | Self::NoLine | Self::Draining | Self::Gone | Self::Late)
+        matches!(
+            self,
+            Self::AllPinned | Self::NotReady | Self::NoLine | Self::Draining | Self::Gone | Self::Late | Self::NoPeer
+        )
     }
 }
 

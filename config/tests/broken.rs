@@ -7,7 +7,12 @@ use lapis_config::{ConfigErrors, ConfigFile, Effective, LoadInput, Machine, Opti
 const GIB: u64 = 1 << 30;
 
 fn machine() -> Machine {
-    Machine { memory_bytes: Some(64 * GIB), runtime_folder: Some(true), user_runtime_folder: None }
+    Machine {
+        memory_bytes: Some(64 * GIB),
+        runtime_folder: Some(true),
+        user_runtime_folder: None,
+        host_name: Some("Host-A".into()),
+    }
 }
 
 fn load(text: &str, env: &[(&str, &str)], flags: &[(&'static str, &str)]) -> Result<Effective, ConfigErrors> {
@@ -228,6 +233,66 @@ const FILES: &[Case] = &[
         "[hold]\nsocket = \"/s/a\"\n[ssd]\npaths = [\"/s/a\"]",
         &[("f:4: ssd.paths:", "already used by f:2")],
     ),
+    ("peers at a name", "[peers]\nlisten = \"host-a:7450\"", &[("f:2: peers.listen:", "is not an IP address")]),
+    (
+        "peers without certificates",
+        "[peers]\nlisten = \"0.0.0.0:7450\"",
+        &[("f:2: peers.listen:", "give peers.ca, peers.certificate and peers.key (`lapis cert` makes them")],
+    ),
+    (
+        "peers without a key",
+        "[peers]\nlisten = \"127.0.0.1:7450\"\nca = \"/c\"\ncertificate = \"/d\"",
+        &[("f:3: peers.ca:", "peers.key missing")],
+    ),
+    (
+        "a key alone",
+        "[peers]\nlisten = \"10.0.0.1:7450\"\nkey = \"/k\"",
+        &[("f:3: peers.key:", "peers.ca and peers.certificate missing")],
+    ),
+    ("a relative key", "[peers]\nkey = \"host.key\"", &[("f:2: peers.key:", "is not an absolute path of a file")]),
+    (
+        "members of a host that is alone",
+        "[peers]\nmembers = [\"host-b=10.0.0.2:7450\"]",
+        &[("f:2: peers.members:", "without peers.listen this host is alone")],
+    ),
+    (
+        "a member far off without certificates",
+        "[peers]\nlisten = \"127.0.0.1:7450\"\nmembers = [\"b=127.0.0.1:7451\", \"c=[fd00::2]:7450\"]",
+        &[("f:3: peers.members:", "c=[fd00::2]:7450 is on another host")],
+    ),
+    (
+        "blocks encrypted without certificates",
+        "[peers]\nlisten = \"127.0.0.1:7450\"\nencrypt_blocks = true",
+        &[("f:3: peers.encrypt_blocks:", "only with peers.ca")],
+    ),
+    ("member without a name", "[peers]\nmembers = [\"10.0.0.2:7450\"]", &[("f:2: peers.members:", "like \"host-b=")]),
+    ("member of no name", "[peers]\nmembers = [\"=10.0.0.2:1\"]", &[("f:2: peers.members:", "before = must be its")]),
+    ("address as a name", "[peers]\nmembers = [\"10.0.0.2=b:1\"]", &[("f:2: peers.members:", "and no address")]),
+    ("member without a port", "[peers]\nmembers = [\"b=10.0.0.2\"]", &[("f:2: peers.members:", "with a port of 1")]),
+    ("member at port 0", "[peers]\nmembers = [\"b=10.0.0.2:0\"]", &[("f:2: peers.members:", "with a port of 1")]),
+    ("member at port +1", "[peers]\nmembers = [\"b=10.0.0.2:+1\"]", &[("f:2: peers.members:", "with a port of 1")]),
+    ("port too high", "[peers]\nmembers = [\"b=10.0.0.2:65536\"]", &[("f:2: peers.members:", "with a port of 1")]),
+    ("bare IPv6", "[peers]\nmembers = [\"b=fd00::2:7450\"]", &[("f:2: peers.members:", "IPv6 address in [ ]")]),
+    ("member at no host", "[peers]\nmembers = [\"b=:7450\"]", &[("f:2: peers.members:", "IPv6 address in [ ]")]),
+    ("member at a slip", "[peers]\nmembers = [\"b=10.0.0:7450\"]", &[("f:2: peers.members:", "IPv4 address")]),
+    ("members as a text", "[peers]\nmembers = \"b=10.0.0.2:1\"", &[("f:2: peers.members:", "expected a list")]),
+    (
+        "member twice",
+        "[peers]\nmembers = [\"b=10.0.0.2:1\", \"B=10.0.0.3:1\"]",
+        &[("f:2: peers.members:", "\"b\" is given twice")],
+    ),
+    (
+        "address twice",
+        "[peers]\nmembers = [\"b=10.0.0.2:1\", \"c=10.0.0.2:01\"]",
+        &[("f:2: peers.members:", "\"10.0.0.2:1\" is given twice")],
+    ),
+    ("host with a space", "[peers]\nhost = \"host a\"", &[("f:2: peers.host:", "is not a host's name")]),
+    ("no stream", "[peers]\nstreams = 0", &[("f:2: peers.streams:", "less than the least, 1")]),
+    (
+        "group for a host that is nobody",
+        "[peers]\nlisten = \"127.0.0.1:1\"\nmembers = [\"host-b=127.0.0.1:2\"]\nGROUP peers = [\"hots-b\", \"host-a\"]",
+        &[("f:7: group.peers:", "\"hots-b\" is not one of peers.members, did you mean host-b?")],
+    ),
     ("end of a line in a key", "\"a\\nb\" = 1", &[("f:1: a\\nb:", "unknown option")]),
     (
         "three mistakes",
@@ -304,6 +369,19 @@ fn without_a_runtime_folder_the_error_names_the_flag() {
     let machine = Machine { runtime_folder: Some(false), ..machine() };
     let result = Options::load(&LoadInput { machine, ..LoadInput::default() });
     check("no folder", result, &[("default: server.socket:", "give a path with --server-socket")]);
+}
+
+#[test]
+fn a_host_without_a_usable_name_is_asked_for_one_if_it_has_peers() {
+    let load = |listen: &str, host_name: Option<&str>| {
+        let machine = Machine { host_name: host_name.map(String::from), ..machine() };
+        Options::load(&LoadInput { flags: vec![("peers.listen", listen.into())], machine, ..LoadInput::default() })
+    };
+    let start = "default: peers.host:";
+    check("none", load("127.0.0.1:1", None), &[(start, "this machine's name is not known")]);
+    check("odd", load("127.0.0.1:1", Some("a b")), &[(start, "called \"a b\", which cannot be in a certificate")]);
+    assert_eq!(load("off", Some("a b")).expect("alone, it needs no name").options.peers_host, "");
+    assert_eq!(load("off", Some("Host-A")).expect("alone").options.peers_host, "host-a");
 }
 
 proptest::proptest! {

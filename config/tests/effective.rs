@@ -16,7 +16,12 @@ fn load(text: Option<&str>, env: &[(&str, &str)], flags: Flags) -> Effective {
         file: text.map(|text| ConfigFile::Text(PathBuf::from("f"), text.into())),
         env: env.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
         flags: flags.0,
-        machine: Machine { memory_bytes: Some(64 * GIB), runtime_folder: Some(true), user_runtime_folder: None },
+        machine: Machine {
+            memory_bytes: Some(64 * GIB),
+            runtime_folder: Some(true),
+            user_runtime_folder: None,
+            host_name: Some("Host-A".into()),
+        },
     };
     Options::load(&input).unwrap_or_else(|errors| panic!("{errors}"))
 }
@@ -144,7 +149,12 @@ fn memory_is_whole_huge_pages_and_the_rest_is_said() {
 
 #[test]
 fn a_small_machine_gets_a_small_default() {
-    let machine = Machine { memory_bytes: Some(3 * GIB), runtime_folder: Some(true), user_runtime_folder: None };
+    let machine = Machine {
+        memory_bytes: Some(3 * GIB),
+        runtime_folder: Some(true),
+        user_runtime_folder: None,
+        host_name: Some("Host-A".into()),
+    };
     let effective = Options::load(&LoadInput { machine, ..LoadInput::default() }).expect("defaults run");
     assert_eq!(effective.options.dram_bytes, 768 * MIB);
     assert!(effective.notes[0].contains("a quarter of this machine's memory"));
@@ -208,4 +218,36 @@ fn every_option_has_one_flag_one_variable_and_help_within_its_bounds() {
     for definition in Options::DEFINITIONS {
         assert!(definition.help.ends_with('.') && definition.help.len() > 20, "{}", definition.name);
     }
+}
+
+#[test]
+fn one_file_names_all_hosts_and_each_passes_itself_over() {
+    let text = "[peers]\nlisten = \"10.0.0.1:7450\"\nca = \"/c\"\ncertificate = \"/d\"\nkey = \"/k\"\n\
+                members = [\"Host-A = 10.0.0.1:7451\", \"host-b=host-b.example:7450\", \"host-c=[FD00::3]:7450\"]\n\
+                [[group]]\nname = \"a\"\nsocket = \"/s/a\"\npeers = [\"host-b\"]\n";
+    let effective = load(Some(text), &[], Flags::default());
+    let options = &effective.options;
+    assert_eq!(options.peers_host, "host-a");
+    let others: Vec<String> = options.other_members().map(|member| member.to_string()).collect();
+    assert_eq!(others, ["host-b=host-b.example:7450", "host-c=[fd00::3]:7450"]);
+    assert_eq!(options.peers_members[2].ip(), Some("fd00::3".parse().expect("an address")));
+    assert_eq!((options.peers_members[1].ip(), options.peers_members[1].port()), (None, 7450));
+    let group = &options.groups[0];
+    assert!(group.admits_peer("host-b") && !group.admits_peer("host-c"));
+    assert!(lapis_config::Group::default().admits_peer("host-c"), "all, where none is named");
+    let note = "peers.members has this host at host-a=10.0.0.1:7451, but peers.listen is 10.0.0.1:7450";
+    assert_eq!(effective.notes, [note]);
+    let words = "host-b=127.0.0.1:1,host-c=[::1]:2";
+    let flags = flags(&["--peers-listen", "[::1]:7450", "--peers-members", words]);
+    let effective = load(None, &[], flags);
+    assert_eq!(effective.options.other_members().count(), 2);
+    assert!(effective.render(1).contains("[\"host-b=127.0.0.1:1\", \"host-c=[::1]:2\"]"));
+}
+
+#[test]
+fn what_is_said_of_peers_is_not_used_by_a_host_that_is_alone() {
+    let text = "[peers]\nmembers = [\"host-b=10.0.0.2:7450\"]\nkey = \"/k\"\n\
+                [[group]]\nname = \"a\"\nsocket = \"/s/a\"\npeers = [\"host-b\"]\n";
+    let effective = load(Some(text), &[], flags(&["--peers-listen", "off"]));
+    assert_eq!(effective.notes, ["peers.members, peers.key, group.peers: not used without peers.listen"]);
 }
