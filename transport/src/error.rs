@@ -1,6 +1,6 @@
 //! What can go wrong on the sockets of one host, in the words of whoever has to act on it.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
 use crate::hello::HelloError;
 
@@ -15,6 +15,9 @@ pub enum TransportError {
     NotASocket { path: PathBuf },
     #[error("{op} {path}")]
     Path { op: &'static str, path: PathBuf, source: io::Error },
+    /// Another process may have the port, or the address is not this host's.
+    #[error("taking streams of blocks at {address}")]
+    Listen { address: SocketAddr, source: io::Error },
     #[error("{op}")]
     Io { op: &'static str, source: io::Error },
     #[error("the other side hung up")]
@@ -44,7 +47,9 @@ impl TransportError {
 impl From<TransportError> for io::Error {
     fn from(error: TransportError) -> Self {
         let kind = match &error {
-            TransportError::Path { source, .. } | TransportError::Io { source, .. } => source.kind(),
+            TransportError::Path { source, .. }
+            | TransportError::Io { source, .. }
+            | TransportError::Listen { source, .. } => source.kind(),
             TransportError::Served { .. } | TransportError::Held { .. } => io::ErrorKind::AddrInUse,
             TransportError::NotASocket { .. } => io::ErrorKind::AlreadyExists,
             TransportError::HungUp => io::ErrorKind::ConnectionReset,
