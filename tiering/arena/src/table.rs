@@ -127,6 +127,12 @@ impl<W: Words> Table<W> {
         self.words.load(head::SLEEPING, Ordering::Relaxed) != 0
     }
 
+    /// How many other hosts the daemon can ask for what is not here: a miss is worth a question then.
+    #[inline]
+    pub fn peers(&self) -> u64 {
+        self.words.load(head::PEERS, Ordering::Relaxed)
+    }
+
     /// The block of a key, wherever it is.
     #[inline]
     pub fn find(&self, pool: PoolId, key: &Key) -> Option<Found> {

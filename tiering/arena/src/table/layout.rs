@@ -44,6 +44,8 @@ pub(super) mod head {
     pub const SECRETS: usize = 5;
     /// Written often: in a cache line of its own, and not in the neighbour that is fetched along with the first.
     pub const SLEEPING: usize = 16;
+    /// Beside it: written seldom, read by clients when they miss.
+    pub const PEERS: usize = 17;
 }
 
 /// Words of a line.

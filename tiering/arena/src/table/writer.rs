@@ -89,6 +89,11 @@ impl<W: Words> TableWriter<W> {
         self.table.words.fence(Ordering::SeqCst);
     }
 
+    /// How many other hosts can be asked for what is not here.
+    pub fn set_peers(&self, peers: u64) {
+        self.table.words.store(head::PEERS, peers, Ordering::Relaxed);
+    }
+
     pub fn find(&self, pool: PoolId, key: &Key) -> Option<Found> {
         self.table.find(pool, key)
     }
