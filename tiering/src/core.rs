@@ -19,6 +19,7 @@ mod get;
 mod hint;
 mod hits;
 mod hold;
+mod hottest;
 mod options;
 mod put;
 mod removals;
@@ -39,6 +40,7 @@ use lapis_config::{ClientId, Key, LineId, OpId, PageIndex, PoolId, SegmentId, Sl
 
 pub use self::{
     found::FoundRecord,
+    hottest::Piece,
     options::{CoreOptions, PoolCounts, PoolDef},
 };
 

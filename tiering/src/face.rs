@@ -154,14 +154,6 @@ pub enum Action {
     NeedSegment {
         device: u8,
     },
-    Fetch {
-        op: OpId,
-        peer: u32,
-        pool: PoolId,
-        key: Key,
-        slot: SlotId,
-        bytes: u32,
-    },
     /// No slab is free: the group could use one more extent if it may have one.
     NeedMemory,
 }

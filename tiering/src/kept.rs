@@ -73,6 +73,15 @@ pub struct Live {
     pub generation: u64,
 }
 
+/// A key that came or went, whatever tier it is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyChange {
+    pub pool: PoolId,
+    pub key: Key,
+    /// It came, or it went.
+    pub came: bool,
+}
+
 /// The kept memory, as the core uses it. All calls are single-threaded; none blocks.
 pub trait Kept {
     fn lines(&self) -> u32;

@@ -21,7 +21,7 @@ pub mod segments;
 mod tree;
 
 pub use crate::{
-    core::{Core, CoreOptions, FoundRecord, PoolCounts, PoolDef},
+    core::{Core, CoreOptions, FoundRecord, Piece, PoolCounts, PoolDef},
     groups::Shares,
     log::LogOptions,
     plain::PlainKept,

@@ -10,7 +10,7 @@ use lapis_config::{Key, LineId, PoolId, SlotId};
 
 use crate::{
     hash::Mix,
-    kept::{Kept, Live, NoLine, Place, Slab, SlotState, Tier},
+    kept::{Kept, KeyChange, Live, NoLine, Place, Slab, SlotState, Tier},
 };
 
 /// How many occupied lines a full table names, as its windows would.
@@ -27,6 +27,8 @@ pub struct PlainKept {
     slabs: BTreeMap<u32, Slab>,
     hazards: BTreeSet<SlotId>,
     learned: Option<Vec<u8>>,
+    /// Since they were last taken, if somebody takes them.
+    changes: Option<Vec<KeyChange>>,
 }
 
 impl PlainKept {
@@ -42,6 +44,7 @@ impl PlainKept {
             slabs: BTreeMap::new(),
             hazards: BTreeSet::new(),
             learned: None,
+            changes: None,
         }
     }
 
@@ -61,6 +64,18 @@ impl PlainKept {
     /// The recorded slabs, in order of place.
     pub fn slabs(&self) -> impl Iterator<Item = &Slab> {
         self.slabs.values()
+    }
+
+    /// The keys that came and went since the last call, in order. The first call answers nothing: from then on they are
+    /// noted.
+    pub fn take_changes(&mut self) -> Vec<KeyChange> {
+        self.changes.replace(Vec::new()).unwrap_or_default()
+    }
+
+    fn changed(&mut self, pool: PoolId, key: Key, came: bool) {
+        if let Some(changes) = &mut self.changes {
+            changes.push(KeyChange { pool, key, came });
+        }
     }
 
     /// What a daemon's death and a new start leave: all live lines unverified.
@@ -104,6 +119,7 @@ impl Kept for PlainKept {
             Entry::Vacant(place) => place.insert(line),
         };
         self.lines[line.0 as usize] = Some(Live { pool, key: *key, place, generation: *generation });
+        self.changed(pool, *key, true);
         Ok(line)
     }
 
@@ -124,6 +140,7 @@ impl Kept for PlainKept {
         let indexed = self.index.find_entry(hash(live.pool, &live.key), |&other| other == line);
         indexed.expect("a live line is indexed").remove();
         self.free.push(line);
+        self.changed(live.pool, live.key, false);
     }
 
     #[inline]

@@ -189,6 +189,19 @@ impl<P: Policy> Replay<P> {
         &self.core
     }
 
+    /// Another host reads so many blocks of a request, from one on: they are hits here.
+    pub fn read_by_peer(&mut self, at_ms: u64, ids: &[u64]) {
+        self.clock = Time((self.clock.0 + self.apart_us).max(at_ms.saturating_mul(1000)));
+        self.keys.clear();
+        self.keys.extend(ids.iter().map(|&id| Key([id, 0, 0, 0])));
+        self.touch(ids.len());
+    }
+
+    /// For what came and went.
+    pub fn kept_mut(&mut self) -> &mut PlainKept {
+        self.core.kept_mut()
+    }
+
     /// How many leading keys are hits. From SSD they come a window at a time: each is copied before the next is asked
     /// for.
     fn get(&mut self) -> usize {

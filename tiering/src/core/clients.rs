@@ -15,6 +15,8 @@ use crate::{
 
 pub(super) struct Client {
     pub may_put: bool,
+    /// What it puts comes from other hosts for somebody who waits: it is not declined.
+    pub fetches: bool,
     /// False between the loss of its connection and its return: it gets nothing new.
     pub connected: bool,
     /// Slots that it may be writing, and what for.
@@ -48,6 +50,7 @@ impl Client {
     pub fn new(may_put: bool, connected: bool, now: Time) -> Self {
         Self {
             may_put,
+            fetches: false,
             connected,
             grants: Map::default(),
             magazine: BTreeMap::new(),
@@ -64,6 +67,22 @@ impl<K: Kept, P: Policy> Core<K, P> {
     pub fn client_added(&mut self, id: ClientId, may_put: bool) {
         let former = self.clients.insert(id, Client::new(may_put, true, self.now));
         assert!(former.is_none(), "numbers of clients are never used twice");
+    }
+
+    /// A client that puts what the daemon fetches from other hosts; with `is_awaited`, somebody waits for all that it puts.
+    /// What a former one was filling is filled by nobody: its slots are free.
+    pub fn fetcher_added(&mut self, id: ClientId, is_awaited: bool) {
+        let client = Client { fetches: is_awaited, ..Client::new(true, true, self.now) };
+        let former = self.clients.insert(id, client);
+        assert!(former.is_none(), "numbers of clients are never used twice");
+        if let Some(adopting) = &mut self.adopting {
+            adopting.resumed.push((id, Vec::new()));
+        }
+    }
+
+    /// Whether somebody is filling a slot for the key.
+    pub fn is_filling(&self, pool: PoolId, key: &Key) -> bool {
+        self.filling.contains_key(&(pool, *key))
     }
 
     /// The connection is lost: the client gets nothing new, its calls are not answered, what it was shown may go. Its

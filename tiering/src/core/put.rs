@@ -194,7 +194,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 _ => Patience::None,
             };
             let request = match waiter.ask {
-                Ask::Reserve { request, .. } => Some(request),
+                // What somebody waits for is not declined, whatever it is worth later.
+                Ask::Reserve { request, .. } => Some(request).filter(|_| !self.clients[&client].fetches),
                 Ask::Refill => None,
             };
             let room = self.obtain(shelf, need, client, patience, request, &mut waiter.slots);

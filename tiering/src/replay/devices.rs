@@ -101,11 +101,7 @@ impl Devices {
                     | Action::ListSsd { op, .. }
                     | Action::FlushSsd { op, .. }
                     | Action::Verify { op, .. } => self.done.push(op),
-                    Action::Recall { .. }
-                    | Action::Expel { .. }
-                    | Action::Copy { .. }
-                    | Action::Fetch { .. }
-                    | Action::NeedMemory => {}
+                    Action::Recall { .. } | Action::Expel { .. } | Action::Copy { .. } | Action::NeedMemory => {}
                 }
             }
             if self.done.is_empty() {
