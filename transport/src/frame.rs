@@ -11,6 +11,8 @@ pub use crate::code::CodeError;
 /// Most items of one `Commit`; the client library splits longer batches (the first item of a part then names its
 /// parent by key).
 pub const COMMIT_ITEMS_MAX: usize = 256;
+/// Longest name of another host, bytes; cut when sent.
+pub const PEER_NAME_BYTES_MAX: usize = 256;
 /// Most pools that one `Get` asks.
 pub const ASKS_MAX: usize = 256;
 
@@ -44,6 +46,11 @@ pub enum Request {
     Abort { slots: Vec<SlotId> },
     /// Answered by `Got`; the hit blocks stay until `Release` of the same token.
     Get { token: u64, asks: Vec<(PoolId, HitPolicy)>, wait: Wait, deadline_us: u64, keys: Vec<Key> },
+    /// As `Get`, but what is missing here is asked of the host `peer` first, which waits for it as `wait` says.
+    GetFrom { token: u64, peer: String, asks: Vec<(PoolId, HitPolicy)>, wait: Wait, deadline_us: u64, keys: Vec<Key> },
+    /// Offers blocks to the host `peer`, which reads what it has room for. Answered by `Got` with how many are there then, or
+    /// `Refused`.
+    Offer { token: u64, peer: String, pool: PoolId, deadline_us: u64, keys: Vec<Key> },
     /// No answer.
     Release { token: u64 },
     /// No answer.

@@ -12,7 +12,7 @@ use crate::code::{CodeError, Reader, Writer, cut};
 /// Layout version of the table, the client memfd, the rings and these messages. A differing major is refused; a
 /// daemon serves any minor up to its own.
 pub const LAYOUT_MAJOR: u16 = 1;
-pub const LAYOUT_MINOR: u16 = 0;
+pub const LAYOUT_MINOR: u16 = 1;
 
 /// Largest message of the socket, bytes; a longer one is garbled.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 10;
@@ -122,6 +122,11 @@ pub enum ToDaemon {
     Bye,
     /// Instead of `Hello`: a person asks. Answered by `Status`.
     Status,
+    /// Instead of `Hello`, by root or the daemon's own user: the host is to go away, and other hosts are offered what is in
+    /// memory, for so long at most. Answered by `Status` with a report, when that is over.
+    Drain {
+        within_us: u64,
+    },
 }
 
 /// Geometry that a client needs to map and to check what it maps.

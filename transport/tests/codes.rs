@@ -87,6 +87,18 @@ fn request() -> impl Strategy<Value = Request> {
         (pool(), hint(), keys()).prop_map(|(pool, hint, keys)| Request::HintKeys { pool, hint, keys }),
         (token, pool(), keys()).prop_map(|(token, pool, keys)| Request::Remove { token, pool, keys }),
         (token, pool()).prop_map(|(token, pool)| Request::Purge { token, pool }),
+        (token, "[a-z.-]{0,40}", vec((pool(), policy()), 0..9), any::<u64>(), keys()).prop_map(
+            |(token, peer, asks, deadline_us, keys)| Request::GetFrom {
+                token,
+                peer,
+                asks,
+                wait: Wait::Absent,
+                deadline_us,
+                keys
+            }
+        ),
+        (token, "[a-z.-]{0,40}", pool(), any::<u64>(), keys())
+            .prop_map(|(token, peer, pool, deadline_us, keys)| Request::Offer { token, peer, pool, deadline_us, keys }),
     ]
 }
 

@@ -151,6 +151,9 @@
 // Every block that could make room is worth more. An ordinary answer where there is no SSD tier: go on without storing.
 #define LAPIS_REFUSED_COLD -14
 
+// No other host of this name can be asked now.
+#define LAPIS_REFUSED_NO_PEER -15
+
 // Of this header. The upper half rises when a program compiled before would not run any more (as does the number in
 // the shared library's name), the lower half when something was added.
 #define LAPIS_ABI_VERSION 1
@@ -494,6 +497,15 @@ int lapis_match_prefix(const struct lapis_ask_t *asks,
                        size_t keys_count,
                        size_t *matched);
 
+// lapis_match_prefix(), after what other hosts have of the keys that are missing here was fetched. Without other hosts, or
+// where nothing is missing, nobody is asked. `deadline_us`: microseconds, or LAPIS_DEADLINE_...
+int lapis_fetch_prefix(const struct lapis_ask_t *asks,
+                       size_t asks_count,
+                       const struct lapis_key_t *keys,
+                       size_t keys_count,
+                       int64_t deadline_us,
+                       size_t *matched);
+
 // Stores blocks from `src`, one after the other: `src_bytes` is exactly what they have. The first one's parent is
 // `parent`, which may be null; each other one's is the block before it. Keys that are there are not copied. `options`
 // may be null. `results` has one element a key: LAPIS_STORED, LAPIS_EXISTS or a LAPIS_REFUSED_ value. `stored`, if not
@@ -685,6 +697,15 @@ int lapis_hint(const struct lapis_pool_t *pool,
                size_t keys_count,
                uint32_t hint,
                uint32_t value);
+
+// Offers blocks that were put here to another host, as peers.members calls it: it reads what it has room for. `there`, if not
+// null, is how many are there then. `deadline_us`: microseconds, or LAPIS_DEADLINE_...
+int lapis_offer(const struct lapis_pool_t *pool,
+                const struct lapis_key_t *keys,
+                size_t keys_count,
+                const char *peer,
+                int64_t deadline_us,
+                uint64_t *there);
 
 // Forgets blocks. `removed`, if not null, is how many there were. `deadline_us`: microseconds, or LAPIS_DEADLINE_...
 int lapis_remove(const struct lapis_pool_t *pool,

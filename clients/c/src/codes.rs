@@ -80,6 +80,8 @@ pub const LAPIS_REFUSED_GONE: i32 = -12;
 pub const LAPIS_REFUSED_LATE: i32 = -13;
 /// Every block that could make room is worth more. An ordinary answer where there is no SSD tier: go on without storing.
 pub const LAPIS_REFUSED_COLD: i32 = -14;
+/// No other host of this name can be asked now.
+pub const LAPIS_REFUSED_NO_PEER: i32 = -15;
 
 /// What a code means, in a few words. lapis_last_error() knows more of the last failure.
 #[unsafe(no_mangle)]
@@ -161,6 +163,7 @@ fn of_refusal(reason: Refusal) -> i32 {
         Refusal::Gone => LAPIS_REFUSED_GONE,
         Refusal::Late => LAPIS_REFUSED_LATE,
         Refusal::Cold => LAPIS_REFUSED_COLD,
+        Refusal::NoPeer => LAPIS_REFUSED_NO_PEER,
     }
 }
 

@@ -1,6 +1,9 @@
 //! What is told of blocks without moving their bytes: prefetch, hints, removal.
 
-use std::{ffi::c_int, mem::MaybeUninit};
+use std::{
+    ffi::{c_char, c_int},
+    mem::MaybeUninit,
+};
 
 use lapis_client::Hint;
 
@@ -51,6 +54,29 @@ pub unsafe extern "C" fn lapis_hint(
         // SAFETY: the caller's promise.
         let keys = unsafe { raw::keys(keys, keys_count) }?;
         Ok(pool.client()?.hint(&pool.pool, &keys, hint_of(hint, value)?)?)
+    })
+}
+
+/// Offers blocks that were put here to another host, as peers.members calls it: it reads what it has room for. `there`, if not
+/// null, is how many are there then. `deadline_us`: microseconds, or LAPIS_DEADLINE_...
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lapis_offer(
+    pool: Option<&lapis_pool_t>,
+    keys: *const lapis_key_t,
+    keys_count: usize,
+    peer: *const c_char,
+    deadline_us: i64,
+    there: Option<&mut MaybeUninit<u64>>,
+) -> c_int {
+    guard::status(|| {
+        let pool = pool::named(pool)?;
+        let deadline = get::deadline(deadline_us, "deadline_us")?;
+        // SAFETY: the caller's promise.
+        let keys = unsafe { raw::keys(keys, keys_count) }?;
+        // SAFETY: the caller's promise.
+        let peer = unsafe { raw::text(peer, "peer") }?;
+        raw::tell(there, pool.client()?.offer(&pool.pool, &keys, peer, deadline)?);
+        Ok(())
     })
 }
 

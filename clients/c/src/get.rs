@@ -139,6 +139,7 @@ pub unsafe fn get_options(from: *const lapis_get_options_t) -> Result<GetOptions
     let from = unsafe { raw::growing_or_zero(from, "options") }?;
     Ok(GetOptions {
         pieces: pieces(from.pieces_first, from.pieces_end)?,
+        from: None,
         wait: match from.wait {
             LAPIS_WAIT_PRESENT => Wait::Present,
             LAPIS_WAIT_FILLING => Wait::Filling,

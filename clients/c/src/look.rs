@@ -6,7 +6,7 @@ use lapis_client::HitPolicy;
 
 use crate::{
     error::CallError,
-    guard,
+    get, guard,
     names::lapis_key_t,
     pool::{self, lapis_pool_t},
     raw,
@@ -73,6 +73,32 @@ pub unsafe extern "C" fn lapis_match_prefix(
         let client = asks.first().ok_or(none)?.0.client()?;
         let pools: Vec<_> = asks.iter().map(|(pool, policy)| (pool.pool.clone(), *policy)).collect();
         place.write(client.match_prefix(&pools, &keys)?);
+        Ok(())
+    })
+}
+
+/// lapis_match_prefix(), after what other hosts have of the keys that are missing here was fetched. Without other hosts, or
+/// where nothing is missing, nobody is asked. `deadline_us`: microseconds, or LAPIS_DEADLINE_...
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lapis_fetch_prefix(
+    asks: *const lapis_ask_t,
+    asks_count: usize,
+    keys: *const lapis_key_t,
+    keys_count: usize,
+    deadline_us: i64,
+    matched: Option<&mut MaybeUninit<usize>>,
+) -> c_int {
+    guard::status(|| {
+        let place = raw::place(matched, "matched")?;
+        let deadline = get::deadline(deadline_us, "deadline_us")?;
+        // SAFETY: the caller's promise.
+        let asks = unsafe { asked(asks, asks_count) }?;
+        // SAFETY: the caller's promise.
+        let keys = unsafe { raw::keys(keys, keys_count) }?;
+        let none = CallError::Value { argument: "asks_count", found: 0, expected: "at least 1" };
+        let client = asks.first().ok_or(none)?.0.client()?;
+        let pools: Vec<_> = asks.iter().map(|(pool, policy)| (pool.pool.clone(), *policy)).collect();
+        place.write(client.fetch_prefix(&pools, &keys, deadline)?);
         Ok(())
     })
 }

@@ -175,6 +175,41 @@ impl Client {
         matched.map_err(|error| exception(py, error))
     }
 
+    /// `match_prefix`, after what other hosts have of the keys that are missing here was fetched. Without other hosts, or where
+    /// nothing is missing, nobody is asked.
+    ///
+    /// pools, keys: as in `match_prefix`. deadline: seconds; without one that of a get of so much.
+    #[pyo3(signature = (pools, keys, *, deadline=None))]
+    fn fetch_prefix(
+        &self,
+        py: Python<'_>,
+        pools: &Bound<'_, PyAny>,
+        keys: &Bound<'_, PyAny>,
+        deadline: Option<f64>,
+    ) -> PyResult<usize> {
+        let deadline = crate::words::deadline(deadline)?;
+        let (client, pools, keys) = (self.client()?, self.policies(pools)?, Batch::of(keys)?);
+        detached(py, || client.fetch_prefix(&pools, &keys, deadline))
+    }
+
+    /// Offers blocks that were put here to another host, which reads what it has room for; how many are there then.
+    ///
+    /// peer: as `peers.members` calls the host. deadline: seconds. Raises GoneError, LateError, or RefusedError if no such host
+    /// can be asked now.
+    #[pyo3(signature = (pool, keys, peer, *, deadline=None))]
+    fn offer(
+        &self,
+        py: Python<'_>,
+        pool: &Bound<'_, Pool>,
+        keys: &Bound<'_, PyAny>,
+        peer: &str,
+        deadline: Option<f64>,
+    ) -> PyResult<u64> {
+        let deadline = crate::words::deadline(deadline)?;
+        let (client, pool, keys) = (self.client()?, self.own(pool)?, Batch::of(keys)?);
+        detached(py, || client.offer(pool, &keys, peer, deadline))
+    }
+
     /// Copies blocks to `dst`. Those in memory need nobody else; for others the daemon is asked, within the deadline.
     ///
     /// keys: as in `exists`. dst: one writable contiguous buffer of len(keys) blocks, or a list of buffers, the same number

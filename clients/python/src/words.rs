@@ -178,6 +178,7 @@ put_status! {
     Gone = "GONE",
     Late = "LATE",
     Cold = "COLD",
+    NoPeer = "NO_PEER",
 }
 
 #[pymethods]
@@ -321,7 +322,7 @@ pub(crate) fn get_options(
     verify: Option<Verify>,
 ) -> PyResult<GetOptions> {
     let pieces = pieces.map(range).transpose()?;
-    Ok(GetOptions { pieces, wait: wait.into(), deadline: deadline(given)?, verify: verify.map(Into::into) })
+    Ok(GetOptions { pieces, from: None, wait: wait.into(), deadline: deadline(given)?, verify: verify.map(Into::into) })
 }
 
 /// Pieces of blocks: a pair (first, end).

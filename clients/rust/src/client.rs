@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use lapis_config::{Hint, HitPolicy, Key, PoolId, PoolShape};
+use lapis_config::{Hint, HitPolicy, Key, PoolId, PoolShape, Wait};
 use lapis_transport::{
     TransportError,
     frame::Request,
@@ -158,6 +158,51 @@ impl Client {
         Ok(live.session.match_prefix(pools, keys))
     }
 
+    /// [`Self::match_prefix`], after what other hosts have of the keys that are missing here was fetched, within the
+    /// deadline (that of a get of so much if `None`). Without other hosts, or where nothing is missing, nobody is asked.
+    pub fn fetch_prefix(
+        &self,
+        pools: &[(Pool, HitPolicy)],
+        keys: &[Key],
+        deadline: Option<Duration>,
+    ) -> Result<usize, ClientError> {
+        let here = self.match_prefix(pools, keys)?;
+        let live = self.shared().here()?;
+        if here == keys.len() || !live.session.has_peers() || !live.session.is_connected() {
+            return Ok(here);
+        }
+        // Windows reach back from the answer: what they need of the keys before it is here, or is fetched too.
+        let windows = pools.iter().map(|(_, policy)| match policy {
+            HitPolicy::Trailing(window) => *window as usize,
+            HitPolicy::Prefix => 0,
+            HitPolicy::Any => keys.len(),
+        });
+        let first = here.saturating_sub(windows.max().unwrap_or(0));
+        let asks: Option<Vec<_>> =
+            pools.iter().map(|(pool, policy)| Some((live.session.pool_id(pool)?, *policy))).collect();
+        let Some(asks) = asks else { return Ok(here) };
+        let block_bytes: u64 = pools.iter().map(|(pool, _)| pool.block_bytes()).sum();
+        let deadline = deadline.unwrap_or_else(|| live.get_deadline(block_bytes * (keys.len() - here) as u64));
+        let deadline_us = session::daemons_share_us(deadline);
+        let asked = self.shared().ask(&live, deadline, |token| Request::Get {
+            token,
+            asks: asks.clone(),
+            wait: Wait::Present,
+            deadline_us,
+            keys: keys[first..].to_vec(),
+        });
+        match asked {
+            Ok((token, _)) => {
+                let there = self.match_prefix(pools, keys)?;
+                live.session.post(Request::Release { token: token.number() });
+                live.ring();
+                Ok(there)
+            }
+            Err(ClientError::Gone | ClientError::Late { .. }) => self.match_prefix(pools, keys),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Copies blocks to `dst`: one buffer of all blocks, or vectors. Blocks in memory need nobody else; for others the
     /// daemon is asked, within the deadline.
     pub fn get_into<'a>(
@@ -286,6 +331,28 @@ impl Client {
         Ok(())
     }
 
+    /// Offers blocks that were put here to another host, as `peers.members` calls it: it reads what it has room for. How many
+    /// of them are there then.
+    pub fn offer(&self, pool: &Pool, keys: &[Key], peer: &str, deadline: Option<Duration>) -> Result<u64, ClientError> {
+        keys::check(keys.len())?;
+        let live = self.shared().here_for(pool)?;
+        let id = live.session.pool_id(pool).ok_or(ClientError::Gone)?;
+        let deadline = deadline.unwrap_or_else(|| live.get_deadline(pool.block_bytes() * keys.len() as u64));
+        let deadline_us = session::daemons_share_us(deadline);
+        let asked = self.shared().ask(&live, deadline, |token| Request::Offer {
+            token,
+            peer: peer.to_owned(),
+            pool: id,
+            deadline_us,
+            keys: keys.to_vec(),
+        });
+        match asked?.1 {
+            Answer::Got { hit } => Ok(u64::from(hit)),
+            Answer::Refused(reason) => Err(ClientError::Refused { reason: format!("{peer}: {reason}") }),
+            _ => Err(ClientError::Welcome { what: "another answer than was asked" }),
+        }
+    }
+
     /// Forgets blocks; how many there were.
     pub fn remove(&self, pool: &Pool, keys: &[Key], deadline: Option<Duration>) -> Result<u64, ClientError> {
         keys::check(keys.len())?;
@@ -335,12 +402,22 @@ impl Client {
     }
 }
 
+/// Has a host hand its blocks over to others, before it goes away: the report as JSON, when that is over.
+pub fn drain(path: impl AsRef<Path>, within: Duration) -> Result<String, ClientError> {
+    let within_us = u64::try_from(within.as_micros()).unwrap_or(u64::MAX);
+    ask_daemon(path.as_ref(), &ToDaemon::Drain { within_us }, within.saturating_add(SOCKET_DEADLINE * 5))
+}
+
 /// The daemon's state as JSON, by a connection of its own: for people and scripts. `deadline`: of each part of the answer.
 pub fn status(path: impl AsRef<Path>, deadline: Duration) -> Result<String, ClientError> {
-    let (path, deadline) = (path.as_ref(), bounded(deadline));
+    ask_daemon(path.as_ref(), &ToDaemon::Status, deadline)
+}
+
+fn ask_daemon(path: &Path, question: &ToDaemon, deadline: Duration) -> Result<String, ClientError> {
+    let deadline = bounded(deadline);
     let failed = |source| ClientError::Connect { path: path.to_owned(), source };
     let mut socket = socket::connect(path).map_err(failed)?;
-    socket.send(&ToDaemon::Status).map_err(failed)?;
+    socket.send(question).map_err(failed)?;
     let mut document = String::new();
     loop {
         match socket.recv_timeout(deadline).map_err(failed)? {

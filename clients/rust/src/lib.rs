@@ -57,7 +57,7 @@ mod stats;
 mod sums;
 mod vectors;
 
-pub use client::{Client, ConnectOptions, GetTicket, NewObject, PutTicket, status};
+pub use client::{Client, ConnectOptions, GetTicket, NewObject, PutTicket, drain, status};
 pub use error::ClientError;
 pub use fork::Birthplace;
 pub use keys::{KEY_BYTES, Keys};

@@ -250,6 +250,11 @@ impl Session {
         present
     }
 
+    /// Whether the daemon can ask other hosts for what is not here.
+    pub(crate) fn has_peers(&self) -> bool {
+        self.maps.table.peers() > 0
+    }
+
     /// How many leading keys are there under every pool's policy; for `Any` alone, how many of all.
     ///
     /// Counts the keys beyond the answer as asked: those before it count when they are read.

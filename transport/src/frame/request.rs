@@ -4,7 +4,7 @@ use lapis_config::{BATCH_KEYS_MAX, Hint, HitPolicy, Key, PoolId, SlotId, Wait};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{ASKS_MAX, COMMIT_ITEMS_MAX, CommitItem, ParentRef, Request};
+use super::{ASKS_MAX, COMMIT_ITEMS_MAX, CommitItem, PEER_NAME_BYTES_MAX, ParentRef, Request};
 use crate::code::{CodeError, Reader, Writer};
 
 const COMMIT: u32 = 1;
@@ -17,6 +17,8 @@ const PREFETCH: u32 = 7;
 const HINT_KEYS: u32 = 8;
 const REMOVE: u32 = 9;
 const PURGE: u32 = 10;
+const GET_FROM: u32 = 11;
+const OFFER: u32 = 12;
 
 impl Request {
     /// Replaces `out` by the payload and returns the frame's kind.
@@ -68,19 +70,20 @@ impl Request {
                 ABORT
             }
             Self::Get { token, asks, wait, deadline_us, keys } => {
+                put_get(&mut w, *token, asks, *wait, *deadline_us, keys);
+                GET
+            }
+            Self::GetFrom { token, peer, asks, wait, deadline_us, keys } => {
+                put_get(&mut w, *token, asks, *wait, *deadline_us, keys);
+                w.text(peer, PEER_NAME_BYTES_MAX);
+                GET_FROM
+            }
+            Self::Offer { token, peer, pool, deadline_us, keys } => {
                 w.u64(*token);
                 w.u64(*deadline_us);
-                w.u32(match wait {
-                    Wait::Present => 0,
-                    Wait::Filling => 1,
-                    Wait::Absent => 2,
-                });
-                w.u32(0);
-                w.count(asks.len(), ASKS_MAX);
-                w.count(keys.len(), BATCH_KEYS_MAX);
-                asks.iter().for_each(|(pool, policy)| put_ask(&mut w, *pool, *policy));
-                w.keys(keys);
-                GET
+                put_pool_keys(&mut w, *pool, keys);
+                w.text(peer, PEER_NAME_BYTES_MAX);
+                OFFER
             }
             Self::Release { token } => {
                 w.u64(*token);
@@ -153,7 +156,19 @@ impl Request {
                 let count = r.count("slots", BATCH_KEYS_MAX)?;
                 Self::Abort { slots: r.slots(count)? }
             }
-            GET => get(&mut r)?,
+            GET => {
+                let Get { token, asks, wait, deadline_us, keys } = get(&mut r)?;
+                Self::Get { token, asks, wait, deadline_us, keys }
+            }
+            GET_FROM => {
+                let Get { token, asks, wait, deadline_us, keys } = get(&mut r)?;
+                Self::GetFrom { token, peer: r.text("peer", PEER_NAME_BYTES_MAX)?, asks, wait, deadline_us, keys }
+            }
+            OFFER => {
+                let (token, deadline_us) = (r.u64("token")?, r.u64("deadline_us")?);
+                let (pool, keys) = pool_keys(&mut r)?;
+                Self::Offer { token, peer: r.text("peer", PEER_NAME_BYTES_MAX)?, pool, deadline_us, keys }
+            }
             RELEASE => Self::Release { token: r.u64("token")? },
             PREFETCH => {
                 let (pool, keys) = pool_keys(&mut r)?;
@@ -181,7 +196,31 @@ impl Request {
     }
 }
 
-fn get(r: &mut Reader<'_>) -> Result<Request, CodeError> {
+fn put_get(w: &mut Writer<'_>, token: u64, asks: &[(PoolId, HitPolicy)], wait: Wait, deadline_us: u64, keys: &[Key]) {
+    w.u64(token);
+    w.u64(deadline_us);
+    w.u32(match wait {
+        Wait::Present => 0,
+        Wait::Filling => 1,
+        Wait::Absent => 2,
+    });
+    w.u32(0);
+    w.count(asks.len(), ASKS_MAX);
+    w.count(keys.len(), BATCH_KEYS_MAX);
+    asks.iter().for_each(|(pool, policy)| put_ask(w, *pool, *policy));
+    w.keys(keys);
+}
+
+/// What a `Get` has, and the beginning of a `GetFrom`.
+struct Get {
+    token: u64,
+    asks: Vec<(PoolId, HitPolicy)>,
+    wait: Wait,
+    deadline_us: u64,
+    keys: Vec<Key>,
+}
+
+fn get(r: &mut Reader<'_>) -> Result<Get, CodeError> {
     let (token, deadline_us) = (r.u64("token")?, r.u64("deadline_us")?);
     let wait = match r.u32("wait")? {
         0 => Wait::Present,
@@ -192,7 +231,7 @@ fn get(r: &mut Reader<'_>) -> Result<Request, CodeError> {
     r.spare(4)?;
     let (asks, keys) = (r.count("asks", ASKS_MAX)?, r.key_count()?);
     let asks = (0..asks).map(|_| ask(r)).collect::<Result<_, _>>()?;
-    Ok(Request::Get { token, asks, wait, deadline_us, keys: r.keys(keys)? })
+    Ok(Get { token, asks, wait, deadline_us, keys: r.keys(keys)? })
 }
 
 fn put_ask(w: &mut Writer<'_>, pool: PoolId, policy: HitPolicy) {

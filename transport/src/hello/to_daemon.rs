@@ -12,6 +12,7 @@ const HELLO: u32 = 1;
 const OPEN_POOL: u32 = 2;
 const BYE: u32 = 3;
 const STATUS: u32 = 4;
+const DRAIN: u32 = 5;
 
 impl ToDaemon {
     /// Replaces `out` by the message.
@@ -47,6 +48,10 @@ impl ToDaemon {
             }
             Self::Bye => BYE,
             Self::Status => STATUS,
+            Self::Drain { within_us } => {
+                w.u64(*within_us);
+                DRAIN
+            }
         };
         finish(out, kind);
     }
@@ -89,6 +94,7 @@ fn body(kind: u32, mut r: Reader<'_>) -> Result<ToDaemon, CodeError> {
         }
         BYE => ToDaemon::Bye,
         STATUS => ToDaemon::Status,
+        DRAIN => ToDaemon::Drain { within_us: r.u64("within_us")? },
         kind => return Err(CodeError::UnknownKind { kind }),
     };
     r.end()?;

@@ -289,7 +289,7 @@ impl Client {
     ) -> Result<Option<Part>, ClientError> {
         match live.session.read_part(pool, key, name, to) {
             Read::Part(part) => return Ok(Some(part)),
-            Read::Miss if wait == Wait::Present => return Ok(None),
+            Read::Miss if wait == Wait::Present && !live.session.has_peers() => return Ok(None),
             Read::Miss => {}
             Read::Elsewhere => {}
         }

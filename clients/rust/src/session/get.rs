@@ -21,6 +21,8 @@ pub struct GetOptions {
     pub pieces: Option<Range<u16>>,
     /// Whether to wait for blocks that are being filled, or that nobody has put yet.
     pub wait: Wait,
+    /// Another host that is asked first for what is missing here, and waits for it as `wait` says: whoever makes the blocks.
+    pub from: Option<String>,
     /// Instead of the default of 50 ms + bytes / 500 MB/s. Hits in memory are copied whatever it says.
     pub deadline: Option<Duration>,
     /// Instead of what the session does.
@@ -29,7 +31,7 @@ pub struct GetOptions {
 
 impl Default for GetOptions {
     fn default() -> Self {
-        Self { pieces: None, wait: Wait::Present, deadline: None, verify: None }
+        Self { pieces: None, wait: Wait::Present, from: None, deadline: None, verify: None }
     }
 }
 
@@ -107,6 +109,7 @@ pub struct GetJob<'a> {
     blocks: Blocks<Dst<'a>>,
     part: Part,
     wait: Wait,
+    from: Option<String>,
     verify: Option<Verify>,
     got: Got,
     deepest: Option<(usize, Found)>,
@@ -144,6 +147,7 @@ impl<'a> GetJob<'a> {
             keys,
             part,
             wait: options.wait,
+            from: options.from.clone(),
             verify: options.verify,
             got: Got { statuses: vec![BlockStatus::Miss; keys.len()], hits: 0, bytes: 0 },
             deepest: None,
@@ -211,16 +215,21 @@ impl<'a> GetJob<'a> {
         State::Done
     }
 
-    /// Which keys are asked of the daemon: those that it can fetch, and with a wait also those that may come.
+    /// Which keys are asked of the daemon: those that it can fetch from devices or other hosts, and with a wait also those
+    /// that may come.
     fn plan(&mut self) {
-        let absent = self.wait != Wait::Present && self.got.hits < self.keys.len();
-        if self.windows.is_empty() && !absent || !self.session.is_connected() {
+        let some_missing = self.got.hits < self.keys.len();
+        let (absent, remote) = (self.wait != Wait::Present && some_missing, some_missing && self.session.has_peers());
+        if self.windows.is_empty() && !absent && !remote || !self.session.is_connected() {
             return self.windows.forget_rest();
         }
         self.windows.set_size(self.session.maps.extents.bytes(), self.pool.slot_bytes());
+        let missing = self.got.statuses.iter().enumerate().filter(|(_, status)| !status.is_hit());
+        let missing = missing.map(|(i, _)| i as u32);
         if absent {
-            let missing = self.got.statuses.iter().enumerate().filter(|(_, status)| !status.is_hit());
-            self.windows.await_absent(missing.map(|(i, _)| i as u32));
+            self.windows.await_absent(missing);
+        } else if remote {
+            self.windows.want_all(missing);
         }
     }
 
@@ -230,7 +239,8 @@ impl<'a> GetJob<'a> {
             return Ok(false);
         }
         let pool = self.session.pool_id(&self.pool).ok_or(Busy::Gone)?;
-        self.windows.ask(&self.session, pool, self.keys, self.wait, super::put::daemons_share_us(left))?;
+        let from = self.from.as_deref();
+        self.windows.ask(&self.session, pool, self.keys, (self.wait, from), super::put::daemons_share_us(left))?;
         Ok(true)
     }
 
@@ -239,6 +249,10 @@ impl<'a> GetJob<'a> {
         let mut released = false;
         while let Some((token, answer, window)) = self.windows.take(&self.session) {
             self.copy_window(&window);
+            if matches!(answer, Answer::Got { hit: 0 }) {
+                // Of a chain, what follows is no use, and no likelier.
+                self.windows.forget_rest();
+            }
             if matches!(answer, Answer::Got { .. }) {
                 self.session.post(Request::Release { token: token.number() });
                 released = true;

@@ -15,6 +15,9 @@ use super::{
 };
 use crate::{ClientError, Pool, keys, sums};
 
+/// What an object is taken to have that this host does not know, and another one may.
+const REMOTE_OBJECT_BYTES: u64 = 1 << 20;
+
 #[derive(Debug)]
 enum Form {
     /// All of the object, to places that may hold more.
@@ -200,13 +203,18 @@ impl<'a, 'b> ObjectGetJob<'a, 'b> {
         };
         let mut here = Vec::with_capacity(self.keys.len());
         let (mut slot_bytes_max, mut bytes_elsewhere) = (0, 0);
-        let (pool, windows) = (&self.pool, &mut self.windows);
+        let (pool, windows, peers) = (&self.pool, &mut self.windows, self.session.has_peers());
         self.session.maps.table.find_many(id, &self.keys, |i, found| match found {
             Some(found) if found.state.is_readable() => here.push((i, found)),
             Some(found) => {
                 let bytes = u64::from(found.bytes);
                 bytes_elsewhere += bytes;
                 slot_bytes_max = slot_bytes_max.max(sizes::slot_bytes(pool.shape(), bytes));
+                windows.want(i as u32);
+            }
+            None if peers => {
+                bytes_elsewhere += REMOTE_OBJECT_BYTES;
+                slot_bytes_max = slot_bytes_max.max(REMOTE_OBJECT_BYTES);
                 windows.want(i as u32);
             }
             None => {}
@@ -246,7 +254,7 @@ impl<'a, 'b> ObjectGetJob<'a, 'b> {
 
     fn ask(&mut self, left: Duration) -> Result<(), Busy> {
         let pool = self.session.pool_id(&self.pool).ok_or(Busy::Gone)?;
-        self.windows.ask(&self.session, pool, &self.keys, Wait::Present, daemons_share_us(left))
+        self.windows.ask(&self.session, pool, &self.keys, (Wait::Present, None), daemons_share_us(left))
     }
 
     /// Copies what came, and lets it go. True if anything was answered that is to be released.

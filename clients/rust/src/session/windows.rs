@@ -45,6 +45,12 @@ impl Windows {
         self.elsewhere = self.wanted.len();
     }
 
+    /// All that is missing, in order: other hosts may have what this one does not know.
+    pub fn want_all(&mut self, missing: impl Iterator<Item = u32>) {
+        self.wanted = missing.collect();
+        self.elsewhere = self.wanted.len();
+    }
+
     pub fn is_empty(&self) -> bool {
         self.wanted.is_empty()
     }
@@ -91,7 +97,7 @@ impl Windows {
         session: &Session,
         pool: PoolId,
         keys: &[Key],
-        wait: Wait,
+        (wait, from): (Wait, Option<&str>),
         deadline_us: u64,
     ) -> Result<(), Busy> {
         let awaits = self.awaits();
@@ -99,7 +105,10 @@ impl Windows {
         let (range, wait) = if awaits { (self.absent(), wait) } else { (next, Wait::Present) };
         let keys = self.wanted[range.clone()].iter().map(|&i| keys[i as usize]).collect();
         let asks = vec![(pool, HitPolicy::Any)];
-        let token = session.submit(|token| Request::Get { token, asks, wait, deadline_us, keys })?;
+        let token = session.submit(|token| match from {
+            Some(peer) => Request::GetFrom { token, peer: peer.to_owned(), asks, wait, deadline_us, keys },
+            None => Request::Get { token, asks, wait, deadline_us, keys },
+        })?;
         if awaits {
             self.awaited = true
         } else {

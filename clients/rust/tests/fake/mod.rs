@@ -369,6 +369,7 @@ impl Fake {
                 }
                 Some(Completion::Removed { token, blocks })
             }
+            Request::GetFrom { token, .. } | Request::Offer { token, .. } => Some(Completion::Got { token, hit: 0 }),
             Request::Purge { token, .. } => Some(Completion::Removed { token, blocks: 0 }),
             Request::Release { token } => {
                 // As in a memory that is full of others' blocks.

@@ -171,7 +171,7 @@ impl Serving {
                 let at = self.clients[&conn];
                 self.fake.byes.push(self.fake.clients[at].id);
             }
-            ToDaemon::Status => {
+            ToDaemon::Status | ToDaemon::Drain { .. } => {
                 for message in ToClient::status("{}") {
                     self.wire.send(conn, &message, &[]).expect("a client that listens");
                 }

@@ -12,6 +12,9 @@ logger = logging.getLogger("vllm.lapis")
 
 # Most keys of one call of the client.
 _KEYS_MAX = 8192
+# For what other hosts have, where there are any: the engine's loop stands still meanwhile. What is longer on its way is there
+# for the next request.
+_LOOK_UP_S = 0.05
 # The engine stands still meanwhile.
 _PURGE_SECONDS = 2.0
 _PURGE_PAUSE_SECONDS = 5.0
@@ -89,7 +92,7 @@ class Scheduler:
             hit = max(0, blocks - _KEYS_MAX)
         while hit < blocks:
             end = min(blocks, hit + _KEYS_MAX)
-            more = client.match_prefix(wanted, kv.keys_of(hashes, group, hit, end))
+            more = client.fetch_prefix(wanted, kv.keys_of(hashes, group, hit, end), deadline=_LOOK_UP_S)
             if group.window is not None and not more:
                 return 0
             hit += more
