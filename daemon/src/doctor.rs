@@ -10,6 +10,7 @@ use serde::Serialize;
 
 mod facts;
 mod host;
+mod peers;
 mod sockets;
 mod ssd;
 mod uring;
@@ -95,6 +96,7 @@ pub fn examine(effective: &Effective) -> Report {
     let probes: Vec<ssd::Probe> = options.ssd_paths.iter().map(|path| ssd::probe(path)).collect();
     checks.extend(ssd::judge(options, &probes));
     checks.extend(sockets::examine(options));
+    checks.extend(peers::examine(options));
     Report { level: checks.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok), checks }
 }
 

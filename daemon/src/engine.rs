@@ -6,12 +6,14 @@
 //! Invariant: a slot number leaves the daemon only after its state was written to the kept memory (by the core).
 
 mod lives;
+mod peers;
 mod recovery;
 mod requests;
 mod ssd;
 
 use std::{collections::BTreeMap, time::Duration};
 
+use lapis_arena::StoredBlock;
 use lapis_config::{ClientId, Time};
 use lapis_ssd::format::LogId;
 use lapis_tiering::{
@@ -25,10 +27,14 @@ use lapis_transport::{
     wire::{ConnId, Event, Peer, Wire},
 };
 
+pub(crate) use self::peers::Drain;
+pub use self::peers::DrainReport;
+use self::peers::is_remote;
 use crate::{
     error::DaemonError,
     group::{Found, Group, GroupOptions},
-    movers::{Done, Job, Movers, Verify},
+    movers::{Done, Job, Movers},
+    peers::Peers,
     server,
     tier::{Tier, TierOptions},
 };
@@ -95,6 +101,7 @@ pub struct Engine<W: Wire, M: Movers> {
     worked: Time,
     pub(crate) shares: Shares,
     pub(crate) tier: Option<Tier>,
+    pub(crate) peers: Option<Peers>,
     events: Vec<Event>,
     puts: Vec<Put>,
 }
@@ -148,6 +155,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         }
         let mut engine = Self {
             tier,
+            peers: None,
             wire,
             movers,
             keeper,
@@ -210,6 +218,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         self.worked = now;
         let mut busy = self.collect_done(now);
         busy |= self.tell(now);
+        busy |= self.peers_turn(now);
         self.care(now);
         self.reserve_sequences(now);
         for index in 0..self.groups.len() {
@@ -227,6 +236,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
             // Before `perform`: what an expelled client waited for, or stood in the way of, makes actions.
             self.watch_pins(now, index);
             busy |= self.perform(now, index);
+            busy |= self.pump_peers(now, index);
         }
         busy
     }
@@ -265,14 +275,15 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         let owing =
             self.groups.iter().flat_map(|g| g.clients.values()).any(|client| client.connected && client.is_owed());
         let owed = owing.then(|| self.worked.after(OWED_PAUSE));
-        let tier = self.tier_timeout();
-        [core, graves, pins, owed, tier].into_iter().flatten().min()
+        let (tier, peers) = (self.tier_timeout(), self.peers_timeout());
+        [core, graves, pins, owed, tier, peers].into_iter().flatten().min()
     }
 
     /// From now on every new put is refused; what was granted may still be committed.
     pub fn drain(&mut self) {
         self.draining = true;
         self.groups.iter_mut().for_each(|group| group.core.set_draining(true));
+        self.leave_peers(self.worked);
         self.flush();
     }
 
@@ -330,6 +341,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                     group.extents[extent].populated_bytes = bytes;
                     group.core.populated(extent, bytes);
                     self.register(group_index, extent);
+                    self.show_memory(group_index, extent);
                 }
                 Done::PopulateFailed { group: group_index, extent, reason } => {
                     let group = &self.groups[group_index];
@@ -345,6 +357,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                 Done::Verified { group, op, outcome } => self.groups[group].core.completed(now, op, outcome),
                 Done::Drive { device, from } => self.drive_said(now, device, from),
                 Done::Merged { recovered, device } => self.merged(now, recovered, device),
+                Done::Paths(said) => self.paths_said(now, said),
             }
         }
         any
@@ -366,6 +379,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
             let left = lines.len().saturating_sub(ADOPT_LINES_PER_TURN as usize);
             for line in lines.split_off(left) {
                 if let Some(live) = group.core.kept().live(line) {
+                    group.core.kept_mut().came(&live);
                     group.core.adopt_line(line, live);
                 }
             }
@@ -395,6 +409,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         while let Some(action) = self.groups[index].core.poll_action() {
             busy = true;
             match action {
+                Action::Reply { to, reply } if is_remote(to.client) => self.remote_answered(now, index, to, reply),
                 Action::Reply { to, reply } => {
                     if let Some(completion) = requests::completion(to.token, reply) {
                         self.answer(now, index, to.client, completion);
@@ -407,7 +422,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                     let place = group.space.locate(slot, u64::from(bytes));
                     let (mapping, offset) = place.expect("a published slot lies in an extent");
                     let (shape, seed) = &group.shapes[&pool];
-                    let block = Verify {
+                    let block = StoredBlock {
                         mapping: mapping.clone(),
                         offset,
                         key,
@@ -427,9 +442,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                         }
                     }
                 }
-                Action::Copy { .. } | Action::Fetch { .. } => {
-                    unreachable!("a core without peers and HBM wants neither")
-                }
+                Action::Copy { .. } => unreachable!("a core without HBM copies nothing"),
                 action => self.perform_ssd(now, index, action),
             }
         }

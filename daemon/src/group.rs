@@ -24,6 +24,7 @@ use crate::{
     error::DaemonError,
     kept::SharedKept,
     movers::Populate,
+    peers::{FETCHER, FETCHER_AHEAD},
     pins::PinWatch,
     state::{ClientRecord, Geometry, State},
     status,
@@ -199,7 +200,9 @@ impl Group {
         let entries = Private::map(entries_fd.as_fd(), lines as usize)?;
         let slots = Private::map(slots_fd.as_fd(), units as usize)?;
         let kept = SharedKept::new(writer, state, entries, slots);
-        let core = Core::new(kept, options.chosen(), options.core.clone());
+        let mut core = Core::new(kept, options.chosen(), options.core.clone());
+        core.fetcher_added(FETCHER, true);
+        core.fetcher_added(FETCHER_AHEAD, false);
         Ok(Self {
             pins: PinWatch::new(options.pin_bytes_max, options.pin_age_max),
             options,
@@ -287,7 +290,9 @@ impl Group {
             })
             .collect();
         let kept = SharedKept::new(table, state, entries, slots);
-        let core = Core::adopt(kept, options.chosen(), options.core.clone());
+        let mut core = Core::adopt(kept, options.chosen(), options.core.clone());
+        core.fetcher_added(FETCHER, true);
+        core.fetcher_added(FETCHER_AHEAD, false);
         let mut group = Self {
             pins: PinWatch::new(options.pin_bytes_max, options.pin_age_max),
             options,

@@ -6,7 +6,7 @@ use lapis_config::{
     ClientId, Entry, Key, LineId, PoolId, SlotId,
     planted::{self, Bug},
 };
-use lapis_tiering::kept::{Kept, Live, NoLine, Place, Slab, SlotState, Tier};
+use lapis_tiering::kept::{Kept, KeyChange, Live, NoLine, Place, Slab, SlotState, Tier};
 
 use crate::state::State;
 
@@ -26,11 +26,30 @@ pub struct SharedKept {
     pages: Vec<(ClientId, Hazards)>,
     /// Scratch of `named`: the asked slots in order, with their places in the answer.
     asked: Vec<(u32, usize)>,
+    /// What came and went since it was last taken, where somebody wants to know.
+    changes: Option<Vec<KeyChange>>,
 }
 
 impl SharedKept {
     pub fn new(table: TableWriter<MappedWords>, state: State, entries: Private<Entry>, slots: Private<u64>) -> Self {
-        Self { table, state, entries, slots, pages: Vec::new(), asked: Vec::new() }
+        Self { table, state, entries, slots, pages: Vec::new(), asked: Vec::new(), changes: None }
+    }
+
+    /// From the first call on, keys that came and went since the one before.
+    pub fn take_changes(&mut self) -> Vec<KeyChange> {
+        self.changes.replace(Vec::new()).unwrap_or_default()
+    }
+
+    /// A line of a former daemon is taken over.
+    pub fn came(&mut self, live: &Live) {
+        if let Some(changes) = &mut self.changes {
+            changes.push(KeyChange { pool: live.pool, key: live.key, came: true });
+        }
+    }
+
+    /// Whether `take_changes` has something to say.
+    pub fn has_changes(&self) -> bool {
+        self.changes.as_ref().is_some_and(|changes| !changes.is_empty())
     }
 
     /// The memory of lines and entries, to be mapped in while nobody has to wait for it.
@@ -107,9 +126,14 @@ impl Kept for SharedKept {
     }
 
     fn publish(&mut self, pool: PoolId, key: &Key, place: Place) -> Result<LineId, NoLine> {
-        self.table
+        let line = self
+            .table
             .publish(pool, key, place.slot, place.bytes, place.sum, line_state(place.tier))
-            .map_err(|candidates| NoLine { candidates })
+            .map_err(|candidates| NoLine { candidates })?;
+        if let Some(changes) = &mut self.changes {
+            changes.push(KeyChange { pool, key: *key, came: true });
+        }
+        Ok(line)
     }
 
     fn rebind(&mut self, line: LineId, place: Place) {
@@ -121,6 +145,11 @@ impl Kept for SharedKept {
     }
 
     fn unpublish(&mut self, line: LineId) {
+        if let Some(changes) = &mut self.changes
+            && let Some(live) = self.table.live(line)
+        {
+            changes.push(KeyChange { pool: live.pool, key: live.key, came: false });
+        }
         self.table.unpublish(line);
     }
 

@@ -13,6 +13,7 @@ pub mod limits;
 pub mod metrics;
 pub mod movers;
 mod pace;
+pub mod peers;
 pub mod pins;
 pub mod serve;
 pub mod server;

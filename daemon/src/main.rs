@@ -1,11 +1,12 @@
 //! `lapis`: the daemon and its tools, one binary.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
 use lapis_config::{Effective, Flags, LoadInput, LogLevel, Options};
 use lapis_transport::control;
 
+mod cert;
 mod fsck;
 mod holder;
 mod show;
@@ -52,6 +53,16 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Hand this host's blocks over to others before it goes away: they read the hottest, as far as they have room. Until it
+    /// is stopped it takes no more puts, and serves what it has
+    Drain {
+        /// The group's socket
+        #[arg(long, env = "LAPIS_SERVER_SOCKET", value_name = "PATH")]
+        socket: Option<PathBuf>,
+        /// How long it may take
+        #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration)]
+        within: Duration,
+    },
     /// Check files or devices of the SSD tier: what is whole, what is torn and why. Reads only; exit status 0 whole, 1
     /// damaged, 2 not to be read
     Fsck(fsck::FsckArgs),
@@ -67,6 +78,9 @@ enum Command {
         #[command(flatten)]
         flags: Flags,
     },
+    /// Make a private authority and certificates of hosts, for trying out peers
+    #[command(subcommand)]
+    Cert(cert::CertCommand),
     /// Check a configuration; print what is in force, where each value came from, and the bytes of the tables
     CheckConfig {
         /// Configuration file (TOML); without it defaults, variables and flags are checked
@@ -102,9 +116,9 @@ fn run_plain(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Fsck(_) => unreachable!("it has exit statuses of its own"),
         Command::Serve { config, flags } => {
-            let effective = load(config, flags)?;
+            let effective = load(config.clone(), flags.clone())?;
             log_to_stderr(effective.options.log_level);
-            lapis::serve::run(&effective)
+            lapis::serve::run(&effective, Box::new(move || load(config.clone(), flags.clone())))
         }
         Command::Hold { path } => {
             log_to_stderr(LogLevel::Info);
@@ -116,7 +130,9 @@ fn run_plain(command: Command) -> anyhow::Result<()> {
         Command::Trace(args) => lapis_benches::trace::run(&args),
         Command::Bench(args) => lapis_benches::bench::run(args),
         Command::Status { socket, json } => show::run(socket, json),
+        Command::Drain { socket, within } => show::drain(socket, within),
         Command::Doctor { file, json, flags } => lapis::doctor::run(&load(file, flags)?, json),
+        Command::Cert(command) => cert::run(&command),
         Command::CheckConfig { example: true, .. } => {
             print!("{}", lapis_config::example());
             Ok(())
@@ -126,6 +142,10 @@ fn run_plain(command: Command) -> anyhow::Result<()> {
             Ok(())
         }
     }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    lapis_config::duration(text).map_err(|mistake| mistake.to_string())
 }
 
 fn load(file: Option<PathBuf>, flags: Flags) -> anyhow::Result<Effective> {

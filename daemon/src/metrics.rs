@@ -78,6 +78,17 @@ metrics_table! {
     counter DEVICE_READ_BYTES "lapis_ssd_device_read_bytes_total" "How many bytes came from the device?";
     counter DEVICE_WRITTEN_BYTES "lapis_ssd_device_written_bytes_total" "How many bytes went to the device, all kinds? Over the admitted bytes it is the write amplification.";
     counter DEVICE_OVERHEAD_BYTES "lapis_ssd_device_overhead_bytes_total" "Of the bytes that went to the device, how many were tables of contents, headers and superblocks?";
+    counter KEYS_HIT_PEERS "lapis_keys_hit_peers_total" "How many blocks did somebody wait for that came from other hosts?";
+    counter PEER_BLOCKS_READ "lapis_peer_read_blocks_total" "How many blocks came from other hosts, asked for or offered?";
+    counter PEER_BYTES_READ "lapis_peer_read_bytes_total" "How many bytes came from other hosts?";
+    counter PEER_BLOCKS_FAILED "lapis_peer_failed_blocks_total" "How many blocks had another host shown that did not come? Each was a miss, or came from the next one.";
+    counter PEER_CHECKSUM_FAILURES "lapis_peer_checksum_failures_total" "How many blocks of other hosts did not fit their sum and were dropped? Some do where owners are short of memory: their slots are reused.";
+    counter PEER_WANTS "lapis_peer_wants_total" "How often was something asked of other hosts?";
+    counter PEER_WANTS_VAIN "lapis_peer_wants_vain_total" "How often came nothing of it? Digests are late, or hosts slow, if this is much of all.";
+    counter PEER_BLOCKS_LENT "lapis_peer_lent_blocks_total" "How many blocks were shown to other hosts?";
+    counter PEER_BYTES_LENT "lapis_peer_lent_bytes_total" "How many bytes had those?";
+    gauge PEERS "lapis_peers" "How many other hosts are known, once for each group?";
+    gauge PEERS_UP "lapis_peers_up" "How many of them can be asked now?";
     gauge ADOPTING "lapis_adopting" "Are blocks of the former daemon still being taken over (1) or not (0)?";
     gauge UPTIME_SECONDS "lapis_uptime_seconds" "Since when does this daemon run?";
     gauge BUILD_INFO "lapis_build_info" "Which version runs? Always 1, the version is the label.";
@@ -117,6 +128,15 @@ pub fn publish<W: Wire, M: Movers>(engine: &Engine<W, M>, now: Time) {
         (SSD_WRITES_FAILED, totals.core.ssd_writes_failed),
         (SSD_CHECKSUM_FAILURES, totals.core.ssd_corrupt),
         (SSD_RECOVERED, totals.core.ssd_found),
+        (KEYS_HIT_PEERS, totals.peers.blocks_hit),
+        (PEER_BLOCKS_READ, totals.peers.blocks_read),
+        (PEER_BYTES_READ, totals.peers.bytes_read),
+        (PEER_BLOCKS_FAILED, totals.peers.blocks_failed),
+        (PEER_CHECKSUM_FAILURES, totals.peers.blocks_corrupt),
+        (PEER_WANTS, totals.peers.wants),
+        (PEER_WANTS_VAIN, totals.peers.wants_vain),
+        (PEER_BLOCKS_LENT, totals.peers.blocks_lent),
+        (PEER_BYTES_LENT, totals.peers.bytes_lent),
     ];
     for (name, value) in counters {
         counter!(name).absolute(value);
@@ -137,6 +157,8 @@ pub fn publish<W: Wire, M: Movers>(engine: &Engine<W, M>, now: Time) {
         (SSD_BUDGET_BYTES, totals.ssd.budget_bytes_a_day as f64),
         (SSD_BUDGET_AVAILABLE_BYTES, totals.ssd.budget_available_bytes as f64),
         (SSD_RECOVERY_SECONDS, totals.ssd.recovery_us as f64 / 1e6),
+        (PEERS, totals.peers.members as f64),
+        (PEERS_UP, totals.peers.up as f64),
         (ADOPTING, if engine.adopted() { 0.0 } else { 1.0 }),
         (UPTIME_SECONDS, now.since_us(engine.started) as f64 / 1e6),
     ];

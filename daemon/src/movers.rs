@@ -11,14 +11,15 @@ use std::{
 };
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
-use lapis_arena::{Mapping, PagesAhead, Sum, memfd, sum};
-use lapis_config::{Key, OpId};
+use lapis_arena::{Mapping, PagesAhead, StoredBlock, memfd};
+use lapis_config::OpId;
 use lapis_ssd::{
     drive::{FromDrive, ToDrive},
     format::GroupRecord,
     recover::{self, DeviceScan, Recovered},
 };
 use lapis_tiering::face::Outcome;
+use lapis_transport::peers::paths::{FromPaths, Paths, ToPaths};
 
 use crate::drives::{DriveHandle, DriveOptions};
 
@@ -44,20 +45,6 @@ pub struct Populate {
     pub lock: bool,
 }
 
-/// Check a block in its slot.
-#[derive(Debug)]
-pub struct Verify {
-    pub mapping: Mapping,
-    pub offset: usize,
-    pub key: Key,
-    pub bytes: u32,
-    pub pieces: u16,
-    /// Of the pool: a block may be shorter.
-    pub block_bytes: u64,
-    pub pool_seed: u64,
-    pub sum: u64,
-}
-
 #[derive(Debug)]
 pub enum Job {
     Populate {
@@ -68,7 +55,7 @@ pub enum Job {
     Verify {
         group: usize,
         op: OpId,
-        block: Verify,
+        block: StoredBlock,
     },
     /// For the drive of a device.
     Drive {
@@ -79,6 +66,8 @@ pub enum Job {
     MapIn {
         pages: Vec<PagesAhead>,
     },
+    /// For what moves blocks between hosts.
+    Paths(ToPaths),
     /// Of what was found on devices, what counts. `device`: of that one alone, which came back.
     Merge {
         scans: Vec<DeviceScan>,
@@ -114,6 +103,7 @@ pub enum Done {
         recovered: Recovered,
         device: Option<usize>,
     },
+    Paths(FromPaths),
 }
 
 pub trait Movers {
@@ -146,6 +136,7 @@ pub struct Threads {
     populate: Sender<Job>,
     verify: Sender<Job>,
     drives: Vec<DriveHandle>,
+    paths: Option<Box<dyn Paths>>,
     done: Receiver<Done>,
     report: Report,
     stop: Arc<AtomicBool>,
@@ -182,7 +173,7 @@ impl Threads {
                 })?);
             }
         }
-        Ok(Self { populate, verify, drives, done, report, stop, threads })
+        Ok(Self { populate, verify, drives, paths: None, done, report, stop, threads })
     }
 }
 
@@ -192,6 +183,9 @@ impl Movers for Threads {
             Job::Drive { device, to } => return self.drives[device].tell(to),
             Job::Merge { scans, groups, device } => return self.merge(scans, groups, device),
             Job::MapIn { pages } => return self.map_in(pages),
+            Job::Paths(job) => {
+                return self.paths.as_mut().expect("jobs of peers where there are peers").submit(job);
+            }
             Job::Populate { .. } => &self.populate,
             Job::Verify { .. } => &self.verify,
         };
@@ -199,11 +193,17 @@ impl Movers for Threads {
     }
 
     fn poll(&mut self) -> Option<Done> {
-        self.done.try_recv().ok()
+        let of_paths = || self.paths.as_mut().and_then(|paths| paths.poll()).map(Done::Paths);
+        self.done.try_recv().ok().or_else(of_paths)
     }
 }
 
 impl Threads {
+    /// From now on blocks move between this host and others.
+    pub fn set_paths(&mut self, paths: Box<dyn Paths>) {
+        self.paths = Some(paths);
+    }
+
     /// On a thread of its own, which gives way to nobody: what is on SSD is not served before.
     fn merge(&self, scans: Vec<DeviceScan>, groups: Vec<GroupRecord>, device: Option<usize>) {
         let report = self.report.clone();
@@ -252,7 +252,9 @@ fn work(jobs: &Receiver<Job>, stop: &AtomicBool, report: &Report) {
                 let done = Done::Verified { group, op, outcome: check(&block) };
                 if jobs.is_empty() { report.tell(done) } else { report.leave(done) }
             }
-            Job::Merge { .. } | Job::MapIn { .. } | Job::Drive { .. } => unreachable!("they have threads of their own"),
+            Job::Merge { .. } | Job::MapIn { .. } | Job::Drive { .. } | Job::Paths(_) => {
+                unreachable!("they have threads of their own")
+            }
         }
     }
 }
@@ -285,24 +287,7 @@ fn populate(group: usize, extent: usize, memory: &Populate, stop: &AtomicBool, r
     }
 }
 
-/// Computes the sum of a block where it lies.
-pub fn check(block: &Verify) -> Outcome {
-    let found = if block.pieces == 1 {
-        sum::of_mapping(block.pool_seed, &block.key, &block.mapping, block.offset, block.bytes)
-    } else {
-        sum_of_pieces(block)
-    };
-    if found == block.sum { Outcome::Ok } else { Outcome::Corrupt }
-}
-
-fn sum_of_pieces(block: &Verify) -> u64 {
-    let piece_bytes = (block.block_bytes / u64::from(block.pieces)) as usize;
-    let (bytes, mut sums) = (u64::from(block.bytes), Vec::with_capacity(usize::from(block.pieces)));
-    for (index, start) in (0..block.bytes as usize).step_by(piece_bytes).enumerate() {
-        let length = piece_bytes.min(block.bytes as usize - start);
-        let mut piece = Sum::piece(block.pool_seed, &block.key, bytes, index as u16, length as u64);
-        sum::update_from(&mut piece, &block.mapping, block.offset + start, length);
-        sums.push(piece.finish());
-    }
-    sum::combine(block.pool_seed, &block.key, bytes, &sums)
+/// Compares a block with its sum where it lies.
+pub fn check(block: &StoredBlock) -> Outcome {
+    if block.is_sound() { Outcome::Ok } else { Outcome::Corrupt }
 }

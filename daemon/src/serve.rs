@@ -1,11 +1,13 @@
 //! `lapis serve`: from options to a running engine loop, and its orderly end.
 
+mod peers;
+
 use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -28,6 +30,9 @@ use crate::{
     state::Geometry,
     tier::{Tier, TierOptions},
 };
+
+use self::peers::Peering;
+pub use self::peers::Reload;
 
 /// Between two updates of the exported metrics.
 const METRICS_EVERY_US: u64 = 250_000;
@@ -102,8 +107,8 @@ pub fn engine_options(options: &Options) -> EngineOptions {
     }
 }
 
-/// Runs the daemon until a signal ends it.
-pub fn run(effective: &Effective) -> anyhow::Result<()> {
+/// Runs the daemon until a signal ends it. `reload` gives the configuration anew, on SIGHUP.
+pub fn run(effective: &Effective, reload: Reload) -> anyhow::Result<()> {
     let started = Instant::now();
     let options = &effective.options;
     for note in &effective.notes {
@@ -130,6 +135,8 @@ pub fn run(effective: &Effective) -> anyhow::Result<()> {
     }
     let (keeper, found) = keeper::open(options.hold_socket.as_deref(), passed.kept)?;
     let waker = wire.waker();
+    let mut peering = Peering::start(options, Arc::new(move || waker.wake()))?;
+    let waker = wire.waker();
     let movers = Threads::start(options.dram_populate_threads as usize, VERIFY_THREADS, drives, move || waker.wake())
         .context("start movers")?;
     signals.wake_with(wire.waker());
@@ -140,6 +147,9 @@ pub fn run(effective: &Effective) -> anyhow::Result<()> {
         u64::from_le_bytes(bytes) | 1
     });
     let mut engine = Engine::open(now(), engine_options(options), wire, movers, keeper, found, entropy)?;
+    if let Some(peering) = &mut peering {
+        peering.join(now(), &mut engine);
+    }
     let _admin = match options.metrics_listen {
         Some(address) => Some(start_admin(address)?),
         None => None,
@@ -152,7 +162,11 @@ pub fn run(effective: &Effective) -> anyhow::Result<()> {
         );
         sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("tell systemd that we are ready")
     };
-    run_loop(&mut engine, &signals, options.drain_timeout, ready)
+    let mut reloaded = |engine: &mut Engine<UnixWire, Threads>| match &mut peering {
+        Some(peering) => peering.reload(now(), engine, &reload),
+        None => tracing::warn!("SIGHUP reloads other hosts and certificates; this host is alone (peers.listen)"),
+    };
+    run_loop(&mut engine, &signals, options.drain_timeout, ready, &mut reloaded)
 }
 
 /// The devices of the SSD tier.
@@ -217,6 +231,7 @@ fn run_loop(
     signals: &Signals,
     drain_timeout: Duration,
     ready: impl FnOnce() -> anyhow::Result<()>,
+    reload: &mut dyn FnMut(&mut Engine<UnixWire, Threads>),
 ) -> anyhow::Result<()> {
     let mut ready = Some(ready);
     let (mut pace, mut metrics_at) = (Pace::new(now()), Time(0));
@@ -225,6 +240,9 @@ fn run_loop(
     let mut watchdog_at = now();
     loop {
         let at = now();
+        if signals.take_reload() {
+            reload(engine);
+        }
         let puts = engine.counts().put_frames;
         let mut busy = engine.work(at);
         if engine.counts().put_frames != puts {
@@ -337,20 +355,22 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// SIGTERM and SIGINT, counted: the first drains, the second stops at once.
+/// SIGTERM and SIGINT, counted: the first drains, the second stops at once. SIGHUP: the configuration is to be reloaded.
 struct Signals {
     count: Arc<AtomicU32>,
+    reload: Arc<AtomicBool>,
 }
 
 impl Signals {
     fn install() -> std::io::Result<Self> {
-        Ok(Self { count: Arc::new(AtomicU32::new(0)) })
+        Ok(Self { count: Arc::new(AtomicU32::new(0)), reload: Arc::new(AtomicBool::new(false)) })
     }
 
     /// From now on signals count and wake the loop.
     fn wake_with(&self, waker: lapis_transport::unix::Waker) {
-        let count = self.count.clone();
-        let signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT]);
+        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+        let (count, reload) = (self.count.clone(), self.reload.clone());
+        let signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]);
         let mut signals = match signals {
             Ok(signals) => signals,
             Err(error) => {
@@ -361,12 +381,19 @@ impl Signals {
         std::thread::Builder::new()
             .name("signals".into())
             .spawn(move || {
-                for _ in signals.forever() {
-                    count.fetch_add(1, Ordering::Relaxed);
+                for signal in signals.forever() {
+                    match signal {
+                        SIGHUP => reload.store(true, Ordering::Relaxed),
+                        _ => drop(count.fetch_add(1, Ordering::Relaxed)),
+                    }
                     waker.wake();
                 }
             })
             .map_or_else(|error| tracing::error!(%error, "no thread for signals"), drop);
+    }
+
+    fn take_reload(&self) -> bool {
+        self.reload.swap(false, Ordering::Relaxed)
     }
 
     fn stops(&self) -> u32 {

@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::Duration,
 };
 
 use lapis_arena::{Access, Mapping, memfd};
@@ -27,6 +28,8 @@ use crate::{
 /// Descriptors of extents in one message; the kernel takes 253.
 const EXTENTS_PER_MESSAGE: usize = 64;
 const LABEL_BYTES_MAX: usize = 48;
+/// Longest hand-over.
+const DRAIN_MAX: Duration = Duration::from_secs(3600);
 
 pub(crate) fn message<W: Wire, M: Movers>(engine: &mut Engine<W, M>, now: Time, conn: ConnId, message: ToDaemon) {
     let role = engine.roles.get(&conn).cloned();
@@ -65,6 +68,14 @@ pub(crate) fn message<W: Wire, M: Movers>(engine: &mut Engine<W, M>, now: Time, 
             }
             // What was sent arrives all the same.
             engine.end(conn);
+        }
+        (ToDaemon::Drain { within_us }, Some(Role::Greeting { group, peer })) => {
+            let own = rustix::process::geteuid().as_raw();
+            if peer.uid != 0 && peer.uid != own {
+                let reason = format!("uid {} may not drain this host: root may, and uid {own}", peer.uid);
+                return engine.refuse(now, conn, &reason);
+            }
+            engine.begin_drain(now, group, conn, Duration::from_micros(within_us).min(DRAIN_MAX));
         }
         (_, _) => engine.refuse(now, conn, "this message does not belong here: Hello or Status first, and only once"),
     }

@@ -1,19 +1,19 @@
-//! `lapis status`: asks the daemon on a group's socket and prints what it says.
+//! `lapis status` and `lapis drain`: ask the daemon on a group's socket and print what it says.
 
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context;
-use lapis::status::{Device, Ssd, Status};
+use lapis::{
+    engine::DrainReport,
+    status::{Device, Peers, Ssd, Status},
+};
 use lapis_config::{LoadInput, Options};
 
 /// A daemon answers within a turn of its loop.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
 pub fn run(socket: Option<PathBuf>, json: bool) -> anyhow::Result<()> {
-    let socket = match socket {
-        Some(socket) => socket,
-        None => Options::load(&LoadInput::here(None, Vec::new()))?.options.groups[0].socket.clone(),
-    };
+    let socket = socket_or_default(socket)?;
     let text = lapis_client::status(&socket, ANSWER_MAX)
         .with_context(|| format!("ask the daemon on {} (choose another with --socket)", socket.display()))?;
     if json {
@@ -23,6 +23,26 @@ pub fn run(socket: Option<PathBuf>, json: bool) -> anyhow::Result<()> {
     let status: Status = serde_json::from_str(&text).context("read the daemon's answer")?;
     print!("{}", render(&status));
     Ok(())
+}
+
+/// `lapis drain`: waits until the daemon has handed over what it could.
+pub fn drain(socket: Option<PathBuf>, within: Duration) -> anyhow::Result<()> {
+    let socket = socket_or_default(socket)?;
+    let text = lapis_client::drain(&socket, within)
+        .with_context(|| format!("drain the daemon on {} (choose another with --socket)", socket.display()))?;
+    let report: DrainReport = serde_json::from_str(&text).context("read the daemon's answer")?;
+    println!(
+        "{} blocks in memory: {} moved to other hosts, {} were there already, {} are only here; {:.1} s",
+        report.blocks, report.moved, report.there, report.left, report.seconds
+    );
+    Ok(())
+}
+
+fn socket_or_default(socket: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    match socket {
+        Some(socket) => Ok(socket),
+        None => Ok(Options::load(&LoadInput::here(None, Vec::new()))?.options.groups[0].socket.clone()),
+    }
 }
 
 /// To a hundredth of GiB, or of MiB where that is less.
@@ -76,17 +96,21 @@ fn render(status: &Status) -> String {
     line(
         "hits",
         format!(
-            "{} of {} asked keys ({:.1} %), {}; {} in DRAM, {} from SSD",
+            "{} of {} asked keys ({:.1} %), {}; {} in DRAM, {} from SSD, {} from peers",
             hits.keys_hit,
             hits.keys_asked,
             100.0 * hits.rate,
             size(hits.bytes_hit),
             hits.keys_hit_dram,
-            hits.keys_hit_ssd
+            hits.keys_hit_ssd,
+            hits.keys_hit_peers
         ),
     );
     line("puts", format!("{} stored, {} existed, {} refused", puts.stored, puts.existed, puts.refused));
     for (name, text) in ssd_lines(&status.ssd) {
+        line(name, text);
+    }
+    for (name, text) in peers_lines(&status.peers) {
         line(name, text);
     }
     for pool in &status.pools {
@@ -109,6 +133,47 @@ fn render(status: &Status) -> String {
         );
     }
     out
+}
+
+/// Of other hosts: a name and a text each.
+fn peers_lines(peers: &Peers) -> Vec<(&'static str, String)> {
+    if peers.host.is_empty() {
+        return vec![("peers", "none (peers.listen)".into())];
+    }
+    let up = peers.hosts.iter().filter(|host| host.is_up).count();
+    let mut lines = vec![
+        (
+            "peers",
+            format!(
+                "{up} of {} there, this is {:?}; {} of {} wants in vain, {} for what they have",
+                peers.hosts.len(),
+                peers.host,
+                peers.wants_vain,
+                peers.wants,
+                size(peers.directory_bytes)
+            ),
+        ),
+        (
+            "from peers",
+            format!(
+                "{} blocks read, {}; {} did not come, {} checksum failures",
+                peers.blocks_read,
+                size(peers.bytes_read),
+                peers.blocks_failed,
+                peers.blocks_corrupt
+            ),
+        ),
+        ("to peers", format!("{} blocks shown, {}", peers.blocks_lent, size(peers.bytes_lent))),
+    ];
+    lines.extend(peers.hosts.iter().map(|host| {
+        let state = match (&host.why_down, host.is_up) {
+            (_, true) => "there".into(),
+            (Some(why), false) => format!("not there: {why}"),
+            (None, false) => "not there yet".into(),
+        };
+        ("peer", format!("{} at {}: {state}", host.name, host.address))
+    }));
+    lines
 }
 
 /// Of the SSD tier: a name and a text each.

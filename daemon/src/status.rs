@@ -1,5 +1,6 @@
 //! What `lapis status` shows of one group, as JSON; and the sums over all groups for the metrics.
 
+mod peers;
 mod ssd;
 
 use lapis_config::{PoolKind, Time};
@@ -7,8 +8,9 @@ use lapis_tiering::face::Counts;
 use lapis_transport::{control::Counters, wire::Wire};
 use serde::{Deserialize, Serialize};
 
-use crate::{engine::Engine, group::Group, movers::Movers};
+use crate::{engine::Engine, group::Group, movers::Movers, peers::PeerCounts};
 
+pub use peers::{PeerHost, Peers};
 pub use ssd::{Device, DeviceTotals, Load, Ssd, SsdTotals};
 
 /// Index bytes that every line takes: table 64, entry 32, sibling links 8, a count of keys at their second home 1.
@@ -29,6 +31,7 @@ pub struct Status {
     pub boots: u64,
     pub dram: Dram,
     pub ssd: Ssd,
+    pub peers: Peers,
     pub hits: Hits,
     pub puts: Puts,
     pub pools: Vec<Pool>,
@@ -59,8 +62,10 @@ pub struct Hits {
     pub keys_asked: u64,
     pub keys_hit: u64,
     pub bytes_hit: u64,
-    /// Of `keys_hit`: those that this daemon read from SSD for who waited, and the others, read ahead of the asking too.
+    /// Of `keys_hit`: those that this daemon read from SSD and from other hosts for who waited, and the others, read ahead
+    /// of the asking too.
     pub keys_hit_ssd: u64,
+    pub keys_hit_peers: u64,
     pub keys_hit_dram: u64,
     /// `keys_hit / keys_asked`, 0 if nothing was asked.
     pub rate: f64,
@@ -106,13 +111,15 @@ pub struct Totals {
     pub dram_bytes: u64,
     pub populated_bytes: u64,
     pub ssd: SsdTotals,
+    pub peers: PeerCounts,
 }
 
 impl Totals {
     pub fn of<W: Wire, M: Movers>(engine: &Engine<W, M>) -> Self {
         let mut totals = Self { ssd: SsdTotals::of(engine), ..Self::default() };
-        for group in engine.groups() {
-            let (core, hits) = (group.core.counts(), hits(group));
+        for (index, group) in engine.groups().iter().enumerate() {
+            let (core, hits) = (group.core.counts(), hits(engine, index));
+            totals.peers.add(&engine.peer_counts(index));
             totals.core.blocks += core.blocks;
             totals.core.evictions += core.evictions;
             totals.core.puts_stored += core.puts_stored;
@@ -140,7 +147,8 @@ fn populated(group: &Group) -> u64 {
     group.extents.iter().map(|extent| extent.populated_bytes).sum()
 }
 
-fn hits(group: &Group) -> Hits {
+fn hits<W: Wire, M: Movers>(engine: &Engine<W, M>, index: usize) -> Hits {
+    let group = &engine.groups()[index];
     let mut sum = group.counters_former;
     for client in group.clients.values() {
         let counters = client.control.counters();
@@ -150,12 +158,14 @@ fn hits(group: &Group) -> Hits {
     }
     let rate = if sum.asked == 0 { 0.0 } else { sum.hit as f64 / sum.asked as f64 };
     let keys_hit_ssd = group.core.counts().ssd_hits.min(sum.hit);
+    let keys_hit_peers = engine.peer_counts(index).blocks_hit.min(sum.hit - keys_hit_ssd);
     Hits {
         keys_asked: sum.asked,
         keys_hit: sum.hit,
         bytes_hit: sum.bytes,
         keys_hit_ssd,
-        keys_hit_dram: sum.hit - keys_hit_ssd,
+        keys_hit_peers,
+        keys_hit_dram: sum.hit - keys_hit_ssd - keys_hit_peers,
         rate,
     }
 }
@@ -197,7 +207,8 @@ impl Status {
                 checksum_failures: counts.corrupt,
             },
             ssd: Ssd::of(engine, index),
-            hits: hits(group),
+            peers: Peers::of(engine, index),
+            hits: hits(engine, index),
             puts: Puts { stored: counts.puts_stored, existed: counts.puts_exists, refused: counts.puts_refused },
             pools: group
                 .shapes

@@ -19,7 +19,8 @@ const KEEPER: &str = "keeper";
 
 pub(super) fn examine(options: &Options) -> Vec<Finding> {
     let sockets = options.groups.iter().map(|group| socket(&look(&group.socket), options.server_socket_mode));
-    sockets.chain([kept(options)]).chain(options.metrics_listen.map(metrics)).collect()
+    let metrics = options.metrics_listen.map(|address| port("metrics", address, "--metrics-listen"));
+    sockets.chain([kept(options)]).chain(metrics).collect()
 }
 
 /// What is at and around the path of a socket.
@@ -120,18 +121,14 @@ fn kept(options: &Options) -> Finding {
     finding.of(path.display())
 }
 
-/// The port is taken and given back.
-fn metrics(address: SocketAddr) -> Finding {
-    const CHECK: &str = "metrics";
+/// The port is taken and given back; `flag` chooses another one.
+pub(super) fn port(check: &'static str, address: SocketAddr, flag: &str) -> Finding {
     let finding = match TcpListener::bind(address) {
-        Ok(_) => Finding::ok(CHECK, "free"),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Finding::bad(
-            Level::Warn,
-            CHECK,
-            "in use",
-            "choose another with --metrics-listen, unless a daemon serves it",
-        ),
-        Err(error) => Finding::fail(CHECK, error.to_string(), "choose another with --metrics-listen, or off"),
+        Ok(_) => Finding::ok(check, "free"),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            Finding::bad(Level::Warn, check, "in use", format!("choose another with {flag}, unless a daemon serves it"))
+        }
+        Err(error) => Finding::fail(check, error.to_string(), format!("choose another with {flag}, or off")),
     };
     finding.of(address)
 }
@@ -210,7 +207,10 @@ mod tests {
     fn a_port_in_use_is_warned_of() {
         let taken = TcpListener::bind("127.0.0.1:0").expect("some port");
         let address = taken.local_addr().expect("its address");
-        assert_eq!(metrics(address).level, Level::Warn);
-        assert_eq!(metrics(SocketAddr::from(([127, 0, 0, 1], 0))).level, Level::Ok, "any port");
+        let of = |address| port("peers", address, "--peers-listen");
+        assert_eq!(of(address).level, Level::Warn);
+        assert!(of(address).to_string().contains("in use: choose another with --peers-listen, unless a daemon"));
+        assert_eq!(of(SocketAddr::from(([127, 0, 0, 1], 0))).level, Level::Ok, "any port");
+        assert_eq!(of(SocketAddr::from(([192, 0, 2, 1], 0))).level, Level::Fail, "an address of another host");
     }
 }

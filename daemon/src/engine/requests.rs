@@ -115,7 +115,15 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                 None
             }
             Request::Get { token, asks, wait, deadline_us, keys } => {
-                core.get(now, caller(token), &asks, &keys, wait, until(deadline_us));
+                self.get(now, index, caller(token), asks, keys, wait, until(deadline_us), None);
+                None
+            }
+            Request::GetFrom { token, peer, asks, wait, deadline_us, keys } => {
+                self.get(now, index, caller(token), asks, keys, wait, until(deadline_us), Some(&peer));
+                None
+            }
+            Request::Offer { token, peer, pool, deadline_us, keys } => {
+                self.offer(now, index, caller(token), &peer, pool, &keys, until(deadline_us));
                 None
             }
             Request::Release { token } => {
@@ -124,6 +132,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
             }
             Request::Prefetch { pool, keys } => {
                 core.prefetch(now, pool, &keys);
+                self.prefetch_from_peers(now, index, pool, &keys);
                 None
             }
             Request::HintKeys { pool, hint, keys } => {
@@ -132,10 +141,12 @@ impl<W: Wire, M: Movers> Engine<W, M> {
             }
             Request::Remove { token, pool, keys } => {
                 core.remove(now, caller(token), pool, &keys);
+                self.tell_removed(now, index, pool, &keys);
                 None
             }
             Request::Purge { token, pool } => {
                 core.purge(now, caller(token), pool);
+                self.tell_removed(now, index, pool, &[]);
                 None
             }
         };

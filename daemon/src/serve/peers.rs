@@ -1,0 +1,99 @@
+//! Other hosts of a running daemon: connections and paths as configured, and what a reload of the configuration changes.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use anyhow::Context;
+use lapis_config::{Effective, Member, Options, Time};
+use lapis_transport::{
+    peers::{
+        asker::AskerOptions,
+        streams::{StreamOptions, TcpPaths},
+        tcp::{TcpLimits, TcpLinks},
+        tls::{Credentials, IdentityFiles},
+    },
+    unix::UnixWire,
+};
+
+use crate::{engine::Engine, movers::Threads, peers::PeersOptions};
+
+/// Reads the configuration once more, as this process was started with it.
+pub type Reload = Box<dyn Fn() -> anyhow::Result<Effective>>;
+
+/// What a daemon with peers has beside its engine.
+pub(super) struct Peering {
+    credentials: Option<Credentials>,
+    links: Option<TcpLinks>,
+    paths: Option<TcpPaths>,
+    options: PeersOptions,
+}
+
+impl Peering {
+    /// Listens for other hosts; `None`: this host is alone. `wake` is called when there is something for the engine.
+    pub fn start(options: &Options, wake: Arc<dyn Fn() + Send + Sync>) -> anyhow::Result<Option<Self>> {
+        let Some(listen) = options.peers_listen else { return Ok(None) };
+        let files = IdentityFiles::of(options);
+        let credentials = files.map(|files| Credentials::load(&files, &options.peers_host)).transpose();
+        let credentials = credentials.context("load the certificates of this host (peers.*)")?;
+        let streams = StreamOptions {
+            listen: Some(data_address(options, listen)),
+            streams: options.peers_streams as usize,
+            ..StreamOptions::default()
+        };
+        let paths = TcpPaths::new(streams, Arc::clone(&wake)).context("listen for streams of blocks")?;
+        let links = TcpLinks::start(listen, credentials.clone(), TcpLimits::default(), wake)
+            .context("listen for other hosts")?;
+        let data_port = lapis_transport::peers::paths::Paths::data_port(&paths);
+        tracing::info!(host = options.peers_host, listen = %links.local_addr(), data_port, "reachable by other hosts");
+        let options = PeersOptions {
+            host: options.peers_host.clone(),
+            members: members(options),
+            may_ask: may_ask(options),
+            data_port,
+            asker: AskerOptions::default(),
+        };
+        Ok(Some(Self { credentials, links: Some(links), paths: Some(paths), options }))
+    }
+
+    /// Before the engine's first turn.
+    pub fn join(&mut self, now: Time, engine: &mut Engine<UnixWire, Threads>) {
+        let (links, paths) = (self.links.take(), self.paths.take());
+        let (links, paths) = (links.expect("joined once"), paths.expect("joined once"));
+        engine.movers_mut().set_paths(Box::new(paths));
+        engine.join_peers(now, self.options.clone(), Box::new(links));
+    }
+
+    /// Members and certificates as the configuration has them now. What cannot be used is said, and what was before goes on.
+    pub fn reload(&mut self, now: Time, engine: &mut Engine<UnixWire, Threads>, reload: &Reload) {
+        let effective = match reload() {
+            Ok(effective) => effective,
+            Err(error) => return tracing::error!("the configuration is not reloaded: {error:#}"),
+        };
+        if let (Some(credentials), Some(files)) = (&self.credentials, IdentityFiles::of(&effective.options)) {
+            match credentials.reload(&files) {
+                Ok(()) => tracing::info!("certificates are reloaded: new connections use them"),
+                Err(error) => tracing::error!(%error, "the former certificates stay in use"),
+            }
+        }
+        let members = members(&effective.options);
+        tracing::info!(members = members.len(), "reloaded the list of other hosts");
+        engine.set_members(now, members);
+    }
+}
+
+fn members(options: &Options) -> Vec<Member> {
+    options.other_members().cloned().collect()
+}
+
+fn may_ask(options: &Options) -> Vec<Vec<String>> {
+    options.groups.iter().map(|group| group.peers.clone()).collect()
+}
+
+/// Beside the connections, at the next port.
+fn data_address(options: &Options, listen: SocketAddr) -> SocketAddr {
+    let port = match (options.peers_data_port, listen.port()) {
+        (0, 0) => 0,
+        (0, port) => port.checked_add(1).unwrap_or(0),
+        (port, _) => port as u16,
+    };
+    SocketAddr::new(listen.ip(), port)
+}

@@ -1,0 +1,63 @@
+//! What `lapis status` shows of other hosts.
+
+use lapis_transport::wire::Wire;
+use serde::{Deserialize, Serialize};
+
+use crate::{engine::Engine, movers::Movers};
+
+/// Of one group. All but `hosts` counts since the daemon's start.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Peers {
+    /// As others call this host; empty: it is alone.
+    pub host: String,
+    pub hosts: Vec<PeerHost>,
+    /// Blocks that came from other hosts, and their bytes.
+    pub blocks_read: u64,
+    pub bytes_read: u64,
+    /// Blocks that another host had shown and that did not come, and those whose bytes were not their own.
+    pub blocks_failed: u64,
+    pub blocks_corrupt: u64,
+    /// Times that something was wanted of others, and those of which nothing came.
+    pub wants: u64,
+    pub wants_vain: u64,
+    /// Blocks that were shown to other hosts, and their bytes.
+    pub blocks_lent: u64,
+    pub bytes_lent: u64,
+    /// What is known of others' blocks takes so much memory.
+    pub directory_bytes: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PeerHost {
+    pub name: String,
+    pub address: String,
+    pub is_up: bool,
+    /// Why it was lost, or is not to be had.
+    pub why_down: Option<String>,
+}
+
+impl Peers {
+    pub(super) fn of<W: Wire, M: Movers>(engine: &Engine<W, M>, index: usize) -> Self {
+        let Some(peers) = &engine.peers else { return Self::default() };
+        let (own, counts) = (&peers.groups[index], engine.peer_counts(index));
+        let host = |(peer, member): (&_, &crate::peers::Member)| PeerHost {
+            name: member.name.clone(),
+            address: member.address.clone(),
+            is_up: own.host.is_up(*peer),
+            why_down: own.reasons.get(peer).cloned(),
+        };
+        Self {
+            host: peers.options.host.clone(),
+            hosts: own.members.iter().map(host).collect(),
+            blocks_read: counts.blocks_read,
+            bytes_read: counts.bytes_read,
+            blocks_failed: counts.blocks_failed,
+            blocks_corrupt: counts.blocks_corrupt,
+            wants: counts.wants,
+            wants_vain: counts.wants_vain,
+            blocks_lent: counts.blocks_lent,
+            bytes_lent: counts.bytes_lent,
+            directory_bytes: own.host.directory().bytes(),
+        }
+    }
+}
