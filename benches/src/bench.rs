@@ -1,10 +1,13 @@
 //! `lapis bench`: every figure of the data path beside its limit on this machine, measured in the same rounds.
 
 mod copies;
+mod directory;
 mod lookups;
+mod peers;
 mod report;
 mod ssd;
 mod starts;
+mod streams;
 mod sums;
 
 use std::path::PathBuf;
@@ -20,12 +23,18 @@ pub struct BenchArgs {
     /// One JSON object a line
     #[arg(long)]
     pub json: bool,
+    /// Blocks of another host: `remote_get` alone, between two daemons on loopback
+    #[arg(long)]
+    pub peers: bool,
     /// Fewer rounds, under a minute
     #[arg(long)]
     pub quick: bool,
     /// A file on the device that the SSD tier is to be measured on: made, and removed afterwards; by default in TMPDIR
     #[arg(long, value_name = "PATH")]
     pub ssd_file: Option<PathBuf>,
+    /// The other process of `streams`
+    #[arg(long, hide = true)]
+    pub streams_owner: bool,
     /// What to measure; everything if not given
     #[arg(value_enum, value_name = "NAME")]
     pub names: Vec<Name>,
@@ -51,6 +60,10 @@ pub enum Name {
     Demotion,
     Recovery,
     Sums,
+    Streams,
+    RawTcp,
+    Directory,
+    RemoteGet,
 }
 
 /// What a run was asked for.
@@ -73,13 +86,20 @@ impl Plan {
 
 /// `lapis bench`.
 pub fn run(args: BenchArgs) -> anyhow::Result<()> {
-    let plan = Plan { quick: args.quick, names: args.names, ssd_file: args.ssd_file, stop: Stop::on_signals()? };
+    if args.streams_owner {
+        return streams::run_owner();
+    }
+    let names = if args.peers { [args.names, vec![Name::RemoteGet]].concat() } else { args.names };
+    let plan = Plan { quick: args.quick, names, ssd_file: args.ssd_file, stop: Stop::on_signals()? };
     let mut report = Report::new(args.json);
     starts::run(&plan, &mut report)?;
     lookups::run(&plan, &mut report)?;
     copies::run(&plan, &mut report)?;
     sums::run(&plan, &mut report)?;
     ssd::run(&plan, &mut report)?;
+    streams::run(&plan, &mut report)?;
+    directory::run(&plan, &mut report)?;
+    peers::run(&plan, &mut report)?;
     report.end()
 }
 

@@ -1,6 +1,7 @@
 //! `lapis demo`: a holder, a daemon and this process as its client; a request trace through shared memory, every byte
-//! compared, the daemon killed in the middle.
+//! compared, the daemon killed in the middle. With `--hosts`, several of them that are each other's peers.
 
+mod hosts;
 mod kill;
 mod progress;
 mod ssd;
@@ -47,6 +48,9 @@ pub struct DemoArgs {
     /// Requests of the generated trace; of a file, the first so many
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     pub requests: Option<u64>,
+    /// So many daemons on loopback addresses, each the others' peer; requests go to them in turn, one is killed in the middle
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub hosts: Option<u8>,
     /// What a 512-token block is scaled to
     #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = block_bytes)]
     pub block_bytes: u64,
@@ -64,6 +68,9 @@ fn block_bytes(text: &str) -> Result<u64, String> {
 pub fn run(args: DemoArgs) -> anyhow::Result<()> {
     let requests = requests(&args)?;
     let dram_bytes = dram_bytes(&args)?;
+    if let Some(count) = args.hosts {
+        return hosts::run(&args, count.into(), &requests, dram_bytes);
+    }
     let stop = Stop::on_signals()?;
     let (ssd_bytes, ssd_note) = ssd::bytes(args.ssd)?;
     let mut host = Host::start(HostOptions { ssd_bytes, ..HostOptions::here(dram_bytes)? })?;

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod demo;
 pub mod host;
+pub mod hosts;
 pub mod limits;
 pub mod load;
 pub mod pattern;

@@ -9,8 +9,11 @@ use crate::{
     limits::PrivateBlocks,
     pattern::{self, Pattern},
     samples::Samples,
+    stop::Stop,
 };
 
+/// How long a client may take to be served by a new daemon.
+const CONNECTED_WITHIN: Duration = Duration::from_secs(20);
 /// Blocks of one get or put call.
 const BATCH: usize = 32;
 
@@ -85,6 +88,17 @@ impl Load {
         [rate(self.counts.hits, self.getting), rate(self.counts.stored, self.putting)]
     }
 
+    /// Waits until the client's daemon, another one than before, serves it.
+    pub fn until_connected(&self, stop: &Stop) -> anyhow::Result<()> {
+        let until = Instant::now() + CONNECTED_WITHIN;
+        while !self.client.is_connected() {
+            stop.check()?;
+            anyhow::ensure!(Instant::now() < until, "the client is not served again after {CONNECTED_WITHIN:?}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
     /// One request for a chain of blocks.
     pub fn request(&mut self, ids: &[u64]) -> anyhow::Result<()> {
         self.keys.clear();
@@ -104,7 +118,7 @@ impl Load {
         let mut hits = 0;
         for part in self.keys.chunks(BATCH_KEYS_MAX) {
             let started = Instant::now();
-            let matched = self.client.match_prefix(&[(self.pool.clone(), HitPolicy::Prefix)], part)?;
+            let matched = self.client.fetch_prefix(&[(self.pool.clone(), HitPolicy::Prefix)], part, None)?;
             self.getting += started.elapsed();
             for keys in part[..matched].chunks(BATCH) {
                 let buffer = self.buffer.run_mut(0, keys.len());

@@ -3,6 +3,7 @@
 
 mod cache;
 mod daemon;
+mod digests;
 mod hosts;
 mod outcome;
 mod plot;
@@ -254,6 +255,7 @@ mod tests {
             ("--admission write-through".into(), "--ssd"),
             ("--route affinity".into(), "--hosts"),
             ("--hosts 4 --policy opt".into(), "with --hosts give --opt"),
+            ("--hosts 4 --policy arc --peers digest".into(), "--policy arc does not tell what it evicts"),
             ("--daemon --policy arc".into(), "--policy arc is no policy of a daemon"),
             ("--daemon --capacity 10k".into(), "in steps of 512, such as 10240"),
             ("--speed 5".into(), "--daemon"),
@@ -282,6 +284,7 @@ mod tests {
         for line in [
             "--policy lru,s3fifo,arc,opt --opt --scan 25/10",
             "--hosts 3 --route affinity --peers oracle --opt",
+            "--hosts 3 --peers digest --json",
             "--ssd 300 --block-bytes 64KiB --opt",
             "--ssd 300 --block-bytes 64KiB --admission class --write-budget 50%",
             "--ssd 300 --block-bytes 64KiB --policy lru --admission write-through --json",

@@ -129,6 +129,29 @@ fn hosts_hit_what_was_published() {
     }
 }
 
+/// Of the blocks asked for, with ten hosts of 6000 blocks, one after the other: what peers bring at least, and how near to an
+/// oracle digests come.
+const TOGETHER_MIN: f64 = 0.345;
+const DIGEST_MIN: f64 = 0.99;
+
+#[test]
+fn digests_bring_what_an_oracle_does() {
+    let Some(workload) = workload("conversation") else { return };
+    for policy in ["hazq", "lru"] {
+        let of = |peers| {
+            let setting =
+                Setting { hosts: Some(HostsPlan { hosts: 10, route: Route::Rr, peers }), ..Setting::default() };
+            let outcome = setting.replay(&workload, subjects(policy).expect("a policy")[0], 6_000);
+            (outcome.hit_blocks as f64 / outcome.block_refs as f64, outcome.hosts.expect("several hosts").digests)
+        };
+        let [(none, _), (oracle, _), (digest, told)] = [Peers::None, Peers::Oracle, Peers::Digest].map(of);
+        let told = told.expect("digests");
+        println!("{policy}: none {none:.4}, oracle {oracle:.4}, digest {digest:.4}, {told:?}");
+        assert!(oracle >= TOGETHER_MIN && digest >= DIGEST_MIN * oracle, "{policy}: {none}, {oracle}, {digest}");
+        assert!(told.asked_in_vain * 50 < told.asked, "{policy}: {told:?}");
+    }
+}
+
 #[test]
 fn write_through_hits_and_writes_what_was_published() {
     for (name, dram, blocks, expected) in WRITE_THROUGH {

@@ -23,6 +23,15 @@ pub struct Figure {
     pub block_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch: Option<u64>,
+    /// Hosts, the blocks of each, of which digests know one in `sample`, and how many come and how many go a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hosts: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sample: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate: Option<u64>,
     /// Operations that a device has at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub depth: Option<u64>,
@@ -57,6 +66,11 @@ pub struct Figure {
     pub sums_cpu_us_per_gb: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit_cpu_us_per_gb: Option<f64>,
+    /// The same of the process at the other end, where there are two.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner_cpu_us_per_gb: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit_owner_cpu_us_per_gb: Option<f64>,
     /// Blocks that were not taken, and blocks that were and are not there afterwards.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<u64>,
@@ -134,6 +148,15 @@ impl Figure {
         if let Some(bytes) = self.block_bytes {
             add(format_args!(" {}", lapis_config::Bytes(bytes)));
         }
+        if let Some(hosts) = self.hosts {
+            add(format_args!(" {hosts} hosts"));
+        }
+        if let Some(sample) = self.sample {
+            add(format_args!(" 1 in {sample}"));
+        }
+        if let Some(rate) = self.rate {
+            add(format_args!(" {rate}/s"));
+        }
         if let Some(keys) = self.keys {
             add(format_args!(" {keys} key{}", if keys == 1 { "" } else { "s" }));
         }
@@ -176,7 +199,11 @@ impl Figure {
         let Some(cpu) = self.cpu_us_per_gb else { return String::new() };
         let sums = self.sums_cpu_us_per_gb.map_or(String::new(), |sums| format!(", sums {sums}"));
         let limit = self.limit_cpu_us_per_gb.map_or(String::new(), |limit| format!(", limit {limit}"));
-        format!("\n{:<36} processor us/GB: {cpu}{sums}{limit}", "")
+        let owner = match (self.owner_cpu_us_per_gb, self.limit_owner_cpu_us_per_gb) {
+            (Some(owner), Some(limit)) => format!("; owner {owner}, limit {limit}"),
+            _ => String::new(),
+        };
+        format!("\n{:<36} processor us/GB: {cpu}{sums}{limit}{owner}", "")
     }
 }
 

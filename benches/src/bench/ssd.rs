@@ -21,6 +21,7 @@ use std::{
 use anyhow::{Context, ensure};
 
 use self::raw::Took;
+pub(super) use self::raw::cpu_of_process;
 use super::{
     Name, Plan,
     report::{Figure, Goal, Report, rounded},

@@ -65,6 +65,13 @@ pub fn bytes(asked: Option<u64>) -> anyhow::Result<(Option<u64>, Option<String>)
     })
 }
 
+/// The same for each of several hosts; a file for all of them is divided.
+pub fn bytes_for(asked: Option<u64>, hosts: usize) -> anyhow::Result<(Option<u64>, Option<String>)> {
+    let (bytes, note) = bytes(asked.map(|bytes| bytes.saturating_mul(hosts as u64)))?;
+    let each = bytes.map(|bytes| bytes / hosts as u64 / STEP_BYTES * STEP_BYTES);
+    Ok((each.filter(|bytes| *bytes >= SSD_BYTES_MIN), note))
+}
+
 /// What a daemon counted since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Tiers {

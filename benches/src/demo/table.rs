@@ -50,6 +50,11 @@ fn share(part: u64, whole: u64) -> String {
     format!("{part} of {whole} ({:.1} %)", 100.0 * part as f64 / whole.max(1) as f64)
 }
 
+/// The same in few letters.
+pub fn share_short(part: u64, whole: u64) -> String {
+    format!("{part} ({:.1} %)", 100.0 * part as f64 / whole.max(1) as f64)
+}
+
 fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }

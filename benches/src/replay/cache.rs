@@ -19,6 +19,15 @@ pub trait Cache {
         None
     }
 
+    /// Calls `visit` with each block that came (true) or went since the last call; the first call says nothing. False if the
+    /// cache cannot tell.
+    fn changes(&mut self, _visit: &mut dyn FnMut(u64, bool)) -> bool {
+        false
+    }
+
+    /// Another host reads these blocks of a request, all of them there.
+    fn read_by_peer(&mut self, _request: &Request, _blocks: std::ops::Range<usize>) {}
+
     /// Of the blocks hit, those that lay on another host.
     fn remote_hit_blocks(&self) -> u64 {
         0
@@ -66,6 +75,16 @@ impl<P: Policy> Cache for Replay<P> {
 
     fn evictions(&self) -> u64 {
         self.counts().evictions
+    }
+
+    fn read_by_peer(&mut self, request: &Request, blocks: std::ops::Range<usize>) {
+        Replay::read_by_peer(self, request.timestamp_ms, &request.ids[blocks]);
+    }
+
+    fn changes(&mut self, visit: &mut dyn FnMut(u64, bool)) -> bool {
+        let changes = self.kept_mut().take_changes();
+        changes.into_iter().for_each(|change| visit(change.key.0[0], change.came));
+        true
     }
 
     fn ssd(&self) -> Option<SsdCounts> {

@@ -2,7 +2,10 @@
 
 use serde::Serialize;
 
-use super::Cache;
+use super::{
+    Cache,
+    digests::{Digests, DigestsOutcome},
+};
 use crate::trace::Request;
 
 /// Most hosts of a replay.
@@ -27,6 +30,8 @@ pub enum Peers {
     None,
     /// A host may read whatever any other has, and keeps a copy.
     Oracle,
+    /// A host reads from others as the peer protocol has it: it asks whom their digests name, and keeps a copy.
+    Digest,
 }
 
 /// How many, and how they work together.
@@ -44,6 +49,9 @@ pub struct HostsOutcome {
     pub peers: Peers,
     /// Of the blocks hit, those that the host itself did not have.
     pub remote_hit_blocks: u64,
+    /// With digests: what they took and cost.
+    #[serde(flatten)]
+    pub digests: Option<DigestsOutcome>,
 }
 
 /// All hosts, as one cache that is given whole requests.
@@ -55,14 +63,20 @@ pub struct Hosts {
     route: Route,
     peers: Peers,
     remote_hit_blocks: u64,
+    digests: Option<Digests>,
 }
 
 impl Hosts {
     /// # Panics
     /// If there is no host.
-    pub fn new(caches: Vec<Box<dyn Cache>>, route: Route, peers: Peers) -> Self {
+    pub fn new(mut caches: Vec<Box<dyn Cache>>, route: Route, peers: Peers, capacity: u64) -> Self {
         assert!(!caches.is_empty(), "there is at least one host");
-        Self { loads: vec![0; caches.len()], caches, served: 0, route, peers, remote_hit_blocks: 0 }
+        if peers == Peers::Digest {
+            let tell = |cache: &mut Box<dyn Cache>| cache.changes(&mut |_, _| {});
+            assert!(caches.iter_mut().all(tell), "settings are checked before a trace is read");
+        }
+        let digests = (peers == Peers::Digest).then(|| Digests::new(caches.len(), capacity));
+        Self { loads: vec![0; caches.len()], caches, served: 0, route, peers, remote_hit_blocks: 0, digests }
     }
 
     fn choose(&self, request: &Request) -> usize {
@@ -81,6 +95,27 @@ impl Hosts {
         }
     }
 
+    /// How many leading blocks the host has or reads from others.
+    fn reach(&mut self, host: usize, request: &Request) -> u64 {
+        let mut reached = 0;
+        while reached < request.ids.len() {
+            let run = |cache: &dyn Cache| request.ids[reached..].iter().take_while(|id| cache.holds(**id)).count();
+            let own = run(&*self.caches[host]);
+            if own > 0 {
+                reached += own;
+                continue;
+            }
+            let longest = (0..self.caches.len()).max_by_key(|&peer| run(&*self.caches[peer])).expect("there is a host");
+            let found = run(&*self.caches[longest]);
+            if found == 0 {
+                break;
+            }
+            self.caches[longest].read_by_peer(request, reached..reached + found);
+            reached += found;
+        }
+        reached as u64
+    }
+
     fn leading(&self, host: usize, ids: &[u64]) -> u64 {
         ids.iter().take_while(|id| self.caches[host].holds(**id)).count() as u64
     }
@@ -90,13 +125,17 @@ impl Cache for Hosts {
     fn serve(&mut self, request: &Request) -> u64 {
         let host = self.choose(request);
         // Before the host makes room: a peer's block is read while it is there.
-        let reachable = match self.peers {
-            Peers::None => 0,
-            Peers::Oracle => request.ids.iter().take_while(|id| self.holds(**id)).count() as u64,
+        let reachable = match (self.peers, &mut self.digests) {
+            (Peers::Digest, Some(digests)) => digests.reachable(&mut self.caches, host, request),
+            (Peers::Oracle, _) => self.reach(host, request),
+            _ => 0,
         };
         let own: Vec<bool> = request.ids[..reachable as usize].iter().map(|id| self.caches[host].holds(*id)).collect();
         self.remote_hit_blocks += own.iter().filter(|own| !**own).count() as u64;
         let hits = self.caches[host].serve(request);
+        if let Some(digests) = &mut self.digests {
+            digests.changed(&mut *self.caches[host], host);
+        }
         self.loads[host] += 1;
         self.served += 1;
         hits.max(reachable)
@@ -117,12 +156,19 @@ impl Cache for Hosts {
 
 impl HostsPlan {
     /// The hosts, each with a cache that `cache` makes.
-    pub fn build(&self, cache: impl Fn() -> Box<dyn Cache>) -> Hosts {
-        Hosts::new((0..self.hosts).map(|_| cache()).collect(), self.route, self.peers)
+    pub fn build(&self, capacity: u64, cache: impl Fn() -> Box<dyn Cache>) -> Hosts {
+        Hosts::new((0..self.hosts).map(|_| cache()).collect(), self.route, self.peers, capacity)
     }
 
-    pub fn outcome(&self, remote_hit_blocks: u64) -> HostsOutcome {
-        HostsOutcome { hosts: self.hosts, route: self.route, peers: self.peers, remote_hit_blocks }
+    pub fn outcome(&self, of: &Hosts) -> HostsOutcome {
+        let digests = of.digests.as_ref().map(Digests::outcome);
+        HostsOutcome {
+            hosts: self.hosts,
+            route: self.route,
+            peers: self.peers,
+            remote_hit_blocks: of.remote_hit_blocks,
+            digests,
+        }
     }
 }
 
@@ -149,7 +195,7 @@ mod tests {
     }
 
     fn hosts(hosts: u64, route: Route, peers: Peers, capacity: u64) -> Hosts {
-        HostsPlan { hosts, route, peers }.build(|| core(PolicyName::Lru, capacity, None))
+        HostsPlan { hosts, route, peers }.build(capacity, || core(PolicyName::Lru, capacity, None))
     }
 
     fn hits(workload: &Workload, hosts: &mut Hosts) -> Vec<u64> {

@@ -195,7 +195,13 @@ mod tests {
     #[test]
     fn what_was_asked_for_beside_comes_in_fields_of_its_own() {
         let real = Sums { block_refs: 3, hit_blocks: 2, input_tokens: 1536, hit_tokens: 1024 };
-        let hosts = HostsOutcome { hosts: 4, route: Route::Affinity, peers: Peers::Oracle, remote_hit_blocks: 1 };
+        let hosts = HostsOutcome {
+            hosts: 4,
+            route: Route::Affinity,
+            peers: Peers::Oracle,
+            remote_hit_blocks: 1,
+            digests: None,
+        };
         let counts = SsdCounts { hit_blocks: 1, admitted_bytes: 8192, readmitted_bytes: 0, device_bytes: 12288 };
         let ssd = Some(SsdOutcome::new(9, 4096, 3, &counts));
         let outcome = Outcome { real, hosts: Some(hosts), ssd, share_of_opt: Some(0.66666), ..outcome() };

@@ -8,7 +8,7 @@ use lapis_tiering::SsdTier;
 use super::{
     CAPACITY_MAX, Cache, Outcome, SsdOutcome,
     cache::{Ssd, core, drive},
-    hosts::HostsPlan,
+    hosts::{HostsPlan, Peers},
     words::{Admission, Subject, WriteBudget},
     workload::Workload,
     yardsticks::{WriteThrough, Yardstick},
@@ -47,6 +47,10 @@ impl Setting {
             (Subject::Yardstick(Yardstick::Opt), _, Some(_)) => bail!(
                 "--policy opt is one cache: with --hosts give --opt, which compares with the optimum of all hosts' \
                  blocks together"
+            ),
+            (Subject::Yardstick(_), _, Some(HostsPlan { peers: Peers::Digest, .. })) => bail!(
+                "--policy {word} does not tell what it evicts, so there is no digest of it: give --peers oracle, or a policy \
+                 of the core such as lru"
             ),
             _ => {}
         }
@@ -95,9 +99,9 @@ impl Setting {
     pub fn replay(&self, workload: &Workload, subject: Subject, capacity: u64) -> Outcome {
         self.check(subject, capacity).expect("settings are checked before a trace is read");
         if let Some(plan) = &self.hosts {
-            let mut hosts = plan.build(|| self.cache(workload, subject, capacity));
+            let mut hosts = plan.build(capacity, || self.cache(workload, subject, capacity));
             let outcome = drive(workload, &mut hosts);
-            return Outcome { hosts: Some(plan.outcome(hosts.remote_hit_blocks())), ..outcome };
+            return Outcome { hosts: Some(plan.outcome(&hosts)), ..outcome };
         }
         let mut cache = self.cache(workload, subject, capacity);
         let outcome = drive(workload, &mut *cache);
