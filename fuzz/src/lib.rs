@@ -4,6 +4,7 @@
 
 pub mod config;
 pub mod log;
+pub mod peers;
 pub mod rings;
 pub mod state;
 pub mod trace;
@@ -22,6 +23,10 @@ pub const TARGETS: &[Target] = &[
     Target { name: "frame", run: wire::frame, honest: wire::frames },
     Target { name: "hello", run: wire::hello, honest: wire::messages },
     Target { name: "hold", run: wire::hold, honest: wire::hold_messages },
+    Target { name: "peer_digest", run: peers::digest, honest: peers::digests },
+    Target { name: "peer_host", run: peers::host, honest: peers::sessions },
+    Target { name: "peer_message", run: peers::message, honest: peers::messages },
+    Target { name: "peer_stream", run: peers::stream, honest: peers::heads },
     Target { name: "ring", run: rings::ring, honest: rings::scripts },
     Target { name: "segment", run: log::segment, honest: log::segments },
     Target { name: "state", run: state::state, honest: state::changes },

@@ -73,6 +73,15 @@ pub fn frames() -> Vec<Vec<u8>> {
         Request::HintKeys { pool, hint: Hint::Priority(3), keys: keys() },
         Request::Remove { token, pool, keys: keys() },
         Request::Purge { token, pool },
+        Request::GetFrom {
+            token,
+            peer: "host-b".into(),
+            asks: vec![(pool, HitPolicy::Any)],
+            wait: Wait::Absent,
+            deadline_us,
+            keys: keys(),
+        },
+        Request::Offer { token, peer: "host-b".into(), pool, deadline_us, keys: keys() },
     ];
     let completions = [
         Completion::Committed { token, results: vec![PutResult::Stored, PutResult::Exists] },

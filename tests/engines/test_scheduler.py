@@ -23,7 +23,7 @@ class Client:
             raise lapis_kv.LateError("no answer")
         pool.clear()
 
-    def match_prefix(self, pools, keys):
+    def fetch_prefix(self, pools, keys, *, deadline):
         if self.fails:
             raise lapis_kv.GoneError("gone")
         names = [keys[at : at + 32] for at in range(0, len(keys), 32)]

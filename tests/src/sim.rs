@@ -11,6 +11,7 @@
 mod client;
 mod daemon;
 mod evil;
+mod hosts;
 mod jobs;
 mod keeper;
 mod kill;

@@ -77,6 +77,22 @@ fn damaged_messages_are_refused_or_mean_something() {
 }
 
 #[test]
+fn what_other_hosts_say_is_refused_or_means_one_thing() {
+    run("peer_message");
+    run("peer_stream");
+}
+
+#[test]
+fn another_hosts_digest_fits_or_is_wanted_anew() {
+    run("peer_digest");
+}
+
+#[test]
+fn whatever_other_hosts_say_each_want_ends_once() {
+    run("peer_host");
+}
+
+#[test]
 fn a_ring_keeps_its_frames_or_finds_the_fault() {
     run("ring");
 }

@@ -80,7 +80,8 @@ fn no_seed_shows_a_wrong_byte_a_leak_or_a_hang() {
     println!(
         "{seeds} seeds from {first}: {} turns, {} s of virtual time, {} hits ({} owed), {} misses, {} views, {} stored, {} evicted, \
          {} kills, {} colds, {} crashes, {} forks, {} expelled, {} blocks judged where they lie; SSD: {} demoted, {} promoted, \
-         {} segments retired, {} bytes written anew, {} power cuts, {} owed and found after kills, {} found, {} corrupt",
+         {} segments retired, {} bytes written anew, {} power cuts, {} owed and found after kills, {} found, {} corrupt; \
+         hosts: {} blocks fetched, {} not, {} read here, {} of them stale, {} links failed",
         sum(|o| o.turns),
         sum(|o| o.virtual_us) / 1_000_000,
         sum(|o| o.tally.hits),
@@ -103,6 +104,11 @@ fn no_seed_shows_a_wrong_byte_a_leak_or_a_hang() {
         sum(|o| o.tally.recovered),
         sum(|o| o.tally.ssd_found),
         sum(|o| o.tally.corrupt),
+        sum(|o| o.tally.fetched),
+        sum(|o| o.tally.fetch_faults),
+        sum(|o| o.tally.lent_read),
+        sum(|o| o.tally.lent_stale),
+        sum(|o| o.tally.cuts),
     );
     // A world in which nothing happens proves nothing.
     if seeds >= 100 {
@@ -122,6 +128,11 @@ fn no_seed_shows_a_wrong_byte_a_leak_or_a_hang() {
             ("segments retired", sum(|o| o.tally.segments_retired)),
             ("blocks that a restart owes", sum(|o| o.tally.recovered)),
             ("blocks that do not fit their sums", sum(|o| o.tally.corrupt)),
+            ("blocks fetched from other hosts", sum(|o| o.tally.fetched)),
+            ("blocks that did not come from there", sum(|o| o.tally.fetch_faults)),
+            ("blocks that other hosts read", sum(|o| o.tally.lent_read)),
+            ("stale reads of other hosts", sum(|o| o.tally.lent_stale)),
+            ("links that fail", sum(|o| o.tally.cuts)),
         ] {
             assert!(count > 0, "no {what} in {seeds} seeds");
         }
@@ -142,7 +153,8 @@ fn seeds_that_showed_bugs_show_none() {
     let recent = [1_795_656_927, 1_795_706_320, 1_795_750_915, 1_795_760_364, 1_795_811_102, 1_798_069_843];
     let older = [85_115, 85_433, 1_795_649_167_733_157, 1_795_679_769_265_040];
     for seed in older.into_iter().chain(recent) {
-        run(seed);
+        // There were no other hosts then.
+        sim::run(Plan::of(seed).alone()).unwrap_or_else(|wrong| fails(seed, wrong));
     }
 }
 

@@ -396,6 +396,10 @@ impl Client {
             let job = call.wait(cx, pools, keys, wait);
             return self.go_on(cx, job, deadline);
         }
+        if cx.plan.hosts > 0 && cx.percent(5) {
+            let job = call.offer(cx, keys);
+            return self.go_on(cx, job, deadline);
+        }
         if !objects && self.may_put() && cx.percent(cx.plan.puts) {
             let job = call.put(cx, keys, parent);
             return self.go_on(cx, Some(job), deadline);

@@ -9,7 +9,9 @@ use std::{
 use fastrand::Rng;
 use lapis::{
     engine::{Engine, EngineOptions},
+    error::DaemonError,
     group::{Group, GroupOptions},
+    peers::{Member, PeersOptions},
     state::Geometry,
     tier::TierOptions,
 };
@@ -24,9 +26,10 @@ use lapis_tiering::{
     CoreOptions,
     kept::{Kept, Tier},
 };
-use lapis_transport::hello::CallDefaults;
+use lapis_transport::{hello::CallDefaults, peers::asker::AskerOptions};
 
 use super::{
+    hosts::{Hosts, OWN, SimLinks},
     keeper::{SimKeeper, Store},
     kill::{Fuse, survive},
     model::{Model, Place},
@@ -57,6 +60,7 @@ pub struct Daemon {
     pub turn_at: Time,
     pub fuse: Fuse,
     pub store: Store,
+    pub hosts: Rc<RefCell<Hosts>>,
     /// The bytes of its devices, and which of those are pulled.
     pub disks: Vec<Disk>,
     pub gone: Vec<bool>,
@@ -76,6 +80,9 @@ pub struct Daemon {
     pub jobs: Rc<Cell<usize>>,
     busy: u32,
     pub lives: u32,
+    has_hosts: bool,
+    /// The engine is told in its next turn who the other hosts are.
+    members_change: bool,
 }
 
 /// What the configuration of such a host would mean.
@@ -135,6 +142,8 @@ fn options(plan: &Plan, rng: &mut Rng) -> EngineOptions {
 
 impl Daemon {
     pub fn new(plan: &Plan, rng: &mut Rng, net: Rc<RefCell<Net>>) -> Self {
+        // Drawn apart: without other hosts the world is the same as before there were any.
+        let rng_of_hosts = Rng::with_seed(plan.seed ^ 0x0705);
         Self {
             engine: None,
             phase: Phase::Down,
@@ -154,6 +163,9 @@ impl Daemon {
             options: options(plan, rng),
             jobs: Rc::default(),
             busy: 0,
+            has_hosts: plan.hosts > 0,
+            members_change: false,
+            hosts: Rc::new(RefCell::new(Hosts::new(plan, rng_of_hosts))),
             lives: 0,
         }
     }
@@ -182,8 +194,11 @@ impl Daemon {
             return self.open(now, rng, model);
         }
         let Some(engine) = &mut self.engine else { return Ok(false) };
+        let members = (self.members_change && matches!(self.phase, Phase::Awake { .. })).then(|| members(&self.hosts));
+        self.members_change &= members.is_none();
         let Some(next) = survive(|| match self.phase {
             Phase::Awake { idle } => {
+                members.into_iter().for_each(|members| engine.set_members(now, members));
                 let mut busy = engine.work(now);
                 if rng.u32(..4) == 0 {
                     busy |= engine.listen(now, Some(Duration::ZERO)).expect("the wire has no errors");
@@ -233,7 +248,7 @@ impl Daemon {
             latency_us: faults.latency_us.start..faults.latency_us.end.max(*start_latency_us),
             ..faults.clone()
         };
-        let hardware = Hardware { disks, gone, queue: *queue, faults };
+        let hardware = Hardware { disks, gone, queue: *queue, faults, hosts: self.hosts.clone() };
         let movers = SimMovers::new(now, rng.fork(), self.fuse.clone(), self.jobs.clone(), &hardware);
         self.served = false;
         let keeper = Box::new(SimKeeper { store: self.store.clone(), fuse: self.fuse.clone() });
@@ -244,12 +259,21 @@ impl Daemon {
         });
         let (found, options) = (self.store.take_all(), self.options.clone());
         self.net.borrow_mut().daemon_starts();
-        match survive(|| Engine::open(now, options, wire, movers, keeper, found, entropy)) {
+        let peers = self.peers();
+        self.hosts.borrow_mut().daemon_runs(now);
+        let open = || {
+            let mut engine = Engine::open(now, options, wire, movers, keeper, found, entropy)?;
+            if let Some((options, links)) = peers {
+                engine.join_peers(now, options, Box::new(links));
+            }
+            Ok(engine)
+        };
+        match survive(open) {
             None => {
                 self.die(model);
                 Ok(false)
             }
-            Some(Err(error)) => Err(format!("the daemon does not start: {error}")),
+            Some::<Result<_, DaemonError>>(Err(error)) => Err(format!("the daemon does not start: {error}")),
             Some(Ok(engine)) => {
                 self.engine = Some(engine);
                 self.phase = Phase::Awake { idle: 0 };
@@ -258,11 +282,31 @@ impl Daemon {
         }
     }
 
+    /// The other hosts, if the plan has any.
+    fn peers(&self) -> Option<(PeersOptions, SimLinks)> {
+        let members = members(&self.hosts);
+        let options = PeersOptions {
+            host: OWN.into(),
+            may_ask: vec![Vec::new(); self.options.groups.len()],
+            members,
+            data_port: 7451,
+            asker: AskerOptions::default(),
+        };
+        self.has_hosts.then(|| (options, SimLinks { hosts: self.hosts.clone(), fuse: self.fuse.clone() }))
+    }
+
+    /// There are no other hosts from now on.
+    pub fn end_hosts(&mut self) {
+        self.hosts.borrow_mut().end();
+        self.members_change = true;
+    }
+
     /// SIGKILL. The caller says when the next one starts.
     pub fn die(&mut self, model: &Model) {
         self.fuse.light(0);
         self.remember(model);
         self.engine = None;
+        self.hosts.borrow_mut().daemon_died();
         self.jobs.set(0);
         self.phase = Phase::Down;
         self.net.borrow_mut().daemon_died();
@@ -377,6 +421,11 @@ impl Daemon {
         }
         Ok(owed.len() as u64)
     }
+}
+
+fn members(hosts: &RefCell<Hosts>) -> Vec<Member> {
+    let member = |name: String| Member { address: format!("{name}:7450"), name };
+    hosts.borrow().names().into_iter().map(member).collect()
 }
 
 /// Of a group's pool in [`Plan::shapes`].

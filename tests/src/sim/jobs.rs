@@ -66,6 +66,7 @@ struct Put {
 enum Ask {
     Removal(usize),
     Wait { release: bool },
+    Offer,
 }
 
 /// What is left when a job is over.
@@ -174,6 +175,14 @@ impl Call<'_> {
         Some(self.job(cx.now, What::Ask(token, Ask::Removal(removal))))
     }
 
+    /// Blocks are offered to another host, which may be there.
+    pub fn offer(&self, cx: &mut Context<'_>, keys: Vec<Key>) -> Option<Job> {
+        let pool = self.session.pool_id(self.handle)?;
+        let (peer, deadline_us) = (format!("host-{}", cx.rng.u32(1..4)), self.deadline.as_micros() as u64);
+        let token = self.session.submit(|token| Request::Offer { token, peer, pool, deadline_us, keys }).ok();
+        Some(self.job(cx.now, What::Ask(token, Ask::Offer)))
+    }
+
     /// A get by the daemon over pools of kin, as one that waits for a hand-over.
     pub fn wait(&self, cx: &mut Context<'_>, pools: &[Pool], keys: Vec<Key>, wait: Wait) -> Option<Job> {
         let policy = |i: usize, rng: &mut fastrand::Rng| match rng.u32(..3) {
@@ -250,6 +259,7 @@ impl Job {
             What::Commit(..) => "a commit",
             What::Ask(_, Ask::Removal(_)) => "a removal",
             What::Ask(_, Ask::Wait { .. }) => "a waiting get",
+            What::Ask(_, Ask::Offer) => "an offer",
         }
     }
 
@@ -259,6 +269,7 @@ impl Job {
             (Ask::Removal(number), Answer::Removed { .. }) => cx.model.removal_ended(*number),
             (Ask::Wait { release: true }, Answer::Got { .. }) => return Ok(After::Got(token.number())),
             (Ask::Wait { .. }, Answer::Got { .. }) | (_, Answer::Refused(Refusal::Gone)) => {}
+            (Ask::Offer, Answer::Got { .. } | Answer::Refused(Refusal::NoPeer)) => {}
             // A client that only reads: nothing was removed.
             (Ask::Removal(_), Answer::Refused(Refusal::ReadOnly)) => {}
             other => return Err(format!("an answer of another kind: {:?}", other.1)),

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use lapis_client::{Key, PutResult, Refusal};
 
-use super::plan::mixed;
+use super::plan::{is_shared, mixed};
 
 /// Where a key lives: the group, the pool's index in [`super::plan::Plan::shapes`].
 pub type Place = (usize, usize, Key);
@@ -43,6 +43,9 @@ struct Removal {
 }
 
 const NEVER: u64 = u64::MAX;
+
+/// In place of a put's number: the bytes that other hosts have.
+pub const REMOTE: u64 = 1 << 40;
 
 #[derive(Default)]
 pub struct Model {
@@ -182,10 +185,18 @@ impl Model {
             0 => Self::number(&place.2, bytes)?,
             _ => self.number_of_part(place, offset as usize, bytes)?,
         };
+        let shared = is_shared(&place.2);
+        if shared && number == REMOTE {
+            return Ok(number);
+        }
         let read = self.puts.get((number as usize).wrapping_sub(1)).filter(|put| put.place == place);
         let Some(read) = read else { return Err(format!("no put {number} was ever made at {place:x?}")) };
         if read.fate == Fate::Not {
             return Err(format!("put {number} at {place:x?} was answered as not stored, and is read"));
+        }
+        if shared {
+            // What was removed here comes back from others, and what others have may be here before a later put.
+            return Ok(number);
         }
         if !self.has_ssd && read.table != table {
             return Err(format!("put {number} at {place:x?} is of another table than where it is read"));
@@ -214,8 +225,9 @@ impl Model {
     fn number_of_part(&self, place: Place, offset: usize, bytes: &[u8]) -> Result<u64, String> {
         let mut block = vec![0; offset + bytes.len()];
         let puts = self.by_key.get(&place).into_iter().flatten().rev();
-        let mut numbers = puts.map(|i| *i as u64 + 1);
-        let number = numbers.find(|number| {
+        let numbers = puts.map(|i| *i as u64 + 1);
+        let remote = is_shared(&place.2).then_some(REMOTE);
+        let number = remote.into_iter().chain(numbers).find(|number| {
             Self::fill(&place.2, *number, &mut block);
             block[offset..] == *bytes
         });
@@ -226,6 +238,17 @@ impl Model {
         let own = self.removed.get(&place);
         let all = self.purged.get(&(place.0, place.1));
         own.into_iter().chain(all).flatten().map(|i| &self.removals[*i])
+    }
+
+    /// Judges what another host read here: bytes of a put that was not answered as not stored.
+    pub fn read_by_host(&self, place: Place, number: u64) -> Result<(), String> {
+        if is_shared(&place.2) && number == REMOTE {
+            return Ok(());
+        }
+        match self.puts.get((number as usize).wrapping_sub(1)).filter(|put| put.place == place) {
+            Some(put) if put.fate != Fate::Not => Ok(()),
+            put => Err(format!("another host read put {number} at {place:x?}: {put:?}")),
+        }
     }
 
     /// Whether a miss would be a loss: the block was stored, and nothing has happened since that could have ended it.

@@ -1,6 +1,11 @@
 //! Movers that work when the world lets them: memory comes in pieces, checks end in any order, devices are faulty twins.
 
-use std::{cell::Cell, collections::VecDeque, os::fd::AsFd, rc::Rc};
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    os::fd::AsFd,
+    rc::Rc,
+};
 
 use fastrand::Rng;
 use lapis::movers::{self, Done, Job, Movers};
@@ -14,7 +19,7 @@ use lapis_ssd::{
     volume::WallClock,
 };
 
-use super::kill::Fuse;
+use super::{hosts::Hosts, kill::Fuse};
 
 /// Pieces in which an extent gets its memory.
 const PIECES: u64 = 4;
@@ -26,6 +31,7 @@ pub struct Hardware<'a> {
     pub gone: &'a [bool],
     pub queue: usize,
     pub faults: Faults,
+    pub hosts: Rc<RefCell<Hosts>>,
 }
 
 struct SimDrive {
@@ -47,6 +53,7 @@ pub struct SimMovers {
     count: Rc<Cell<usize>>,
     drives: Vec<SimDrive>,
     done: VecDeque<Done>,
+    hosts: Rc<RefCell<Hosts>>,
 }
 
 impl SimMovers {
@@ -63,7 +70,8 @@ impl SimMovers {
             SimDrive { drive, inbox: VecDeque::new(), looks: now, began: false }
         });
         let drives = drives.collect();
-        Self { rng, fuse, now, waiting: Vec::new(), count, drives, done: VecDeque::new() }
+        let hosts = hardware.hosts.clone();
+        Self { rng, fuse, now, waiting: Vec::new(), count, drives, done: VecDeque::new(), hosts }
     }
 
     /// Does a piece of any job. What it came to is found by the engine's next turn.
@@ -89,7 +97,7 @@ impl SimMovers {
             Job::Merge { scans, groups, device } => {
                 (Done::Merged { recovered: recover::merge(std::mem::take(scans), groups), device: *device }, true)
             }
-            Job::MapIn { .. } | Job::Drive { .. } => {
+            Job::MapIn { .. } | Job::Drive { .. } | Job::Paths(_) => {
                 unreachable!("drives have inboxes of their own, hints change nothing")
             }
         };
@@ -185,6 +193,7 @@ impl Movers for SimMovers {
                 own.inbox.push_back(to);
             }
             Job::MapIn { .. } => {}
+            Job::Paths(job) => self.hosts.borrow_mut().path_job(job),
             job => {
                 self.waiting.push((job, 0));
                 self.count.set(self.waiting.len());
@@ -194,6 +203,7 @@ impl Movers for SimMovers {
 
     fn poll(&mut self) -> Option<Done> {
         self.fuse.burn();
-        self.done.pop_front()
+        let of_paths = || self.hosts.borrow_mut().path_said().map(Done::Paths);
+        self.done.pop_front().or_else(of_paths)
     }
 }

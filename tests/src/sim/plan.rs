@@ -126,7 +126,14 @@ knobs! {
     hang: u32,
     reorder: u32,
     delay_max_us: u64,
+    /// Other hosts, and whether links to them fail, and they lie.
+    hosts: usize,
+    link_faults: bool,
 }
+
+/// Chains from here on are those that other hosts have too.
+pub const SHARED: u64 = 1 << 20;
+pub const SHARED_CHAINS: u64 = 12;
 
 impl Plan {
     pub fn of(seed: u64) -> Self {
@@ -184,8 +191,14 @@ impl Plan {
             hang: 0,
             reorder: 0,
             delay_max_us: 0,
+            hosts: 0,
+            link_faults: false,
         };
-        if rng.u32(..100) < 60 { plan.with_ssd(&mut rng) } else { plan }
+        let plan = if rng.u32(..100) < 60 { plan.with_ssd(&mut rng) } else { plan };
+        // Drawn apart, so that a seed of before there were hosts is the same host.
+        let mut rng = Rng::with_seed(seed ^ 0x0705_7500);
+        let hosts = if percent(&mut rng, 40) { rng.usize(1..4) } else { 0 };
+        Self { hosts, link_faults: hosts > 0 && percent(&mut rng, 60), ..plan }
     }
 
     fn with_ssd(self, rng: &mut Rng) -> Self {
@@ -307,7 +320,16 @@ impl Plan {
         [chain("keys", 16 << 10, 1), chain("values", 12 << 10, 4), objects]
     }
 
+    /// The same without other hosts.
+    pub fn alone(self) -> Self {
+        Self { hosts: 0, link_faults: false, ..self }
+    }
+
     pub fn chain(&self, rng: &mut Rng) -> Vec<Key> {
+        if self.hosts > 0 && rng.u8(..3) == 0 {
+            let chain = SHARED + rng.u64(..SHARED_CHAINS);
+            return (0..rng.u64(1..=self.depth)).map(|depth| key(chain, depth)).collect();
+        }
         // Some chains are hot.
         let chain = if rng.bool() { rng.u64(..self.chains) } else { rng.u64(..self.chains.div_ceil(4)) };
         (0..rng.u64(1..=self.depth)).map(|depth| key(chain, depth)).collect()
@@ -325,6 +347,11 @@ pub fn evil_key(rng: &mut Rng) -> Key {
 }
 
 const EVIL: u64 = u64::MAX;
+
+/// Of a chain that other hosts have blocks of.
+pub fn is_shared(key: &Key) -> bool {
+    (SHARED..SHARED + SHARED_CHAINS).contains(&key.0[2])
+}
 
 pub fn is_evil(key: &Key) -> bool {
     key.0[2] == EVIL

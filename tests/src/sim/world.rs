@@ -55,6 +55,13 @@ pub struct Tally {
     pub recovered: u64,
     pub ssd_found: u64,
     pub corrupt: u64,
+    /// Blocks that came whole from other hosts, and that did not; blocks that other hosts read here, and that were others'
+    /// by then; links that failed.
+    pub fetched: u64,
+    pub fetch_faults: u64,
+    pub lent_read: u64,
+    pub lent_stale: u64,
+    pub cuts: u64,
 }
 
 /// What a run was.
@@ -128,7 +135,8 @@ impl World {
         let net = Rc::new(RefCell::new(Net::new(rng.fork())));
         let daemon = Daemon::new(&plan, &mut rng, net.clone());
         let mut model = Model::default();
-        model.forgetful = plan.evil;
+        // Other hosts remove what they like.
+        model.forgetful = plan.evil || plan.link_faults;
         model.has_ssd = plan.has_ssd();
         model.removals_fade = !plan.is_kept();
         Self {
@@ -159,6 +167,8 @@ impl World {
         }
         self.ending = true;
         self.heal();
+        self.daemon.end_hosts();
+        self.net.borrow_mut().wake_daemon();
         let until = self.now.after(self.rest_max());
         while !(self.clients.iter().all(Client::is_idle) && self.daemon.serves()) {
             self.turn()?;
@@ -193,6 +203,7 @@ impl World {
             Who::Client(at) => self.turn_client(at)?,
             Who::Ghost(at) => self.turn_ghost(at),
             Who::Chaos => self.chaos(),
+            Who::Hosts => self.turn_hosts()?,
         }
         if self.turns.is_multiple_of(AUDIT_EVERY) {
             self.daemon.audit()?;
@@ -236,6 +247,7 @@ impl World {
         if !self.ending {
             consider(self.chaos_at, Who::Chaos);
         }
+        consider(self.daemon.hosts.borrow().next_due(), Who::Hosts);
         next
     }
 
@@ -252,6 +264,21 @@ impl World {
         if !told.is_empty() {
             self.net.borrow_mut().wake_daemon();
         }
+    }
+
+    fn turn_hosts(&mut self) -> Result<(), String> {
+        let mut hosts = self.daemon.hosts.borrow_mut();
+        if hosts.turn(self.now) {
+            self.net.borrow_mut().wake_daemon();
+        }
+        let tally = hosts.tally;
+        (self.tally.fetched, self.tally.fetch_faults, self.tally.cuts) =
+            (tally.fetched, tally.fetch_faults, tally.cuts);
+        (self.tally.lent_read, self.tally.lent_stale) = (tally.read, tally.stale);
+        for (pool, key, number) in std::mem::take(&mut hosts.reads) {
+            self.model.read_by_host((0, pool, key), number)?;
+        }
+        Ok(())
     }
 
     fn turn_daemon(&mut self) -> Result<(), String> {
@@ -276,7 +303,7 @@ impl World {
         if self.daemon.begins_to_serve() {
             self.set_faults();
             self.model.ssd_serves();
-            if self.plan.is_kept() && !self.plan.evil {
+            if self.plan.is_kept() && !self.plan.evil && !self.plan.link_faults {
                 self.tally.recovered += self.daemon.judge_recovery(&self.model)?;
             }
             self.daemon.forget_owed();
@@ -430,4 +457,5 @@ enum Who {
     Client(usize),
     Ghost(usize),
     Chaos,
+    Hosts,
 }

@@ -30,6 +30,8 @@ impl World {
             5 if self.plan.kills && self.rng.u32(..4) == 0 => {
                 if let Some(engine) = &mut self.daemon.engine {
                     self.trace.note(self.now, format_args!("daemon drains"));
+                    // Nobody catches a kill here.
+                    self.daemon.fuse.light(0);
                     engine.drain();
                     // The loop goes on after it, as after any call of the daemon's own.
                     engine.set_sleeping(false);

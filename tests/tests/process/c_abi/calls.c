@@ -116,6 +116,11 @@ static void look_ups(const lapis_client_t *client, const lapis_pool_t *pool) {
     lapis_ask_t asks[2] = {{pool, LAPIS_HIT_PREFIX, 0}, {window, LAPIS_HIT_TRAILING, 2}};
     OK(lapis_match_prefix(asks, 1, keys, KEYS, &matched));
     CHECK(matched == 66);
+    // Nobody else is there to have more.
+    OK(lapis_fetch_prefix(asks, 1, keys, KEYS, LAPIS_DEADLINE_DEFAULT, &matched));
+    uint64_t there;
+    FAILS(LAPIS_E_REFUSED, "nobody", lapis_offer(pool, keys, KEYS, "nobody", LAPIS_DEADLINE_DEFAULT, &there));
+    CHECK(matched == 66);
     OK(lapis_match_prefix(asks, 2, keys, KEYS, &matched));
     CHECK(matched == 32);
     asks[1].policy = LAPIS_HIT_ANY;
