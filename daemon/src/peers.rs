@@ -288,6 +288,14 @@ pub(crate) struct Parked {
     pub wants: BTreeSet<u64>,
 }
 
+/// Blocks that another host has offered, on which link and by which number.
+#[derive(Clone, Debug)]
+pub(crate) struct Offer {
+    pub link: LinkId,
+    pub number: u64,
+    pub keys: Vec<Key>,
+}
+
 #[derive(Debug)]
 pub(crate) struct Want {
     pub pool: PoolId,
@@ -298,8 +306,8 @@ pub(crate) struct Want {
     /// Of its keys, those that were removed here or by another host while they were on their way; and whether all were.
     pub removed: BTreeSet<Key>,
     pub purged: bool,
-    /// The offer of another host that it is for: its link and number.
-    pub offer: Option<(LinkId, u64)>,
+    /// The offer of another host that it is for.
+    pub offer: Option<Offer>,
 }
 
 /// Blocks that a peer has shown, on their way into slots here.

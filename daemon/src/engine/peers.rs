@@ -12,6 +12,8 @@ pub(super) use asking::is_remote;
 pub(crate) use drain::Drain;
 pub use drain::DrainReport;
 
+use std::collections::BTreeSet;
+
 use lapis_config::{Key, PoolId, Refusal, SlotId, Time, UNIT_BYTES};
 use lapis_tiering::face::{Caller, Reply};
 use lapis_transport::{
@@ -164,9 +166,12 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         }
         let changes = kept.take_changes();
         let own = self.group_peers(index);
+        let mut stirred = BTreeSet::new();
         for change in changes {
             own.host.changed(now, change.pool, &change.key, change.came);
+            stirred.extend(own.coming.get(&(change.pool, change.key)).filter(|_| change.came));
         }
+        stirred.into_iter().for_each(|want| self.came_otherwise(now, index, want));
     }
 
     // ---- Connections ----

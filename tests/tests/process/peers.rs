@@ -146,7 +146,7 @@ fn what_was_removed_goes_at_other_hosts_too() {
 #[test]
 fn a_prefill_hands_its_blocks_to_the_host_that_decodes() {
     let _alone = alone();
-    let (_hosts, clients) = start(2, &options(DRAM));
+    let (running, clients) = start(2, &options(DRAM));
     let pools: Vec<Pool> = clients.iter().map(|client| blocks::pool(client, SMALL)).collect();
     std::thread::scope(|scope| {
         // It waits for what nobody has put yet, here or there.
@@ -160,6 +160,10 @@ fn a_prefill_hands_its_blocks_to_the_host_that_decodes() {
         let (got, wrong) = waits.join().expect("no panic");
         assert_eq!((got.hits, wrong), (32, 0));
     });
+    // Those that are there already count too.
+    assert!(put_all(&clients[0], &pools[0], 32..40).is_empty());
+    let there = clients[0].offer(&pools[0], &keys(0..40), &hosts::name(1), Some(PATIENCE)).expect("an answer");
+    assert_eq!(there, 40);
     // Or whoever decodes waits at the host that prefills.
     std::thread::scope(|scope| {
         let waits = scope.spawn(|| {
@@ -170,6 +174,22 @@ fn a_prefill_hands_its_blocks_to_the_host_that_decodes() {
         assert!(put_all(&clients[0], &pools[0], 100..132).is_empty());
         let (got, wrong) = waits.join().expect("no panic");
         assert_eq!((got.hits, wrong), (32, 0));
+    });
+    // What comes by another way meanwhile is not waited for there.
+    let wants = |now: &serde_json::Value| at(now, "/peers/wants");
+    let before = wants(&status(&running.get(1).socket()).expect("a daemon"));
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| {
+            let (wait, from) = (Wait::Absent, Some(hosts::name(0)));
+            let options = GetOptions { wait, from, deadline: Some(2 * PATIENCE), ..GetOptions::default() };
+            (get(&clients[1], &pools[1], &keys(200..232), &options), Instant::now())
+        });
+        status_when(&running.get(1).socket(), "a want", |now| wants(now) > before || waits.is_finished());
+        assert!(put_all(&clients[1], &pools[1], 200..232).is_empty());
+        let put = Instant::now();
+        let ((got, wrong), answered) = waits.join().expect("no panic");
+        assert_eq!((got.hits, wrong), (32, 0));
+        assert!(answered < put + PATIENCE, "it waited for the other host");
     });
     let error = clients[0].offer(&pools[0], &keys(0..32), "nobody", None).expect_err("no such host");
     assert!(error.to_string().contains("nobody: no other host of this name"), "{error}");

@@ -15,7 +15,7 @@ use lapis_transport::{
 use super::super::Engine;
 use crate::{
     movers::Movers,
-    peers::{FETCHER, LinkRole, Parked, Want},
+    peers::{FETCHER, LinkRole, Offer, Parked, Want},
 };
 
 /// What nobody waits for may take so long to come.
@@ -125,7 +125,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         missing: Vec<(PoolId, Vec<Key>)>,
         deadline: Time,
         from: Option<(PeerId, Wait)>,
-        offer: Option<(LinkId, u64)>,
+        offer: Option<&Offer>,
     ) -> BTreeSet<u64> {
         let mut wants = BTreeSet::new();
         let peers = self.peers.as_mut().expect("it asks peers");
@@ -156,7 +156,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                         parked: Vec::new(),
                         removed: BTreeSet::new(),
                         purged: false,
-                        offer,
+                        offer: offer.cloned(),
                     },
                 );
                 wants.insert(number);
@@ -173,15 +173,24 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         pool: PoolId,
         keys: &[Key],
         until: Time,
-        offer: Option<(LinkId, u64)>,
+        offer: Option<Offer>,
     ) {
-        let begun = self.asks_peers(index) && self.groups[index].shapes.contains_key(&pool) && {
+        let mut wants = BTreeSet::new();
+        if self.asks_peers(index) && self.groups[index].shapes.contains_key(&pool) {
             let missing = self.missing(index, &[(pool, HitPolicy::Any)], keys);
-            let from = offer.and_then(|(link, _)| Some((self.peer_of_guest(index, link)?, Wait::Present)));
-            !self.want(now, index, missing, until, from, offer).is_empty()
+            let from = offer.as_ref().and_then(|offer| self.peer_of_guest(index, offer.link));
+            let from = from.map(|peer| (peer, Wait::Present));
+            wants = self.want(now, index, missing, until, from, offer.as_ref());
+        }
+        // What others want already is not waited for: whoever offers hears of what is here now.
+        let own = self.peers.as_ref().map(|peers| &peers.groups[index]);
+        let is_this = |other: &Offer| {
+            offer.as_ref().is_some_and(|offer| (offer.link, offer.number) == (other.link, other.number))
         };
-        if let Some((link, number)) = offer.filter(|_| !begun) {
-            self.answer_offer(index, pool, keys, link, number);
+        let is_begun =
+            wants.iter().any(|want| own.is_some_and(|own| own.wants[want].offer.as_ref().is_some_and(is_this)));
+        if let Some(offer) = offer.filter(|_| !is_begun) {
+            self.answer_offer(index, pool, &offer);
         }
         self.pump_peers(now, index);
     }
@@ -196,10 +205,10 @@ impl<W: Wire, M: Movers> Engine<W, M> {
     }
 
     /// How many of the offered blocks are here.
-    fn answer_offer(&mut self, index: usize, pool: PoolId, keys: &[Key], link: LinkId, number: u64) {
+    fn answer_offer(&mut self, index: usize, pool: PoolId, offer: &Offer) {
         let kept = self.groups[index].core.kept();
-        let here = keys.iter().filter(|key| kept.find(pool, key).is_some()).count() as u32;
-        self.group_peers(index).host.offered(link.0, number, here);
+        let here = offer.keys.iter().filter(|key| kept.find(pool, key).is_some()).count() as u32;
+        self.group_peers(index).host.offered(offer.link.0, offer.number, here);
     }
 
     /// Gets whose time is over go on with what is here.
@@ -231,6 +240,18 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         self.ask_peers_or_go_on(now, index, parked);
     }
 
+    /// A block that is wanted of peers came by another way: gets that miss nothing any more do not wait for the rest.
+    pub(super) fn came_otherwise(&mut self, now: Time, index: usize, want: u64) {
+        let parked = self.group_peers(index).wants.get(&want).map_or(Vec::new(), |want| want.parked.clone());
+        for number in parked {
+            let own = &self.peers.as_ref().expect("it asks peers").groups[index];
+            let Some(waiting) = own.parked.get(&number) else { continue };
+            if self.missing(index, &waiting.asks, &waiting.keys).is_empty() {
+                self.go_on(now, index, number, false);
+            }
+        }
+    }
+
     pub(super) fn want_ended(&mut self, now: Time, index: usize, number: u64, came: usize) {
         let own = self.group_peers(index);
         let Some(want) = own.wants.remove(&number) else { return };
@@ -239,8 +260,8 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         for key in &want.keys {
             own.coming.remove(&(want.pool, *key));
         }
-        if let Some((link, offer)) = want.offer {
-            self.answer_offer(index, want.pool, &want.keys, link, offer);
+        if let Some(offer) = &want.offer {
+            self.answer_offer(index, want.pool, offer);
         }
         for parked in want.parked {
             let own = self.group_peers(index);

@@ -20,7 +20,7 @@ use lapis_transport::{
 use super::super::Engine;
 use crate::{
     movers::{Job, Movers},
-    peers::{LinkRole, Locating},
+    peers::{LinkRole, Locating, Offer},
 };
 
 /// Of what is removed because another host has removed it: nobody waits for the answer.
@@ -71,7 +71,8 @@ impl<W: Wire, M: Movers> Engine<W, M> {
             Asked::Path { said } => self.movers.submit(Job::Paths(ToPaths::Heard { link, said })),
             Asked::Offer { number, pool, deadline_us, keys } => {
                 let until = Time(now.0 + deadline_us);
-                self.want_ahead(now, index, pool, &keys, until, Some((link, number)));
+                let offer = Offer { link, number, keys: keys.clone() };
+                self.want_ahead(now, index, pool, &keys, until, Some(offer));
             }
             Asked::Forget { pool, keys } if keys.is_empty() => {
                 self.group_peers(index).removed(pool, &[]);
