@@ -225,9 +225,12 @@ impl Asker {
         }
     }
 
-    /// The peer has shown a sign of life elsewhere: it is dialled at once, if it waits for that.
+    /// The peer has shown a sign of life elsewhere: it is dialled at once, if it waits for that and did not err when it was
+    /// dialled last.
     pub fn nudge(&mut self, now: Time) {
-        if let Link::Down { dial_at } = &mut self.link {
+        if let Link::Down { dial_at } = &mut self.link
+            && !self.blamed
+        {
             (*dial_at, self.pause) = ((*dial_at).min(now), self.options.pause_min);
             self.tick(now);
         }
@@ -245,16 +248,6 @@ impl Asker {
     pub fn lost(&mut self, now: Time) {
         if !matches!(self.link, Link::Down { .. }) {
             self.down(now, Blame::Nobody);
-        }
-    }
-
-    /// The peer came to ask: it is there, and is dialled soon, unless it erred when it was dialled last.
-    pub fn is_there(&mut self, now: Time) {
-        if let Link::Down { dial_at } = &mut self.link
-            && !self.blamed
-        {
-            self.pause = self.options.pause_min;
-            *dial_at = (*dial_at).min(now.after(self.pause));
         }
     }
 

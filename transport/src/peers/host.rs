@@ -3,22 +3,25 @@
 //!
 //! Invariant: what a peer said counts as long as the connection lives on which it was said.
 
+mod askers;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
 
+use askers::Askers;
 use lapis_config::{Key, PoolId, PoolShape, Time, Wait};
 
 use super::{
     answerer::{Answerer, Asked},
-    asker::{Asker, AskerOptions, News, NotNow, Todo},
+    asker::{Asker, AskerOptions, News, Todo},
     digest::{Digest, Unfit},
     directory::{Directory, PeerId},
     message::{CHANGES_MAX, Located, PeerHello, PeerMessage},
     name::{ShortName, pool_name},
-    wants::{Ask, Outcome, Wants},
+    wants::{Outcome, Wants},
 };
 
 /// Names of offers, beside those of wants' calls.
@@ -96,30 +99,7 @@ pub struct Host {
     wants: Wants,
     offers: u64,
     pools: BTreeMap<PoolId, (PoolShape, u64)>,
-    /// Peers that came to ask since the last tick.
-    came: Vec<PeerId>,
     todo: VecDeque<Do>,
-}
-
-struct Askers<'a> {
-    now: Time,
-    members: &'a mut BTreeMap<PeerId, Member>,
-}
-
-impl Ask for Askers<'_> {
-    fn locate(
-        &mut self,
-        call: u64,
-        peer: PeerId,
-        pool: &PoolShape,
-        each: bool,
-        wait: Wait,
-        keys: &[Key],
-        deadline: Time,
-    ) -> Result<(), NotNow> {
-        let member = self.members.get_mut(&peer).ok_or(NotNow::Away)?;
-        member.asker.locate(self.now, call, pool, each, wait, keys, deadline)
-    }
 }
 
 impl Host {
@@ -137,7 +117,6 @@ impl Host {
             wants: Wants::default(),
             offers: 0,
             pools: BTreeMap::new(),
-            came: Vec::new(),
             todo: VecDeque::new(),
         }
     }
@@ -147,17 +126,11 @@ impl Host {
     }
 
     pub fn poll_timeout(&self) -> Option<Time> {
-        if !self.came.is_empty() {
-            return Some(Time(0));
-        }
         let askers = self.members.values().filter_map(|member| member.asker.poll_timeout());
         askers.chain(self.digest.has_changes().then_some(self.tell_at)).min()
     }
 
     pub fn tick(&mut self, now: Time) {
-        for peer in std::mem::take(&mut self.came) {
-            self.with_asker(now, peer, |asker| asker.is_there(now));
-        }
         let peers: Vec<PeerId> = self.members.keys().copied().collect();
         for peer in peers {
             self.with_asker(now, peer, |asker| asker.tick(now));
@@ -300,9 +273,9 @@ impl Host {
     pub fn asked(&mut self, now: Time, link: u64, message: PeerMessage) {
         let is_hello = matches!(message, PeerMessage::Hello(_));
         self.with_guest(link, |answerer| answerer.message(message));
-        let name = self.guests.get(&link).and_then(|guest| guest.certified.clone()).filter(|_| is_hello);
+        let let_in = self.guests.get(&link).filter(|guest| is_hello && guest.answerer.is_open());
         // Whoever asks is there: if it was away, it is not left alone any longer.
-        if let Some(peer) = name.and_then(|name| self.peer(&name)) {
+        if let Some(peer) = let_in.and_then(|guest| self.peer(guest.certified.as_deref()?)) {
             self.with_asker(now, peer, |asker| asker.nudge(now));
         }
     }
@@ -487,7 +460,6 @@ impl Host {
                 guest.certified = Some(hello.host.clone());
                 self.todo.push_back(Do::Guest(link, hello.host.clone()));
                 guest.answerer.accept(self.pools.iter().map(|(&pool, (shape, _))| (pool, shape.clone())));
-                self.came.extend(self.peer(&hello.host));
                 self.replace(link, &hello.host);
             }
         }

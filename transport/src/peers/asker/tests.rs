@@ -154,7 +154,9 @@ fn a_peer_that_errs_each_time_is_dialled_after_growing_pauses_and_one_that_is_lo
             } else {
                 asker.lost(now)
             }
-            asker.is_there(now);
+            if errs {
+                asker.nudge(now);
+            }
             let next = asker.poll_timeout().expect("dialled again");
             pauses.push(next.since_us(now) / MS);
             now = next;
@@ -166,7 +168,7 @@ fn a_peer_that_errs_each_time_is_dialled_after_growing_pauses_and_one_that_is_lo
 }
 
 #[test]
-fn a_peer_that_comes_to_ask_is_dialled_soon() {
+fn a_peer_that_comes_to_ask_is_dialled_at_once() {
     let (mut asker, mut now) = (asker(), Time(0));
     for _ in 0..8 {
         asker.tick(now);
@@ -176,8 +178,9 @@ fn a_peer_that_comes_to_ask_is_dialled_soon() {
     asker.tick(now);
     asker.lost(now);
     assert!(asker.poll_timeout().expect("dialled again").since_us(now) >= 10_000 * MS);
-    asker.is_there(now);
-    assert_eq!(asker.poll_timeout(), Some(now.after(Duration::from_millis(100))));
+    todo(&mut asker);
+    asker.nudge(now);
+    assert_eq!(todo(&mut asker), [Todo::Dial]);
 }
 
 #[test]
