@@ -294,7 +294,8 @@ fn told(name: &str, blocks: u64) -> Vec<PeerMessage> {
     told
 }
 
-/// One that asks two peers, one of which fails it; one that is asked; one whose peer's digest has a gap.
+/// One that asks two peers, one of which fails it; one that is asked; one whose peer's digest has a gap; two whose peer answers
+/// another question.
 pub fn sessions() -> Vec<Vec<u8>> {
     let block = |n: u16| Located { index: n, follows: n > 0, line: 1, generation: 2, slot: 3, bytes: 65536, sum: 5 };
     let found =
@@ -347,5 +348,7 @@ pub fn sessions() -> Vec<Vec<u8>> {
         .step(WANT, 20)
         .step(TIME, 255)
         .step(TIME, 255);
-    [asks, asked, gap].map(|script| script.0).into()
+    let wrong = up().step(WANT, 28).say(ANSWERED, 1, [PeerMessage::Offered { number: 1, came: 3 }]).step(TIME, 255);
+    let wrong_too = up().step(OFFER, 6).say(ANSWERED, 0, [found(1 << 63, 3)]).step(TIME, 255);
+    [asks, asked, gap, wrong, wrong_too].map(|script| script.0).into()
 }
