@@ -97,13 +97,19 @@ impl<W: Wire, M: Movers> Engine<W, M> {
     pub(super) fn guest_answered(&mut self, now: Time, index: usize, to: Caller, reply: &Reply) {
         let own = self.group_peers(index);
         let Some(&link) = own.guests.get(&to.client) else { return };
-        let Some(asked) = own.locating.remove(&(link, to.token)) else { return };
+        let Some(asked) = own.locating.remove(&(link, to.token)) else {
+            // It was released before this answer: what the answer holds is nobody's.
+            return self.groups[index].core.release(to);
+        };
         let hit = match reply {
             Reply::Got { hit } => *hit as usize,
             _ => 0,
         };
         let (parent, blocks, lent) = self.show(now, index, &asked, hit);
         let bytes: u64 = lent.iter().map(|lent| u64::from(lent.bytes)).sum();
+        if blocks.is_empty() {
+            self.groups[index].core.release(to);
+        }
         let own = self.group_peers(index);
         if !blocks.is_empty() {
             own.counts.blocks_lent += blocks.len() as u64;
