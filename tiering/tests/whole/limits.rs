@@ -1,14 +1,11 @@
 //! What one client cannot take from the others, one scene each.
 
-#[allow(dead_code, reason = "other scenes need the rest of it")]
-mod scene;
-
+use crate::scene::{MIB, Scene, key};
 use lapis_config::{BATCH_KEYS_MAX, HitPolicy, PoolKind, Refusal, Time, UNIT_BYTES, Wait};
 use lapis_tiering::{
     face::{Action, Caller, Parent, Put, Reply, Reserved},
     kept::Kept,
 };
-use scene::{MIB, Scene, key};
 
 #[test]
 fn equal_asks_count_once_and_too_many_different_ones_are_refused() {

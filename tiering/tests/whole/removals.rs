@@ -1,16 +1,13 @@
 //! What was removed stays removed: scenes that random steps come upon too seldom.
 
-#[allow(dead_code, reason = "other tests need the rest of it")]
-mod world;
-
 use std::collections::BTreeSet;
 
+use crate::world::{World, key};
 use lapis_config::{ClientId, HitPolicy, Key, PolicyName, PoolId, Wait};
 use lapis_tiering::{
     face::{Outcome, Parent},
     kept::{Kept, Tier},
 };
-use world::{World, key};
 
 const POOL: u16 = 1;
 const CLIENT: ClientId = ClientId(1);

@@ -1,13 +1,10 @@
 //! Random operations of clients that reserve, fill, commit, die and come back, readers that name slots, daemons that
 //! restart: after each the core is audited and compared with what everyone was told.
 
-#[allow(dead_code, reason = "scenes need the rest of it")]
-mod world;
-
+use crate::world::{POOLS, World, key};
 use lapis_config::{ClientId, Hint, HitPolicy, PolicyName, PoolId, Wait};
 use lapis_tiering::face::{Outcome, Parent};
 use proptest::prelude::*;
-use world::{POOLS, World, key};
 
 #[derive(Clone, Copy, Debug)]
 struct Step {

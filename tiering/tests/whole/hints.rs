@@ -1,11 +1,8 @@
 //! What hints promise, under either policy.
 
-#[allow(dead_code, reason = "other scenes need the rest of it")]
-mod scene;
-
+use crate::scene::{MIB, Scene, key};
 use lapis_config::{Hint, Key, PolicyName, PoolId, PoolKind, Refusal};
 use lapis_tiering::{face::Put, kept::Kept};
-use scene::{MIB, Scene, key};
 
 const BOTH: [PolicyName; 2] = [PolicyName::Lru, PolicyName::Hazq];
 const MINUTE_US: u64 = 60_000_000;

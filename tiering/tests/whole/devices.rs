@@ -1,14 +1,11 @@
 //! What the core wants of its devices, and that it never depends on them.
 
-#[allow(dead_code, reason = "other scenes need the rest of it")]
-mod scene;
-
+use crate::scene::{MIB, Scene, key};
 use lapis_config::{PoolKind, SegmentId};
 use lapis_tiering::{
     LogOptions,
     face::{Action, Outcome, Parent, Reply, Reserved},
 };
-use scene::{MIB, Scene, key};
 
 /// Of most blocks here: a slot each is the least there is.
 const SMALL: u64 = 100;

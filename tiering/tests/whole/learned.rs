@@ -1,11 +1,8 @@
 //! What hazq learned is kept over a restart, and damage to it is survived.
 
-#[allow(dead_code, reason = "other scenes need the rest of it")]
-mod scene;
-
+use crate::scene::{MIB, Scene, key};
 use lapis_config::{HitPolicy, Key, PolicyName, PoolId, PoolKind, Wait};
 use lapis_tiering::kept::Kept;
-use scene::{MIB, Scene, key};
 
 const CAPACITY: u64 = 64;
 const SECOND_US: u64 = 1_000_000;

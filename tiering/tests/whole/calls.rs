@@ -1,14 +1,11 @@
 //! What the core promises, one scene each.
 
-#[allow(dead_code, reason = "other scenes need the rest of it")]
-mod scene;
-
+use crate::scene::{KIB, MIB, Scene, key};
 use lapis_config::{ClientId, Hint, HitPolicy, PoolId, PoolKind, Refusal, Time, Wait};
 use lapis_tiering::{
     face::{Action, Outcome, Parent, Put, Reply, Reserved},
     kept::{Kept, Tier},
 };
-use scene::{KIB, MIB, Scene, key};
 
 #[test]
 fn three_times_the_memory_is_written_at_64_kib_and_then_at_1_mib_without_a_refusal() {
