@@ -87,11 +87,12 @@ fn waiting_get(client: &Client, pool: &Pool) {
     assert_eq!(get(client, pool, &absent(), &options).0.hits, 0);
 }
 
-/// Puts until the daemon is gone. Every put is of new blocks.
+/// Puts until the daemon is gone. Every put is of new blocks, and has more time than a busy machine takes.
 fn put_until_gone(client: &Client, pool: &Pool, first: u64) {
+    let options = PutOptions { deadline: Some(PATIENCE) };
     for id in first.. {
         let key = keys(id..id + 1);
-        let put = client.put_from(pool, &key, None, &bytes_of(&key, SMALL), &PutOptions::default());
+        let put = client.put_from(pool, &key, None, &bytes_of(&key, SMALL), &options);
         match put.expect("a sound call").results[0] {
             PutResult::Refused(Refusal::Gone) => return,
             PutResult::Refused(other) => panic!("{other}"),
