@@ -56,14 +56,20 @@ impl Scene {
         File::options().read(true).write(true).open(self.files.path(0)).expect("our file")
     }
 
-    /// A start without memory: what it found, and how many of the blocks can be read.
-    fn start(&mut self) -> (Served, usize) {
+    /// A start without memory: what it found.
+    fn start_cold(&mut self) -> Served {
         self.host.kill_holder().expect("it can be killed");
         self.host.start_holder().expect("another holder");
         self.host.start_daemon().expect("another daemon");
         self.daemons += 1;
         let served = serves(&mut self.host, self.daemons);
         adopted(&self.host);
+        served
+    }
+
+    /// The same, and how many of the blocks can be read.
+    fn start(&mut self) -> (Served, usize) {
+        let served = self.start_cold();
         let client = connect(&mut self.host);
         let read = read(&client, &blocks::pool(&client, SMALL), &self.ids);
         assert!(self.host.ended().expect("our child").is_none(), "{}", self.host.log_tail());
@@ -127,12 +133,12 @@ fn a_file_that_was_cut_off_is_a_shorter_cache() {
 fn a_file_that_shrinks_under_a_daemon_costs_the_device_and_not_the_service() {
     let _alone = alone();
     let mut scene = Scene::new();
-    let (_, all) = scene.start();
-    assert_eq!(all, scene.ids.len());
+    // Nothing is read before: on a slow disk fewer blocks got there than memory takes, and all would be in memory by now.
+    scene.start_cold();
     scene.file().set_len(2 * MIB).expect("it can be cut off");
     let client = connect(&mut scene.host);
     let pool = blocks::pool(&client, SMALL);
-    assert!(read(&client, &pool, &scene.ids) < all, "blocks that are nowhere");
+    assert!(read(&client, &pool, &scene.ids) < scene.ids.len(), "blocks that are nowhere");
     dram_serves(&client, &pool, 5_000);
     says(&scene.host, &["WARN", "an operation of a device failed"]);
     says(&scene.host, &["WARN", "it is not written"]);
