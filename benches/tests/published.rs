@@ -121,7 +121,7 @@ fn hosts_hit_what_was_published() {
             [outcome.hit_blocks, remote].map(|blocks| blocks as f64 / outcome.block_refs as f64)
         };
         let [apart, _] = of(Route::Rr, Peers::None);
-        let [together, remote] = of(Route::Rr, Peers::Oracle);
+        let [together, remote] = of(Route::Rr, Peers::Unseen);
         let [affinity, _] = of(Route::Affinity, Peers::None);
         for (found, expected) in [apart, together, remote, affinity].into_iter().zip(expected) {
             assert!((found - expected).abs() < 0.0011, "{hosts} hosts: {found:.4}, {expected}");

@@ -28,8 +28,10 @@ pub enum Route {
 pub enum Peers {
     /// A host has what it has.
     None,
-    /// A host may read whatever any other has, and keeps a copy.
+    /// A host may read whatever any other has, and keeps a copy. To the owner it is a use.
     Oracle,
+    /// The same, and the owner does not notice.
+    Unseen,
     /// A host reads from others as the peer protocol has it: it asks whom their digests name, and keeps a copy.
     Digest,
 }
@@ -110,7 +112,9 @@ impl Hosts {
             if found == 0 {
                 break;
             }
-            self.caches[longest].read_by_peer(request, reached..reached + found);
+            if self.peers == Peers::Oracle {
+                self.caches[longest].read_by_peer(request, reached..reached + found);
+            }
             reached += found;
         }
         reached as u64
@@ -127,7 +131,7 @@ impl Cache for Hosts {
         // Before the host makes room: a peer's block is read while it is there.
         let reachable = match (self.peers, &mut self.digests) {
             (Peers::Digest, Some(digests)) => digests.reachable(&mut self.caches, host, request),
-            (Peers::Oracle, _) => self.reach(host, request),
+            (Peers::Oracle | Peers::Unseen, _) => self.reach(host, request),
             _ => 0,
         };
         let own: Vec<bool> = request.ids[..reachable as usize].iter().map(|id| self.caches[host].holds(*id)).collect();
