@@ -72,6 +72,11 @@ class Host:
         _until(lambda: len(self.status()["clients"]) >= clients, f"{clients} clients of the daemon")
         return self
 
+    def serves_ssd(self):
+        """What is on SSD is found behind a start: until then its blocks are misses, and its counts 0."""
+        _until(lambda: self.status()["ssd"]["state"] == "serving", "the SSD tier")
+        return self
+
     def written_ahead(self) -> int:
         """How many blocks there are, once all of them are on SSD as well and their lines too: a kill loses none.
 

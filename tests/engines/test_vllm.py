@@ -100,7 +100,7 @@ def test_tokens_are_the_same_cold_warm_and_after_kills(model, expected, host, en
 
     blocks = host.written_ahead()
     host.kill(holder=True)
-    host.start().met(LINKS)
+    host.start().met(LINKS).serves_ssd()
     assert host.status()["ssd"]["recovered_blocks"] >= blocks
     engine.forget()
     assert serve(engine) == (expected, WARM), "after a kill of daemon and holder"
@@ -137,7 +137,7 @@ def test_a_damaged_ssd_file_is_a_smaller_cache(expected, host, engine):
             byte = file.read(1)
             file.seek(at + 100)
             file.write(bytes([byte[0] ^ 0x55]))
-    host.start().met(LINKS)
+    host.start().met(LINKS).serves_ssd()
     engine.forget()
     tokens, cached = serve(engine)
     assert tokens == expected and cached[0] < WARM[0]
