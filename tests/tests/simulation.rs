@@ -151,7 +151,7 @@ fn the_same_seed_is_the_same_run() {
 #[test]
 fn seeds_that_showed_bugs_show_none() {
     let recent = [1_795_656_927, 1_795_706_320, 1_795_750_915, 1_795_760_364, 1_795_811_102, 1_798_069_843];
-    let older = [85_115, 85_433, 1_795_649_167_733_157, 1_795_679_769_265_040];
+    let older = [85_115, 85_433, 1_795_649_167_733_157, 1_795_679_769_265_040, 1_795_695_562_293_871];
     for seed in older.into_iter().chain(recent) {
         // There were no other hosts then.
         sim::run(Plan::of(seed).alone()).unwrap_or_else(|wrong| fails(seed, wrong));

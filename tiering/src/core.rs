@@ -27,6 +27,7 @@ mod retire;
 mod room;
 mod slabs;
 mod ssd;
+mod strays;
 mod touch;
 mod verify;
 mod waits;
@@ -96,7 +97,7 @@ enum Op {
         line: LineId,
         generation: u64,
     },
-    /// `None`: the line went meanwhile, the slot is the operation's.
+    /// `None`: it is nobody's, see `strays`. No pages: it counts among those under way no more.
     Write {
         line: Option<LineId>,
         at: SsdPlace,

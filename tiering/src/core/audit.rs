@@ -112,7 +112,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
         for op in self.ops.values() {
             match *op {
                 Op::Read { slot, .. } => drop(reading.insert(slot)),
-                Op::Write { line: None, slot, .. } => drop(dropped.insert(slot)),
+                Op::Write { line: None, slot, .. } if self.ssd.strays.get(&slot).is_some_and(|of| of.left) => {
+                    dropped.insert(slot);
+                }
                 _ => {}
             }
         }
@@ -121,15 +123,25 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     /// What devices are at is nobody else's: neither the memory of an operation nor what it reads.
     fn audit_flights(&self) -> Result<(), String> {
+        let mut strays: BTreeMap<SlotId, u32> = BTreeMap::new();
         for (id, op) in &self.ops {
-            let (slot, right) = match *op {
-                Op::Write { line: Some(line), slot, .. } => (slot, SlotState::Used(line)),
-                Op::Write { line: None, slot, .. } => (slot, SlotState::Aside),
-                Op::Read { slot, .. } => (slot, SlotState::IoIn),
+            let (slot, used_by) = match *op {
+                Op::Write { line: Some(line), slot, .. } => (slot, Some(line)),
+                Op::Write { line: None, slot, .. } => {
+                    *strays.entry(slot).or_insert(0) += 1;
+                    (slot, None)
+                }
+                Op::Read { slot, .. } => (slot, None),
                 _ => continue,
             };
             let state = self.memory.locate(slot).map(|(found, index)| self.kept.slot_state(&found.slab, index));
-            if state != Some(right) {
+            let left = self.ssd.strays.get(&slot).is_some_and(|stray| stray.left);
+            let right = match (op, state) {
+                (Op::Read { .. }, state) => state == Some(SlotState::IoIn),
+                (_, Some(SlotState::Used(line))) => used_by.is_none_or(|by| by == line) && !left,
+                (_, state) => used_by.is_none() && left && state == Some(SlotState::Aside),
+            };
+            if !right {
                 return Err(format!("slot {} is {state:?} while {op:?} is under way as {}", slot.0, id.0));
             }
             // What is read for nobody may be of a device that was out and came back.
@@ -138,6 +150,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
             {
                 return Err(format!("segment {:x} is given to new records while {op:?} is under way", at.segment().0));
             }
+        }
+        let counted: BTreeMap<SlotId, u32> =
+            self.ssd.strays.iter().map(|(&slot, stray)| (slot, stray.writes)).collect();
+        if strays != counted {
+            return Err(format!("writes that are nobody's: {strays:?}, counted {counted:?}"));
         }
         Ok(())
     }

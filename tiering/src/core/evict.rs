@@ -1,12 +1,9 @@
 //! How a block leaves: unlinked, unpublished, and its slot free once no reader names it. Victims go in batches, so that
 //! the readers' pages are scanned once for all.
 
-use lapis_config::{
-    LineId, PoolId, SlotId,
-    planted::{self, Bug},
-};
+use lapis_config::{LineId, PoolId, SlotId};
 
-use super::{Core, HELD, Op, PINNED};
+use super::{Core, HELD, PINNED};
 use crate::{
     copies::{Copy, Step, step_dram},
     kept::{Kept, Live, Place, SlotState, Tier},
@@ -194,10 +191,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
             self.pins.forget(shelf, line);
         }
         self.memory.count_used(slot, -1);
-        if self.end_write(line) && !planted::is(Bug::SlotFreeDuringWrite) {
-            self.counts.slots_busy += 1;
-            self.keep_for_device(slot);
-        } else {
+        self.end_write(line);
+        if !self.is_kept_for_devices(slot) {
             self.limbo.push(slot);
         }
         self.counts.blocks -= 1;
@@ -208,16 +203,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
         pool.units_used -= u64::from(stride);
     }
 
-    /// A block that is being written goes. True if the device still reads its slot.
-    fn end_write(&mut self, line: LineId) -> bool {
-        let Some(moving) = self.ssd.moving.remove(&line) else { return false };
+    /// A block that is being written goes.
+    fn end_write(&mut self, line: LineId) {
+        let Some(moving) = self.ssd.moving.remove(&line) else { return };
         match moving.op {
-            Some(op) => {
-                if let Some(Op::Write { line, .. }) = self.ops.get_mut(&op) {
-                    *line = None;
-                }
-                true
-            }
+            Some(op) => self.stray_write(op),
             None => {
                 let listed = self.ssd.log.as_mut().is_some_and(|log| !log.forget_pending(moving.at));
                 if listed {
@@ -225,17 +215,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
                     let live = self.kept.live(line).expect("a live line");
                     self.remove_durably(live.pool, live.key, moving.at);
                 }
-                false
             }
         }
-    }
-
-    /// The slot is not used by a line any more, and not free either. A restart may reuse it: what a dead daemon's device
-    /// reads is listed nowhere.
-    fn keep_for_device(&mut self, slot: SlotId) {
-        let (found, index) = self.memory.locate(slot).expect("a slot of ours");
-        let slab = found.slab;
-        self.kept.set_slot_state(&slab, index, SlotState::Aside);
     }
 
     /// Unpublishes a block without children, wherever it is.

@@ -211,6 +211,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 _ => self.drop_lost(line),
             }
         }
+        self.stray_device(device);
         self.ssd.former.retain(|_, at| at.segment().device() != device);
         self.settle();
         self.stirred = true;

@@ -10,7 +10,7 @@ use lapis_config::{
     planted::{self, Bug},
 };
 
-use super::{AGAIN, Core, HELD, HIT, Op, PINNED, budget::Budget, removals::Removals, retire::Retiring};
+use super::{AGAIN, Core, HELD, HIT, Op, PINNED, budget::Budget, removals::Removals, retire::Retiring, strays::Strays};
 use crate::{
     copies::{Step, step_dram},
     face::{Action, Outcome, Record},
@@ -66,6 +66,7 @@ pub(super) struct Ssd {
     pub log: Option<Log>,
     pub moving: Map<LineId, Moving>,
     pub fetching: Map<LineId, OpId>,
+    pub strays: Strays,
     pub write_pages: u64,
     pub read_pages: u64,
     /// Reads of blocks under way, by segment.
@@ -262,16 +263,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
     ) {
         self.ssd.write_pages -= u64::from(pages);
         let Some(line) = line else {
-            // Dropped meanwhile: nobody is to find it.
-            if let Some(log) = &mut self.ssd.log {
+            // Dropped meanwhile: nobody is to find it. Of a device that was out the log has nothing left.
+            if let Some(log) = self.ssd.log.as_mut().filter(|_| pages > 0) {
                 log.abandoned(at, pages);
             }
-            if planted::is(Bug::SlotFreeDuringWrite) {
-                return;
-            }
-            self.counts.slots_busy -= 1;
-            self.limbo.push(slot);
-            return self.settle();
+            return self.stray_ended(slot);
         };
         if outcome != Outcome::Ok {
             self.counts.ssd_writes_failed += 1;
@@ -309,7 +305,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     /// The block is as it was before.
-    fn write_failed(&mut self, line: LineId) {
+    pub(super) fn write_failed(&mut self, line: LineId) {
         self.ssd.moving.remove(&line).expect("a line that is written");
         step_dram(self.kept.entry_mut(line), Step::WriteFailed);
         self.retired_line(line);

@@ -1,7 +1,7 @@
 //! What the core wants of its devices, and that it never depends on them.
 
 use crate::scene::{MIB, Scene, key};
-use lapis_config::{PoolKind, SegmentId};
+use lapis_config::{OpId, PoolKind, SegmentId, SlotId};
 use lapis_tiering::{
     LogOptions,
     face::{Action, Outcome, Parent, Reply, Reserved},
@@ -26,7 +26,7 @@ fn with_log(scene: &mut Scene) {
 }
 
 /// Carries out what the core wants of a device, all of it well, until nothing is wanted; the slots in the order written.
-fn serve_device(scene: &mut Scene, next: &mut u32) -> Vec<lapis_config::SlotId> {
+fn serve_device(scene: &mut Scene, next: &mut u32) -> Vec<SlotId> {
     let mut written = Vec::new();
     while let Some(action) = scene.core.poll_action() {
         let op = match action {
@@ -190,4 +190,57 @@ fn a_segment_that_was_promised_to_another_group_is_given_up_as_soon_as_there_is_
     let left = actions.iter().filter(|action| matches!(action, Action::FreeSegment { leaves: true, .. })).count();
     let opened = actions.iter().filter(|action| matches!(action, Action::OpenSegment { .. })).count();
     assert_eq!((left, opened), (1, 1), "{actions:?}");
+}
+
+/// Carries out what the core wants, but for blocks that are written to device 1: it hangs. `first`: the other device has
+/// segments.
+fn turn_with_one_that_hangs(scene: &mut Scene, first: bool, hung: &mut Vec<(OpId, SlotId)>) {
+    while let Some(action) = scene.others.pop().or_else(|| scene.core.poll_action()) {
+        match action {
+            Action::WriteSsd { op, at, slot, .. } if at.segment().device() == 1 => hung.push((op, slot)),
+            Action::WriteSsd { op, .. } | Action::OpenSegment { op, .. } | Action::ListSsd { op, .. } => {
+                scene.core.completed(scene.now, op, Outcome::Ok);
+            }
+            _ => {}
+        }
+    }
+    if first && scene.core.segments() == 0 {
+        (0..4).for_each(|index| scene.core.segment_given(SegmentId::new(0, index)));
+    }
+    scene.now.0 += 20_000;
+    scene.core.tick(scene.now);
+    scene.core.audit().unwrap();
+}
+
+#[test]
+fn a_device_that_is_out_holds_no_drain_up_and_what_it_may_still_read_is_nobody_elses() {
+    let mut scene = Scene::new(&[MIB]);
+    let pool = scene.pool(PoolKind::Chain, SMALL, 1);
+    with_log(&mut scene);
+    scene.core.device_added(1);
+    scene.core.segment_given(SegmentId::new(1, 0));
+    let keys: Vec<_> = (0..8).flat_map(|chain| (0..8).map(move |depth| key(chain, depth))).collect();
+    (0..8).for_each(|chain| assert_eq!(scene.put_chain(pool, chain, 8), 8));
+    scene.core.set_draining(true);
+    scene.core.flush(scene.now, 1 << 30);
+    let mut hung = Vec::new();
+    (0..10).for_each(|_| turn_with_one_that_hangs(&mut scene, false, &mut hung));
+    assert_eq!(hung.len(), 32, "as much is under way there as may be at once");
+    scene.core.device_lost(scene.now, 1);
+    (0..10).for_each(|_| turn_with_one_that_hangs(&mut scene, true, &mut hung));
+    assert!(scene.core.is_flushed(), "{}", scene.core.unfinished());
+    assert_eq!(scene.core.dirty_blocks(), 0, "the other one has all of them");
+
+    // The blocks go. Their slots do not come free by that.
+    scene.core.set_draining(false);
+    assert_eq!(scene.remove(pool, &keys), 64);
+    assert_eq!(scene.core.counts().slots_busy, 32);
+    let fresh: Vec<_> = (0..200).map(|depth| key(100, depth)).collect();
+    let granted = scene.reserve(pool, 4096, &fresh);
+    assert!(granted.len() > 100 && hung.iter().all(|(_, slot)| !granted.contains(slot)), "{}", granted.len());
+    for (op, _) in hung.drain(..) {
+        scene.core.completed(scene.now, op, Outcome::Ok);
+    }
+    turn_with_one_that_hangs(&mut scene, true, &mut hung);
+    assert_eq!((scene.core.counts().slots_busy, scene.core.unfinished()), (0, String::new()));
 }

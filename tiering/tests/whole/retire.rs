@@ -1,4 +1,4 @@
-//! Segments that are given up: when, and what stays of them.
+//! Segments that are given up: when, and what stays of them, also when a device hangs and is taken out meanwhile.
 
 use lapis_config::{
     ClientId, Fingerprint, Hint, HitPolicy, Key, OpId, PolicyName, PoolId, PoolKind, SegmentId, Time, UNIT_BYTES, Wait,
@@ -20,7 +20,7 @@ const SEGMENT_PAGES: u32 = 64;
 const SEGMENTS: u32 = 4;
 const SECOND_US: u64 = 1_000_000;
 
-/// A group whose devices are done with everything at once.
+/// A group whose devices are done with everything at once, but for one that hangs.
 struct Group {
     core: Core<PlainKept, Chosen>,
     now: Time,
@@ -31,6 +31,9 @@ struct Group {
     /// Segments that were given up.
     freed: Vec<SegmentId>,
     stored: Vec<Key>,
+    /// What it is given from now on does not end.
+    hangs: Option<u8>,
+    hung: Vec<Action>,
 }
 
 impl Group {
@@ -60,7 +63,17 @@ impl Group {
         core.device_added(DEVICE);
         let now = Time(SECOND_US);
         core.ssd_ready(now);
-        Self { core, now, given: 0, is_promised, promises: 0, freed: Vec::new(), stored: Vec::new() }
+        Self {
+            core,
+            now,
+            given: 0,
+            is_promised,
+            promises: 0,
+            freed: Vec::new(),
+            stored: Vec::new(),
+            hangs: None,
+            hung: Vec::new(),
+        }
     }
 
     /// Does what the core wants done; what it answered.
@@ -69,6 +82,10 @@ impl Group {
         loop {
             let mut done: Vec<OpId> = Vec::new();
             while let Some(action) = self.core.poll_action() {
+                if self.hangs.is_some_and(|device| moves_block(&action).is_some_and(|(_, of)| of == device)) {
+                    self.hung.push(action);
+                    continue;
+                }
                 match action {
                     Action::Reply { reply, .. } => replies.push(reply),
                     Action::NeedSegment { device } if self.given < SEGMENTS => {
@@ -99,11 +116,23 @@ impl Group {
         }
     }
 
-    fn pass(&mut self, us: u64) {
+    fn pass(&mut self, us: u64) -> Vec<Reply> {
         self.now.0 += us;
         self.core.tick(self.now);
-        self.work();
+        let replies = self.work();
         self.core.audit().expect("a sound core");
+        replies
+    }
+
+    /// What hung ends after all.
+    fn release(&mut self) {
+        for action in std::mem::take(&mut self.hung) {
+            let (op, _) = moves_block(&action).expect("looked at before");
+            self.core.completed(self.now, op, Outcome::Ok);
+            self.core.audit().expect("a sound core");
+        }
+        self.pass(SECOND_US);
+        assert_eq!((self.core.unfinished(), self.core.counts().slots_busy), (String::new(), 0));
     }
 
     /// One more block. What leaves DRAM for it is on SSD first, if there is room for it there.
@@ -157,6 +186,14 @@ impl Group {
 
     fn there(&self) -> usize {
         self.stored.iter().filter(|key| self.tier(key).is_some()).count()
+    }
+}
+
+/// The operation and its device, if it moves a block.
+fn moves_block(action: &Action) -> Option<(OpId, u8)> {
+    match action {
+        Action::WriteSsd { op, at, .. } | Action::ReadSsd { op, at, .. } => Some((*op, at.segment().device())),
+        _ => None,
     }
 }
 
@@ -284,4 +321,46 @@ fn what_leads_to_a_pinned_block_stays_also_where_the_log_was_full_before() {
         let stay = |keys: &[Key]| keys.iter().filter(|key| group.tier(key).is_some()).count();
         assert_eq!((stay(&roots), stay(&children)), (20, 20), "{policy:?}: others were there to make room");
     }
+}
+
+#[test]
+fn a_segment_goes_though_what_it_leaves_was_on_its_way_to_a_device_that_is_out() {
+    const OTHER: u8 = 1;
+    let (mut group, roots) = group_with_roots(PolicyName::Lru, 20);
+    let children: Vec<Key> = roots.iter().map(|&root| group.put(Parent::Key(root))).collect();
+    group.core.hint(group.now, POOL, &children, Hint::Pinned { ttl_ms: 3_600_000 });
+    group.fill();
+    // The one that has room for what is to stay.
+    group.core.device_added(OTHER);
+    group.hangs = Some(OTHER);
+    group.core.segment_given(SegmentId::new(OTHER, 0));
+    group.pass(SECOND_US);
+    let hung: Vec<_> = group.hung.iter().map(|action| moves_block(action).expect("a write").1).collect();
+    assert!(!hung.is_empty() && group.freed.is_empty(), "{hung:?}, {:?}", group.freed);
+    // What removes a block is written down in a segment of its device: there is none until the oldest goes.
+    let gone =
+        *group.stored.iter().find(|key| group.tier(key) == Some(Tier::Elsewhere) && !roots.contains(key)).unwrap();
+    group.core.remove(group.now, Caller { client: CLIENT, token: 3 }, POOL, &[gone]);
+    assert_eq!(group.pass(SECOND_US), [], "it waits");
+    group.core.device_lost(group.now, OTHER);
+    assert_eq!(group.pass(SECOND_US), [Reply::Removed { blocks: 1 }]);
+    assert_eq!(group.freed, [SegmentId::new(DEVICE, 0)], "that of the roots");
+    assert!(roots.iter().chain(&children).all(|key| group.tier(key).is_some()), "they stay all the same");
+    group.release();
+}
+
+#[test]
+fn what_is_read_from_a_segment_that_goes_is_gone_with_its_device() {
+    let (mut group, roots) = group_with_roots(PolicyName::Lru, 20);
+    group.fill();
+    group.hangs = Some(DEVICE);
+    let (to, until) = (Caller { client: CLIENT, token: 3 }, Time(group.now.0 + 3_600 * SECOND_US));
+    group.core.get(group.now, to, &[(POOL, HitPolicy::Prefix)], &roots[..1], Wait::Present, until);
+    assert_eq!(group.pass(2 * SECOND_US), []);
+    assert!(group.hung.iter().any(|action| matches!(action, Action::ReadSsd { .. })), "its read takes long");
+    assert_eq!(group.core.segments() as u32, SEGMENTS - 1, "its segment goes meanwhile");
+    group.core.device_lost(group.now, DEVICE);
+    assert_eq!(group.pass(SECOND_US), [Reply::Got { hit: 0 }]);
+    assert_eq!(group.tier(&roots[0]), None);
+    group.release();
 }
