@@ -31,11 +31,10 @@ impl Hosts {
     /// The same, each with its own options.
     pub fn start_each(count: usize, options: impl Fn(usize) -> HostOptions) -> anyhow::Result<Self> {
         ensure!((1..=HOSTS_MAX).contains(&count), "{count} hosts: 1 to {HOSTS_MAX}");
-        let network = free_network(count)?;
-        let address = |at: usize| SocketAddrV4::new(Ipv4Addr::new(127, network[0], network[1], at as u8 + 1), PORT);
-        let members: Vec<String> = (0..count).map(|at| format!("{}={}", name(at), address(at))).collect();
+        let addresses = free_addresses(count)?;
+        let members: Vec<String> = (0..count).map(|at| format!("{}={}", name(at), addresses[at])).collect();
         let start = |at: usize| {
-            let own = ["--peers-listen".into(), address(at).to_string(), "--peers-host".into(), name(at)];
+            let own = ["--peers-listen".into(), addresses[at].to_string(), "--peers-host".into(), name(at)];
             let all = ["--peers-members".into(), members.join(",")];
             let options = options(at);
             let flags = options.flags.iter().cloned().chain(own).chain(all).collect();
@@ -88,17 +87,17 @@ pub fn status(host: &Host) -> anyhow::Result<Value> {
     serde_json::from_str(&text).context("read the daemon's status")
 }
 
-/// The two middle bytes of loopback addresses at which nobody listens.
-fn free_network(count: usize) -> anyhow::Result<[u8; 2]> {
+/// Loopback addresses, one a host, at which nobody listens, nor at the next port.
+pub fn free_addresses(count: usize) -> anyhow::Result<Vec<SocketAddrV4>> {
     let mut random = fastrand::Rng::new();
     for _ in 0..64 {
         let network = [random.u8(1..255), random.u8(1..255)];
+        let address = |at: usize| Ipv4Addr::new(127, network[0], network[1], at as u8 + 1);
         let is_free = |at: usize| {
-            let address = Ipv4Addr::new(127, network[0], network[1], at as u8 + 1);
-            [PORT, PORT + 1].iter().all(|port| TcpListener::bind(SocketAddrV4::new(address, *port)).is_ok())
+            [PORT, PORT + 1].iter().all(|port| TcpListener::bind(SocketAddrV4::new(address(at), *port)).is_ok())
         };
         if (0..count).all(is_free) {
-            return Ok(network);
+            return Ok((0..count).map(|at| SocketAddrV4::new(address(at), PORT)).collect());
         }
     }
     anyhow::bail!("no loopback addresses with free ports {PORT} and {}", PORT + 1)

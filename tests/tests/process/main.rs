@@ -7,6 +7,7 @@ mod bad_input;
 mod binary;
 mod blocks;
 mod c_abi;
+mod certificates;
 mod client_kills;
 mod daemon_kills;
 mod expelled;

@@ -44,7 +44,7 @@ fn hits(client: &Client, pool: &Pool, ids: std::ops::Range<u64>) -> u64 {
 }
 
 /// Waits until a host's peers know of its blocks: those it told of are hits elsewhere.
-fn told(client: &Client, pool: &Pool, ids: std::ops::Range<u64>) {
+pub fn told(client: &Client, pool: &Pool, ids: std::ops::Range<u64>) {
     let options = GetOptions { deadline: Some(PATIENCE), ..GetOptions::default() };
     let last = keys(ids.end - 1..ids.end);
     eventually("another host to know of blocks", || (get(client, pool, &last, &options).0.hits == 1).then_some(()));
