@@ -18,6 +18,7 @@ mod kill;
 mod model;
 mod movers;
 mod net;
+mod operator;
 mod plan;
 mod shrink;
 mod trace;

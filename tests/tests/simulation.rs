@@ -81,7 +81,7 @@ fn no_seed_shows_a_wrong_byte_a_leak_or_a_hang() {
         "{seeds} seeds from {first}: {} turns, {} s of virtual time, {} hits ({} owed), {} misses, {} views, {} stored, {} evicted, \
          {} kills, {} colds, {} crashes, {} forks, {} expelled, {} blocks judged where they lie; SSD: {} demoted, {} promoted, \
          {} segments retired, {} bytes written anew, {} power cuts, {} owed and found after kills, {} found, {} corrupt; \
-         hosts: {} blocks fetched, {} not, {} read here, {} of them stale, {} links failed",
+         hosts: {} blocks fetched, {} not, {} read here, {} of them stale, {} links failed, {} drains, {} blocks moved by them",
         sum(|o| o.turns),
         sum(|o| o.virtual_us) / 1_000_000,
         sum(|o| o.tally.hits),
@@ -109,6 +109,8 @@ fn no_seed_shows_a_wrong_byte_a_leak_or_a_hang() {
         sum(|o| o.tally.lent_read),
         sum(|o| o.tally.lent_stale),
         sum(|o| o.tally.cuts),
+        sum(|o| o.tally.drains),
+        sum(|o| o.tally.drained),
     );
     // A world in which nothing happens proves nothing.
     if seeds >= 100 {
@@ -133,6 +135,7 @@ fn no_seed_shows_a_wrong_byte_a_leak_or_a_hang() {
             ("blocks that other hosts read", sum(|o| o.tally.lent_read)),
             ("stale reads of other hosts", sum(|o| o.tally.lent_stale)),
             ("links that fail", sum(|o| o.tally.cuts)),
+            ("blocks that a drain moves", sum(|o| o.tally.drained)),
         ] {
             assert!(count > 0, "no {what} in {seeds} seeds");
         }

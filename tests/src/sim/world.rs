@@ -13,6 +13,7 @@ use super::{
     daemon::{Daemon, Phase},
     model::Model,
     net::Net,
+    operator::Operator,
     plan::Plan,
     trace::Trace,
 };
@@ -62,6 +63,9 @@ pub struct Tally {
     pub lent_read: u64,
     pub lent_stale: u64,
     pub cuts: u64,
+    /// Drains that came to their end, and blocks that they moved to other hosts.
+    pub drains: u64,
+    pub drained: u64,
 }
 
 /// What a run was.
@@ -84,6 +88,8 @@ struct World {
     clients: Vec<Client>,
     /// Dead processes whose forked child lives: when it does something next, and until when.
     ghosts: Vec<(Time, Time, Client)>,
+    /// Those who drain the host.
+    operators: Vec<Operator>,
     model: Model,
     trace: Trace,
     tally: Tally,
@@ -149,6 +155,7 @@ impl World {
             daemon,
             clients: Vec::new(),
             ghosts: Vec::new(),
+            operators: Vec::new(),
             model,
             trace: Trace::new(),
             tally: Tally::default(),
@@ -202,6 +209,7 @@ impl World {
             Who::Drive(at) => self.turn_drive(at),
             Who::Client(at) => self.turn_client(at)?,
             Who::Ghost(at) => self.turn_ghost(at),
+            Who::Operator(at) => self.turn_operator(at)?,
             Who::Chaos => self.chaos(),
             Who::Hosts => self.turn_hosts()?,
         }
@@ -243,6 +251,9 @@ impl World {
         }
         for (at, (due, ..)) in self.ghosts.iter().enumerate() {
             consider(*due, Who::Ghost(at));
+        }
+        for (at, operator) in self.operators.iter().enumerate() {
+            consider(operator.due(&net), Who::Operator(at));
         }
         if !self.ending {
             consider(self.chaos_at, Who::Chaos);
@@ -445,7 +456,7 @@ impl World {
             let over = counts.slots_busy == 0 && group.core.unfinished().is_empty() || hung;
             group.clients.is_empty() && counts.slots_granted == 0 && group.core.slots_named() == 0 && over
         });
-        quiet && clean && self.ghosts.is_empty() && !self.movers_wait()
+        quiet && clean && self.ghosts.is_empty() && self.operators.is_empty() && !self.movers_wait()
     }
 }
 
@@ -456,6 +467,7 @@ enum Who {
     Drive(usize),
     Client(usize),
     Ghost(usize),
+    Operator(usize),
     Chaos,
     Hosts,
 }

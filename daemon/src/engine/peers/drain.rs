@@ -31,7 +31,7 @@ pub(crate) struct Drain {
     began: Time,
     until: Time,
     /// Who is told of its end.
-    conn: ConnId,
+    conns: Vec<ConnId>,
     report: DrainReport,
 }
 
@@ -49,8 +49,15 @@ pub struct DrainReport {
 }
 
 impl<W: Wire, M: Movers> Engine<W, M> {
-    /// Begins to hand the group's blocks over. The end is told on that connection.
+    /// Begins to hand the group's blocks over. The end is told on that connection. What was begun before goes on, for as long
+    /// as either may take.
     pub(crate) fn begin_drain(&mut self, now: Time, index: usize, conn: ConnId, within: Duration) {
+        let until = now.after(within);
+        if let Some(begun) = self.peers.as_mut().and_then(|peers| peers.groups[index].drain.as_mut()) {
+            begun.conns.push(conn);
+            begun.until = begun.until.max(until);
+            return;
+        }
         self.draining = true;
         self.groups.iter_mut().for_each(|group| group.core.set_draining(true));
         let mut left = self.groups[index].core.hottest(u64::MAX, KEYS_EACH);
@@ -62,8 +69,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         );
         left.reverse();
         let report = DrainReport { blocks, ..DrainReport::default() };
-        let until = now.after(within);
-        let drain = Drain { left, under_way: 0, began: now, until, conn, report };
+        let drain = Drain { left, under_way: 0, began: now, until, conns: vec![conn], report };
         if self.peers.is_none() {
             return self.end_drain(now, drain);
         }
@@ -127,12 +133,14 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         report.seconds = now.since_us(drain.began) as f64 / 1e6;
         tracing::info!(?report, "drained: what is left is only here");
         let json = serde_json::to_string(&report).expect("plain data has a JSON form");
-        for message in ToClient::status(&json) {
-            if let Err(error) = self.wire.send(drain.conn, &message, &[]) {
-                tracing::debug!(%error, "who asked for the drain has gone");
+        for conn in drain.conns {
+            for message in ToClient::status(&json) {
+                if let Err(error) = self.wire.send(conn, &message, &[]) {
+                    tracing::debug!(%error, "who asked for the drain has gone");
+                }
             }
+            self.end(conn);
         }
-        self.end(drain.conn);
     }
 
     pub(super) fn drain_timeout(&self, index: usize) -> Option<Time> {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use fastrand::Rng;
 use lapis_arena::{StoredBlock, sum};
-use lapis_config::{Key, PoolId, Time};
+use lapis_config::{Key, PoolId, Time, Wait};
 use lapis_transport::peers::{
     answerer::Asked,
     asker::AskerOptions,
@@ -57,6 +57,8 @@ pub struct Stub {
     /// Leading blocks of shared chains, in both pools.
     blocks: BTreeMap<u64, u64>,
     wants: BTreeMap<u64, (usize, Vec<Key>)>,
+    /// Wants of what was offered: by whom, and the offer's number.
+    offers: BTreeMap<u64, (u64, u64)>,
     number: u64,
 }
 
@@ -75,7 +77,8 @@ impl Stub {
             host.pool_opened(PoolId(POOL_FIRST + pool as u16), shape_of(pool));
         }
         host.join(Time(0), PEER, OWN.into());
-        let mut stub = Self { host, boot, at, to: None, blocks: BTreeMap::new(), wants: BTreeMap::new(), number: 0 };
+        let (blocks, wants, offers) = Default::default();
+        let mut stub = Self { host, boot, at, to: None, blocks, wants, offers, number: 0 };
         for chain in 0..SHARED_CHAINS {
             stub.set_blocks(Time(0), SHARED + chain, rng.u64(..8));
         }
@@ -198,8 +201,16 @@ impl Hosts {
                 self.stubs[at].host.found(link, token, parent, blocks);
             }
             Do::Read { want, call, blocks, .. } => self.stub_begins_to_read(at, want, call, blocks),
-            Do::Ended { want, .. } => drop(self.stubs[at].wants.remove(&want)),
-            Do::Asked(link, Asked::Offer { number, .. }) => self.stubs[at].host.offered(link, number, 0),
+            Do::Ended { want, came } => {
+                let stub = &mut self.stubs[at];
+                stub.wants.remove(&want);
+                if let Some((link, number)) = stub.offers.remove(&want) {
+                    stub.host.offered(link, number, came as u32);
+                }
+            }
+            Do::Asked(link, Asked::Offer { number, pool, deadline_us, keys }) => {
+                self.stub_is_offered(at, (link, number), pool, deadline_us, keys);
+            }
             Do::Asked(..)
             | Do::Offered { .. }
             | Do::Up(..)
@@ -256,6 +267,25 @@ impl Hosts {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// It takes what is offered, or does not, or forgets to answer.
+    fn stub_is_offered(&mut self, at: usize, offer: (u64, u64), pool: PoolId, deadline_us: u64, keys: Vec<Key>) {
+        let (now, stub) = (self.now, &mut self.stubs[at]);
+        let takes = self.rng.u8(..8);
+        let is_known = (POOL_FIRST..POOL_FIRST + POOLS as u16).contains(&pool.0);
+        if takes > 1 && is_known {
+            stub.number += 1;
+            let (want, until) = (stub.number, now.after(Duration::from_micros(deadline_us)));
+            if stub.host.want(now, want, pool, false, keys.clone(), until, Some((PEER, Wait::Present))) {
+                stub.wants.insert(want, (usize::from(pool.0 - POOL_FIRST), keys));
+                stub.offers.insert(want, offer);
+                return;
+            }
+        }
+        if takes > 0 {
+            stub.host.offered(offer.0, offer.1, 0);
         }
     }
 

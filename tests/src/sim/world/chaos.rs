@@ -9,9 +9,13 @@ use super::{
         client::{Client, Manners},
         daemon::Phase,
         net::Pid,
+        operator::Operator,
     },
     PIDS, World,
 };
+
+/// A number that no client has.
+const OPERATOR: u32 = 50;
 
 impl World {
     pub(super) fn chaos(&mut self) {
@@ -40,6 +44,7 @@ impl World {
                     self.daemon.fuse.light(200);
                 }
             }
+            6 if self.plan.kills && self.plan.hosts > 0 && self.rng.u32(..4) == 0 => self.start_operator(),
             _ if self.clients.len() < self.plan.clients => self.start(),
             _ => {}
         }
@@ -71,6 +76,30 @@ impl World {
             self.daemon.die(&self.model);
             self.killed();
         }
+    }
+
+    /// Blocks are handed over, maybe by two at once.
+    fn start_operator(&mut self) {
+        for _ in 0..self.rng.u32(1..3) {
+            self.started += 1;
+            let pid = Pid { pid: OPERATOR, start_time: self.started };
+            let within = Duration::from_micros(self.rng.u64(..500_000));
+            let (net, life) = (&mut self.net.borrow_mut(), self.daemon.lives);
+            self.operators.extend(Operator::start(net, pid, within, self.now, life));
+        }
+        self.trace.note(self.now, format_args!("{} drain the host", self.operators.len()));
+    }
+
+    pub(super) fn turn_operator(&mut self, at: usize) -> Result<(), String> {
+        let life = self.daemon.engine.is_some().then_some(self.daemon.lives);
+        let Some(report) = self.operators[at].turn(&mut self.net.borrow_mut(), self.now, life)? else { return Ok(()) };
+        self.trace.note(self.now, format_args!("the drain is over: {report:?}"));
+        self.operators.swap_remove(at);
+        if let Some(report) = report {
+            self.tally.drains += 1;
+            self.tally.drained += report.moved;
+        }
+        Ok(())
     }
 
     fn start(&mut self) {
