@@ -30,5 +30,5 @@ pub use options::{
 };
 pub use quantity::{Bytes, Seconds, duration, size};
 pub use tables::{Tables, lines};
-pub use units::{Choice, Described, Member, Raw, Unit, host_name};
+pub use units::{Choice, Described, Endpoint, Member, Raw, Unit, host_name, host_port};
 pub use words::*;

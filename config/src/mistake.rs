@@ -158,6 +158,18 @@ pub enum Mistake {
     NoHostName { name: Option<String> },
     #[error("{name:?} is not one of peers.members{}", near(.nearest))]
     NotAMember { name: String, nearest: Option<String> },
+    #[error(
+        "peers.listen = {listen} is no address that others could reach: give the one that they can, as in \"10.0.0.1:7450\""
+    )]
+    NotAdvertised { listen: String },
+    #[error("{address} is no address that others could reach: give the one that they can, as in \"10.0.0.1:7450\"")]
+    AdvertisedToNobody { address: String },
+    #[error("{endpoint} is known by its certificate: give peers.etcd_ca")]
+    EtcdUncertified { endpoint: String },
+    #[error("{missing} missing: a certificate is of no use without its key, nor a key without its certificate")]
+    EtcdCertificateIncomplete { missing: &'static str },
+    #[error("is for https://, and the endpoints of peers.etcd are http://")]
+    EtcdPlain,
     #[error("no group may put: the cache would stay empty")]
     NobodyMayPut,
     #[error("{count} groups, the most is {most}")]

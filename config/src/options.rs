@@ -139,6 +139,8 @@ pub const SSD_PATHS_MAX: usize = 256;
 
 /// Most hosts that are one cache.
 pub const PEERS_MAX: usize = 1024;
+/// Most servers of one etcd cluster; it is seldom run with more than seven.
+pub const ETCD_ENDPOINTS_MAX: usize = 16;
 
 const DRAM: Size = Size { least: DRAM_BYTES_MIN, most: 16 * TIB, auto: false };
 const DEADLINE: Span = Span { least: Duration::from_millis(1), most: Duration::from_secs(3600) };
@@ -252,6 +254,26 @@ options! {
     "peers.members" peers_members: Vec<Member> = "[]", Members { most: PEERS_MAX },
         "The other hosts and where they listen, as in members = [\"host-b=10.0.0.2:7450\", \"host-c=10.0.0.3:7450\"]. This \
          host may be in it too and is passed over, so that one file fits all.";
+    "peers.advertise" peers_advertise: String = "auto", Advertised,
+        "Where others reach this host, as it is said to them through etcd. auto: peers.listen; an address of all, like \
+         0.0.0.0, is none that others could reach.";
+    "peers.etcd" peers_etcd: Vec<Endpoint> = "[]", Endpoints { most: ETCD_ENDPOINTS_MAX },
+        "Servers of an etcd cluster (3.4 or later) in which the hosts find each other, as in etcd = \
+         [\"http://10.0.0.5:2379\", \"http://10.0.0.6:2379\"]. Those of peers.members are peers besides.";
+    "peers.etcd_prefix" peers_etcd_prefix: String = "/lapis/hosts/", KeyPrefix,
+        "What the keys of hosts begin with. Hosts of one prefix are one cache.";
+    "peers.etcd_ttl" peers_etcd_ttl: Duration = "10s",
+        Span { least: Duration::from_secs(2), most: Duration::from_secs(600) },
+        "A host that is not heard of by etcd for so long is taken off the list; rounded up to a second.";
+    "peers.etcd_ca" peers_etcd_ca: Option<PathBuf> = "off", OrOff(FilePath),
+        "Certificates (PEM) of the authority by which an etcd at https:// is known. Read anew for each connection, as \
+         are the next three.";
+    "peers.etcd_certificate" peers_etcd_certificate: Option<PathBuf> = "off", OrOff(FilePath),
+        "The certificate (PEM) that this host shows to etcd, where it asks for one.";
+    "peers.etcd_key" peers_etcd_key: Option<PathBuf> = "off", OrOff(FilePath),
+        "The private key (PEM) of peers.etcd_certificate.";
+    "peers.etcd_login" peers_etcd_login: Option<PathBuf> = "off", OrOff(FilePath),
+        "A file with one line USER:PASSWORD for an etcd that asks for it, to be read by the daemon's user alone.";
     "peers.ca" peers_ca: Option<PathBuf> = "off", OrOff(FilePath),
         "Certificate (PEM) of the authority that signs the certificates of all hosts, or several while it is replaced. \
          `lapis cert` makes one for trying out.";
@@ -304,7 +326,7 @@ options! {
     "group.ssd_ceiling" ssd_ceiling: u64 = "auto", Size { least: SSD_BYTES_MIN, most: 256 * TIB, auto: true },
         "Bytes of the SSD tier that the group never exceeds; at it, its own oldest blocks go. auto: all of it.";
     "group.peers" peers: Vec<String> = "[]", HostNames { most: PEERS_MAX },
-        "Names of the hosts that may ask this group for blocks; none given: all of peers.members.";
+        "Names of the hosts that may ask this group for blocks; none given: all peers.";
     "group.may_put" may_put: bool = "true", Switch,
         "Whether its clients may store blocks; else they map the memory read-only.";
 }

@@ -1,5 +1,6 @@
 //! How the value of an option is written, and what it becomes: sizes, durations, counts, choices, paths. Pure.
 
+mod etcd;
 mod hosts;
 
 use std::net::SocketAddr;
@@ -9,7 +10,8 @@ use std::time::Duration;
 use crate::mistake::Mistake;
 use crate::quantity::{Bytes, Seconds, duration, size};
 
-pub use hosts::{FilePath, HostName, HostNames, Member, Members, host_name};
+pub use etcd::{Advertised, Endpoint, Endpoints, KeyPrefix};
+pub use hosts::{FilePath, HostName, HostNames, Member, Members, host_name, host_port};
 
 /// Longest path of a Unix socket, bytes: `sun_path` less its final zero.
 const SOCKET_PATH_BYTES_MAX: usize = 107;

@@ -1,5 +1,8 @@
 //! Every broken configuration is refused whole: each mistake with its place, its option and its reason.
 
+#[path = "broken/etcd.rs"]
+mod etcd;
+
 use std::path::PathBuf;
 
 use lapis_config::{ConfigErrors, ConfigFile, Effective, LoadInput, Machine, Options};
@@ -313,7 +316,7 @@ const FILES: &[Case] = &[
 #[test]
 fn each_broken_file_gets_its_own_errors_with_option_and_line() {
     assert!(FILES.len() >= 40);
-    for (title, text, expected) in FILES {
+    for (title, text, expected) in FILES.iter().chain(etcd::FILES) {
         check(title, load(&text.replace("GROUP ", GROUP), &[], &[]), expected);
     }
 }

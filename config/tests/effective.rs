@@ -251,3 +251,62 @@ fn what_is_said_of_peers_is_not_used_by_a_host_that_is_alone() {
     let effective = load(Some(text), &[], flags(&["--peers-listen", "off"]));
     assert_eq!(effective.notes, ["peers.members, peers.key, group.peers: not used without peers.listen"]);
 }
+
+#[test]
+fn hosts_find_each_other_in_etcd() {
+    let text = "[peers]\nlisten = \"10.0.0.1:7450\"\nca = \"/c\"\ncertificate = \"/d\"\nkey = \"/k\"\n\
+                etcd = [\"HTTPS://Etcd-1.Example:2379/\", \"https://[FD00::5]:2379\"]\netcd_ca = \"/e\"\n\
+                [[group]]\nname = \"a\"\nsocket = \"/s/a\"\npeers = [\"whoever\"]\n";
+    let effective = load(Some(text), &[], Flags::default());
+    let options = &effective.options;
+    let endpoints: Vec<String> = options.peers_etcd.iter().map(|endpoint| endpoint.to_string()).collect();
+    assert_eq!(endpoints, ["https://etcd-1.example:2379", "https://[fd00::5]:2379"]);
+    assert_eq!((options.peers_etcd[0].host(), options.peers_etcd[1].host()), ("etcd-1.example", "fd00::5"));
+    assert_eq!((options.peers_etcd_prefix.as_str(), options.peers_etcd_ttl.as_secs()), ("/lapis/hosts/", 10));
+    assert_eq!(options.peers_advertise, "10.0.0.1:7450", "as it listens");
+    assert!(effective.notes.is_empty(), "{:?}", effective.notes);
+    let shown = effective.render(1);
+    assert!(shown.contains("[\"https://etcd-1.example:2379\", \"https://[fd00::5]:2379\"]"), "{shown}");
+    // A port that is not known yet, a name, and what can be only a slip or a tunnel.
+    let port_0 = flags(&["--peers-listen", "127.0.0.1:0", "--peers-etcd", "http://127.0.0.1:2379"]);
+    assert_eq!(load(None, &[], port_0).options.peers_advertise, "");
+    let words = ["--peers-listen", "127.0.0.1:1", "--peers-etcd", "http://e:1", "--peers-advertise", "Host-A:2"];
+    let effective = load(None, &[], flags(&words));
+    assert_eq!(effective.options.peers_advertise, "host-a:2");
+    assert_eq!(
+        effective.notes,
+        ["peers.advertise is host-a:2, but peers.listen is 127.0.0.1:1, for this machine alone"]
+    );
+}
+
+#[test]
+fn a_login_that_goes_over_the_wire_readable_is_told_of() {
+    let notes = |endpoint: &str| {
+        let words = ["--peers-listen", "127.0.0.1:1", "--peers-etcd", endpoint, "--peers-etcd-login", "/l"];
+        load(None, &[], flags(&words)).notes
+    };
+    assert_eq!(notes("http://127.0.0.1:2379"), [""; 0]);
+    assert_eq!(
+        notes("http://10.0.0.5:2379"),
+        ["peers.etcd_login goes to http://10.0.0.5:2379 unencrypted: whoever sees the wire can read it"]
+    );
+}
+
+#[test]
+fn who_listens_at_all_addresses_says_which_one_others_reach() {
+    let text = "[peers]\nlisten = \"0.0.0.0:7450\"\nca = \"/c\"\ncertificate = \"/d\"\nkey = \"/k\"\netcd = [\"http://e:1\"]\n";
+    let file = ConfigFile::Text(PathBuf::from("f"), text.into());
+    let input = LoadInput { file: Some(file), env: Vec::new(), flags: Vec::new(), machine: Machine::default() };
+    let errors = Options::load(&input).expect_err("nobody could reach 0.0.0.0").to_string();
+    assert!(errors.contains("peers.advertise: peers.listen = 0.0.0.0:7450 is no address that others"), "{errors}");
+    let text = format!("{text}advertise = \"10.0.0.1:7450\"");
+    assert_eq!(load(Some(&text), &[], Flags::default()).options.peers_advertise, "10.0.0.1:7450");
+}
+
+#[test]
+fn what_is_said_of_etcd_is_not_used_without_it() {
+    let text =
+        "[peers]\nlisten = \"127.0.0.1:7450\"\nadvertise = \"127.0.0.1:1\"\netcd_ttl = \"5s\"\netcd_login = \"/l\"";
+    let effective = load(Some(text), &[], Flags::default());
+    assert_eq!(effective.notes, ["peers.advertise, peers.etcd_ttl, peers.etcd_login: not used without peers.etcd"]);
+}

@@ -1,5 +1,7 @@
 //! Whether this host and its peers can know each other. Decides without I/O.
 
+mod etcd;
+
 use std::net::IpAddr;
 
 use crate::load::{Loading, group_key};
@@ -31,14 +33,16 @@ pub(super) fn peers(loading: &mut Loading, machine: &Machine) {
     }
     certificates(loading);
     own_place(loading);
+    etcd::etcd(loading);
     who_may_ask(loading);
 }
 
 /// Nothing is listened on: what is said of peers is not used, and those that are named would wait for this host.
 fn alone(loading: &mut Loading) {
     let is_meant = loading.sources.contains_key(LISTEN);
-    if !is_meant && !loading.options.peers_members.is_empty() {
-        return loading.wrong(loading.source(MEMBERS), MEMBERS, Mistake::MembersUnheard);
+    let unheard = [(MEMBERS, loading.options.peers_members.len()), (etcd::ETCD, loading.options.peers_etcd.len())];
+    if let Some((name, _)) = unheard.into_iter().find(|&(_, hosts)| !is_meant && hosts > 0) {
+        return loading.wrong(loading.source(name), name, Mistake::MembersUnheard);
     }
     let given = |name: &&str| name.starts_with("peers.") && *name != LISTEN && loading.sources.contains_key(*name);
     let mut unused: Vec<&str> = Options::DEFINITIONS.iter().map(|d| d.name).filter(given).collect();
@@ -99,7 +103,8 @@ fn own_place(loading: &mut Loading) {
 
 /// A name that nobody has shuts a host out that was meant.
 fn who_may_ask(loading: &mut Loading) {
-    if loading.is_broken(MEMBERS) {
+    // Who is in etcd is not known here.
+    if loading.is_broken(MEMBERS) || loading.is_broken(etcd::ETCD) || !loading.options.peers_etcd.is_empty() {
         return;
     }
     let options = &loading.options;

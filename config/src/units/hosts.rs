@@ -164,30 +164,44 @@ fn member(text: &str) -> Result<Member, Mistake> {
     let (name, address) = text.split_once('=').ok_or_else(|| not_a("a host, like \"host-b=10.0.0.2:7450\""))?;
     let name = host_name(name.trim())
         .ok_or_else(|| not_a("a host: before = must be its name, of letters, digits, - and _, and no address"))?;
-    let address = address.trim();
-    let (host, port) = address
-        .rsplit_once(':')
-        .filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0))
-        .ok_or_else(|| not_a("a host: after = must be an address or a name with a port of 1 to 65535"))?;
+    let address = host_port(address.trim()).map_err(|missing| match missing {
+        Missing::Port => not_a("a host: after = must be an address or a name with a port of 1 to 65535"),
+        Missing::Host => {
+            not_a("a host: after = must be an IPv4 address, an IPv6 address in [ ], or a name, then : and a port")
+        }
+    })?;
+    Ok(Member { name, address })
+}
+
+/// What a text lacks to be a host and a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// A port of 1 to 65535, in digits, after the last colon.
+    Port,
+    /// An IPv4 address, an IPv6 address in [ ], or a name, before it.
+    Host,
+}
+
+/// The text as a host and a port, in one way of writing, if it is one: "10.0.0.2:7450", "[fd00::2]:7450", "host-b:7450".
+pub fn host_port(text: &str) -> Result<String, Missing> {
+    let (host, port) = text.rsplit_once(':').ok_or(Missing::Port)?;
+    let is_number = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+    let port = port.parse::<u16>().ok().filter(|port| is_number && *port > 0).ok_or(Missing::Port)?;
     let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         Some(ip) => ip.parse::<std::net::Ipv6Addr>().ok().map(|ip| format!("[{ip}]")),
         None => host.parse::<std::net::Ipv4Addr>().ok().map(|ip| ip.to_string()).or_else(|| host_name(host)),
     };
-    let host = host.ok_or_else(|| {
-        not_a("a host: after = must be an IPv4 address, an IPv6 address in [ ], or a name, then : and a port")
-    })?;
-    let port: u16 = port.parse().expect("a port, as was seen");
-    Ok(Member { name, address: format!("{host}:{port}") })
+    Ok(format!("{}:{port}", host.ok_or(Missing::Host)?))
 }
 
-fn at_most(given: usize, most: usize, what: &str) -> Result<(), Mistake> {
+pub(super) fn at_most(given: usize, most: usize, what: &str) -> Result<(), Mistake> {
     match given > most {
         true => Err(Mistake::TooLarge { given: given.to_string(), most: format!("{most} {what}") }),
         false => Ok(()),
     }
 }
 
-fn listed(items: impl Iterator<Item = impl fmt::Debug>) -> String {
+pub(super) fn listed(items: impl Iterator<Item = impl fmt::Debug>) -> String {
     let words: Vec<String> = items.map(|item| format!("{item:?}")).collect();
     format!("[{}]", words.join(", "))
 }
