@@ -8,6 +8,7 @@ use std::fmt;
 use lapis_config::Effective;
 use serde::Serialize;
 
+mod etcd;
 mod facts;
 mod host;
 mod peers;
@@ -97,6 +98,7 @@ pub fn examine(effective: &Effective) -> Report {
     checks.extend(ssd::judge(options, &probes));
     checks.extend(sockets::examine(options));
     checks.extend(peers::examine(options));
+    checks.extend(etcd::examine(options));
     Report { level: checks.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok), checks }
 }
 

@@ -10,6 +10,7 @@ pub mod group;
 pub mod keeper;
 pub mod kept;
 pub mod limits;
+pub mod membership;
 pub mod metrics;
 pub mod movers;
 mod pace;

@@ -88,6 +88,7 @@ metrics_table! {
     counter PEER_BLOCKS_LENT "lapis_peer_lent_blocks_total" "How many blocks were shown to other hosts?";
     counter PEER_BYTES_LENT "lapis_peer_lent_bytes_total" "How many bytes had those?";
     gauge PEERS "lapis_peers" "How many other hosts are known, once for each group?";
+    gauge MEMBERSHIP_STALE_SECONDS "lapis_membership_stale_seconds" "For how long may other hosts have come and gone unseen, because etcd is lost? 0: all is known.";
     gauge PEERS_UP "lapis_peers_up" "How many of them can be asked now?";
     gauge ADOPTING "lapis_adopting" "Are blocks of the former daemon still being taken over (1) or not (0)?";
     gauge UPTIME_SECONDS "lapis_uptime_seconds" "Since when does this daemon run?";
@@ -159,6 +160,7 @@ pub fn publish<W: Wire, M: Movers>(engine: &Engine<W, M>, now: Time) {
         (SSD_RECOVERY_SECONDS, totals.ssd.recovery_us as f64 / 1e6),
         (PEERS, totals.peers.members as f64),
         (PEERS_UP, totals.peers.up as f64),
+        (MEMBERSHIP_STALE_SECONDS, totals.membership_stale_s(now)),
         (ADOPTING, if engine.adopted() { 0.0 } else { 1.0 }),
         (UPTIME_SECONDS, now.since_us(engine.started) as f64 / 1e6),
     ];

@@ -1,6 +1,8 @@
 //! What the engine knows of other hosts: connections, whom it asks what for, who asks it. Plain state; `engine/peers.rs`
 //! moves it.
 
+mod strangers;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use hashbrown::HashMap;
@@ -15,7 +17,8 @@ use lapis_transport::peers::{
     message::{Located, PeerHello},
 };
 
-use crate::{engine::Drain, group::Group};
+use self::strangers::Strangers;
+use crate::{engine::Drain, group::Group, membership::KnownBy};
 
 /// The clients of every core that put what was fetched from other hosts: for somebody who waits for it, and ahead, for
 /// nobody. Local clients count up from 1, other hosts from after these.
@@ -30,6 +33,8 @@ pub struct PeersOptions {
     /// As others call this host.
     pub host: String,
     pub members: Vec<Member>,
+    /// Hosts come by themselves: one that this host does not know yet may only be early.
+    pub hosts_are_found: bool,
     /// For each group, the hosts that may ask it; none given: all members.
     pub may_ask: Vec<Vec<String>>,
     /// Where streams of blocks begin; 0: nowhere.
@@ -108,7 +113,10 @@ pub(crate) enum LinkRole {
 pub(crate) struct Peers {
     pub links: Box<dyn Links>,
     pub options: PeersOptions,
+    pub known_by: KnownBy,
     pub roles: BTreeMap<LinkId, LinkRole>,
+    /// Of those that are greeted, for the news of them.
+    pub strangers: Strangers,
     pub groups: Vec<GroupPeers>,
     /// Names of clients, wants, fills and their calls; never used twice.
     numbers: u64,
@@ -133,7 +141,9 @@ impl Peers {
     }
 
     pub fn new(links: Box<dyn Links>, options: PeersOptions) -> Self {
-        Self { links, options, roles: BTreeMap::new(), groups: Vec::new(), numbers: 0, guests: 0 }
+        let known_by = KnownBy::list();
+        let (roles, strangers) = (BTreeMap::new(), Strangers::default());
+        Self { links, options, known_by, roles, strangers, groups: Vec::new(), numbers: 0, guests: 0 }
     }
 
     pub fn is_asking(&self, link: LinkId) -> Option<(usize, PeerId)> {

@@ -135,20 +135,16 @@ pub fn run(effective: &Effective, reload: Reload) -> anyhow::Result<()> {
     }
     let (keeper, found) = keeper::open(options.hold_socket.as_deref(), passed.kept)?;
     let waker = wire.waker();
-    let mut peering = Peering::start(options, Arc::new(move || waker.wake()))?;
+    // Shorter, as JSON keeps no more of a number.
+    let boot = entropy() >> 11 | 1;
+    let mut peering = Peering::start(options, boot, Arc::new(move || waker.wake()))?;
     let waker = wire.waker();
     let movers = Threads::start(options.dram_populate_threads as usize, VERIFY_THREADS, drives, move || waker.wake())
         .context("start movers")?;
     signals.wake_with(wire.waker());
-    let entropy = Box::new(|| {
-        let mut bytes = [0u8; 8];
-        // The pool is ready long before a daemon starts; a failure would be the kernel's.
-        let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-        u64::from_le_bytes(bytes) | 1
-    });
-    let mut engine = Engine::open(now(), engine_options(options), wire, movers, keeper, found, entropy)?;
+    let mut engine = Engine::open(now(), engine_options(options), wire, movers, keeper, found, Box::new(entropy))?;
     if let Some(peering) = &mut peering {
-        peering.join(now(), &mut engine);
+        peering.join(now(), &mut engine)?;
     }
     let _admin = match options.metrics_listen {
         Some(address) => Some(start_admin(address)?),
@@ -162,11 +158,26 @@ pub fn run(effective: &Effective, reload: Reload) -> anyhow::Result<()> {
         );
         sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("tell systemd that we are ready")
     };
-    let mut reloaded = |engine: &mut Engine<UnixWire, Threads>| match &mut peering {
-        Some(peering) => peering.reload(now(), engine, &reload),
-        None => tracing::warn!("SIGHUP reloads other hosts and certificates; this host is alone (peers.listen)"),
+    let mut tend_peers = |at: Time, engine: &mut Engine<UnixWire, Threads>, is_reload: bool| match &mut peering {
+        Some(peering) if is_reload => peering.reload(at, engine, &reload),
+        Some(peering) => peering.tend(at, engine),
+        None if is_reload => {
+            tracing::warn!("SIGHUP reloads other hosts and certificates; this host is alone (peers.listen)");
+        }
+        None => {}
     };
-    run_loop(&mut engine, &signals, options.drain_timeout, ready, &mut reloaded)
+    let ended = run_loop(&mut engine, &signals, options.drain_timeout, ready, &mut tend_peers);
+    // Off the list before the connections go, which takes as long as memory is unmapped.
+    drop(peering);
+    ended
+}
+
+/// A number that nobody else has, and not 0.
+fn entropy() -> u64 {
+    let mut bytes = [0u8; 8];
+    // The pool is ready long before a daemon starts; a failure would be the kernel's.
+    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    u64::from_le_bytes(bytes) | 1
 }
 
 /// The devices of the SSD tier.
@@ -224,6 +235,9 @@ fn start_admin(address: SocketAddr) -> anyhow::Result<std::thread::JoinHandle<()
         .with_context(|| format!("serve metrics on {address} (choose another with --metrics-listen, or off)"))
 }
 
+/// Once a turn; true: the configuration is to be read anew.
+type TendPeers<'a> = dyn FnMut(Time, &mut Engine<UnixWire, Threads>, bool) + 'a;
+
 /// Turns the engine until it is told to stop. Sleeps when there is nothing to do; clients ring then. `ready` is called
 /// once, when nothing but the failure of a device can come between: clients are served before.
 fn run_loop(
@@ -231,7 +245,7 @@ fn run_loop(
     signals: &Signals,
     drain_timeout: Duration,
     ready: impl FnOnce() -> anyhow::Result<()>,
-    reload: &mut dyn FnMut(&mut Engine<UnixWire, Threads>),
+    tend_peers: &mut TendPeers,
 ) -> anyhow::Result<()> {
     let mut ready = Some(ready);
     let (mut pace, mut metrics_at) = (Pace::new(now()), Time(0));
@@ -240,9 +254,7 @@ fn run_loop(
     let mut watchdog_at = now();
     loop {
         let at = now();
-        if signals.take_reload() {
-            reload(engine);
-        }
+        tend_peers(at, engine, signals.take_reload());
         let puts = engine.counts().put_frames;
         let mut busy = engine.work(at);
         if engine.counts().put_frames != puts {

@@ -163,6 +163,7 @@ fn peers_lines(peers: &Peers) -> Vec<(&'static str, String)> {
                 peers.blocks_corrupt
             ),
         ),
+        ("membership", membership(peers)),
         ("to peers", format!("{} blocks shown, {}", peers.blocks_lent, size(peers.bytes_lent))),
     ];
     lines.extend(peers.hosts.iter().map(|host| {
@@ -174,6 +175,14 @@ fn peers_lines(peers: &Peers) -> Vec<(&'static str, String)> {
         ("peer", format!("{} at {}: {state}", host.name, host.address))
     }));
     lines
+}
+
+/// How the other hosts are known.
+fn membership(peers: &Peers) -> String {
+    match peers.membership_stale_s {
+        0.0 => peers.membership.clone(),
+        stale_s => format!("stale for {stale_s:.1} s: {}", peers.membership),
+    }
 }
 
 /// Of the SSD tier: a name and a text each.

@@ -8,7 +8,7 @@ use lapis_tiering::face::Counts;
 use lapis_transport::{control::Counters, wire::Wire};
 use serde::{Deserialize, Serialize};
 
-use crate::{engine::Engine, group::Group, movers::Movers, peers::PeerCounts};
+use crate::{engine::Engine, group::Group, membership::KnownBy, movers::Movers, peers::PeerCounts};
 
 pub use peers::{PeerHost, Peers};
 pub use ssd::{Device, DeviceTotals, Load, Ssd, SsdTotals};
@@ -112,11 +112,13 @@ pub struct Totals {
     pub populated_bytes: u64,
     pub ssd: SsdTotals,
     pub peers: PeerCounts,
+    known_by: KnownBy,
 }
 
 impl Totals {
     pub fn of<W: Wire, M: Movers>(engine: &Engine<W, M>) -> Self {
-        let mut totals = Self { ssd: SsdTotals::of(engine), ..Self::default() };
+        let known_by = engine.peers.as_ref().map(|peers| peers.known_by.clone()).unwrap_or_default();
+        let mut totals = Self { ssd: SsdTotals::of(engine), known_by, ..Self::default() };
         for (index, group) in engine.groups().iter().enumerate() {
             let (core, hits) = (group.core.counts(), hits(engine, index));
             totals.peers.add(&engine.peer_counts(index));
@@ -140,6 +142,13 @@ impl Totals {
             totals.populated_bytes += populated(group);
         }
         totals
+    }
+}
+
+impl Totals {
+    /// For how long other hosts may have come and gone unseen.
+    pub fn membership_stale_s(&self, now: Time) -> f64 {
+        peers::stale_s(&self.known_by, now)
     }
 }
 
@@ -207,7 +216,7 @@ impl Status {
                 checksum_failures: counts.corrupt,
             },
             ssd: Ssd::of(engine, index),
-            peers: Peers::of(engine, index),
+            peers: Peers::of(engine, now, index),
             hits: hits(engine, index),
             puts: Puts { stored: counts.puts_stored, existed: counts.puts_exists, refused: counts.puts_refused },
             pools: group

@@ -6,6 +6,7 @@
 mod asking;
 mod drain;
 mod filling;
+mod greeting;
 mod guests;
 
 pub(super) use asking::is_remote;
@@ -31,6 +32,7 @@ use lapis_transport::{
 use super::Engine;
 use crate::{
     group::Extent,
+    membership::KnownBy,
     movers::{Job, Movers},
     peers::{FETCHER, FETCHER_AHEAD, GroupPeers, LinkRole, Member, Offered, PeerCounts, Peers, PeersOptions},
 };
@@ -87,8 +89,16 @@ impl<W: Wire, M: Movers> Engine<W, M> {
             }
         }
         peers.options.members = members;
+        self.greet_known(now);
         for index in 0..self.groups.len() {
             self.pump_peers(now, index);
+        }
+    }
+
+    /// How the list of others is known, for whoever asks for the status.
+    pub fn set_known_by(&mut self, known_by: KnownBy) {
+        if let Some(peers) = &mut self.peers {
+            peers.known_by = known_by;
         }
     }
 
@@ -109,6 +119,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
             busy = true;
             self.link_event(now, event);
         }
+        busy |= self.refuse_unknown(now);
         for index in 0..self.groups.len() {
             self.open_pools(index);
             self.tell_changes(now, index);
@@ -130,7 +141,9 @@ impl<W: Wire, M: Movers> Engine<W, M> {
 
     pub(super) fn peers_timeout(&self) -> Option<Time> {
         let drains = (0..self.groups.len()).filter_map(|index| self.drain_timeout(index)).min();
-        self.peers.as_ref()?.groups.iter().filter_map(GroupPeers::timeout).chain(drains).min()
+        let peers = self.peers.as_ref()?;
+        let strangers = peers.strangers.poll_timeout();
+        peers.groups.iter().filter_map(GroupPeers::timeout).chain(drains).chain(strangers).min()
     }
 
     /// This host goes away: others ask it for no more.
@@ -210,38 +223,9 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         }
     }
 
-    /// The first message of a connection: it says which group it is about.
-    fn greeted(&mut self, now: Time, link: LinkId, certified: Option<String>, message: PeerMessage) {
-        let word = (self.entropy)();
-        let peers = self.peers.as_mut().expect("looked at by the caller");
-        let refusal = match &message {
-            PeerMessage::Hello(hello) => {
-                let group = self.groups.iter().position(|group| group.options.name == hello.group);
-                match group {
-                    Some(group) if may_ask(&peers.options.may_ask, group, &hello.host) => {
-                        let name = hello.host.clone();
-                        peers.roles.insert(link, LinkRole::Guest { group, client: None, name, word });
-                        let host = &mut peers.groups[group].host;
-                        host.connected(link.0, certified, word);
-                        return host.asked(now, link.0, message);
-                    }
-                    Some(_) => format!(
-                        "host {:?} may not ask group {:?}: its group.peers does not name it",
-                        hello.host, hello.group
-                    ),
-                    None => format!("host {:?} has no group {:?}", peers.options.host, hello.group),
-                }
-            }
-            _ => "it asked before it was greeted".into(),
-        };
-        tracing::warn!(link = link.0, refusal, "a connection of another host is refused");
-        peers.roles.remove(&link);
-        peers.links.send(link, PeerMessage::Refused { reason: refusal });
-        peers.links.hang_up(link);
-    }
-
     fn link_closed(&mut self, now: Time, link: LinkId, reason: String) {
         let peers = self.peers.as_mut().expect("looked at by the caller");
+        peers.strangers.gone(link);
         match peers.roles.remove(&link) {
             Some(LinkRole::Dialling { group, peer } | LinkRole::Asking { group, peer, .. }) => {
                 let own = &mut peers.groups[group];
@@ -451,9 +435,4 @@ fn note(own: &mut GroupPeers, peer: PeerId, reason: &str) {
         tracing::warn!(host = name, reason, "no connection to a peer; it is tried again");
         own.reasons.insert(peer, reason.to_owned());
     }
-}
-
-fn may_ask(may_ask: &[Vec<String>], group: usize, host: &str) -> bool {
-    let names = &may_ask[group];
-    names.is_empty() || names.iter().any(|name| name == host)
 }

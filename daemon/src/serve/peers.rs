@@ -1,9 +1,12 @@
-//! Other hosts of a running daemon: connections and paths as configured, and what a reload of the configuration changes.
+//! Other hosts of a running daemon: connections and paths as configured, and what etcd or a reload of the configuration
+//! changes.
+
+mod others;
 
 use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Context;
-use lapis_config::{Effective, Member, Options, Time};
+use lapis_config::{Effective, Options, Time};
 use lapis_transport::{
     peers::{
         asker::AskerOptions,
@@ -14,6 +17,7 @@ use lapis_transport::{
     unix::UnixWire,
 };
 
+use self::others::Others;
 use crate::{engine::Engine, movers::Threads, peers::PeersOptions};
 
 /// Reads the configuration once more, as this process was started with it.
@@ -25,11 +29,14 @@ pub(super) struct Peering {
     links: Option<TcpLinks>,
     paths: Option<TcpPaths>,
     options: PeersOptions,
+    others: Others,
+    wake: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl Peering {
-    /// Listens for other hosts; `None`: this host is alone. `wake` is called when there is something for the engine.
-    pub fn start(options: &Options, wake: Arc<dyn Fn() + Send + Sync>) -> anyhow::Result<Option<Self>> {
+    /// Listens for other hosts; `None`: this host is alone. `boot` is another number in each life of it; `wake` is called
+    /// when there is something for the engine.
+    pub fn start(options: &Options, boot: u64, wake: Arc<dyn Fn() + Send + Sync>) -> anyhow::Result<Option<Self>> {
         let Some(listen) = options.peers_listen else { return Ok(None) };
         let files = IdentityFiles::of(options);
         let credentials = files.map(|files| Credentials::load(&files, &options.peers_host)).transpose();
@@ -40,26 +47,38 @@ impl Peering {
             ..StreamOptions::default()
         };
         let paths = TcpPaths::new(streams, Arc::clone(&wake)).context("listen for streams of blocks")?;
-        let links = TcpLinks::start(listen, credentials.clone(), TcpLimits::default(), wake)
+        let links = TcpLinks::start(listen, credentials.clone(), TcpLimits::default(), Arc::clone(&wake))
             .context("listen for other hosts")?;
+        let others = Others::new(options, links.local_addr(), boot)?;
         let data_port = lapis_transport::peers::paths::Paths::data_port(&paths);
         tracing::info!(host = options.peers_host, listen = %links.local_addr(), data_port, "reachable by other hosts");
         let options = PeersOptions {
             host: options.peers_host.clone(),
-            members: members(options),
+            members: others.members(),
+            hosts_are_found: others.are_found(),
             may_ask: may_ask(options),
             data_port,
             asker: AskerOptions::default(),
         };
-        Ok(Some(Self { credentials, links: Some(links), paths: Some(paths), options }))
+        Ok(Some(Self { credentials, links: Some(links), paths: Some(paths), options, others, wake }))
     }
 
     /// Before the engine's first turn.
-    pub fn join(&mut self, now: Time, engine: &mut Engine<UnixWire, Threads>) {
+    pub fn join(&mut self, now: Time, engine: &mut Engine<UnixWire, Threads>) -> anyhow::Result<()> {
         let (links, paths) = (self.links.take(), self.paths.take());
         let (links, paths) = (links.expect("joined once"), paths.expect("joined once"));
         engine.movers_mut().set_paths(Box::new(paths));
         engine.join_peers(now, self.options.clone(), Box::new(links));
+        engine.set_known_by(self.others.known_by());
+        self.others.ask(Arc::clone(&self.wake))
+    }
+
+    /// What etcd has said since the last turn.
+    pub fn tend(&mut self, now: Time, engine: &mut Engine<UnixWire, Threads>) {
+        if self.others.take_news() {
+            engine.set_members(now, self.others.members());
+            engine.set_known_by(self.others.known_by());
+        }
     }
 
     /// Members and certificates as the configuration has them now. What cannot be used is said, and what was before goes on.
@@ -74,14 +93,12 @@ impl Peering {
                 Err(error) => tracing::error!(%error, "the former certificates stay in use"),
             }
         }
-        let members = members(&effective.options);
+        self.others.reload(&effective.options);
+        let members = self.others.members();
         tracing::info!(members = members.len(), "reloaded the list of other hosts");
         engine.set_members(now, members);
+        engine.set_known_by(self.others.known_by());
     }
-}
-
-fn members(options: &Options) -> Vec<Member> {
-    options.other_members().cloned().collect()
 }
 
 fn may_ask(options: &Options) -> Vec<Vec<String>> {

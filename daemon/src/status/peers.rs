@@ -1,16 +1,20 @@
 //! What `lapis status` shows of other hosts.
 
+use lapis_config::Time;
 use lapis_transport::wire::Wire;
 use serde::{Deserialize, Serialize};
 
-use crate::{engine::Engine, movers::Movers};
+use crate::{engine::Engine, membership::KnownBy, movers::Movers};
 
-/// Of one group. All but `hosts` counts since the daemon's start.
+/// Of one group. All but `hosts` and `membership` counts since the daemon's start.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Peers {
     /// As others call this host; empty: it is alone.
     pub host: String,
     pub hosts: Vec<PeerHost>,
+    /// How these are known, in words; and for how long they may have changed unseen.
+    pub membership: String,
+    pub membership_stale_s: f64,
     /// Blocks that came from other hosts, and their bytes.
     pub blocks_read: u64,
     pub bytes_read: u64,
@@ -37,7 +41,7 @@ pub struct PeerHost {
 }
 
 impl Peers {
-    pub(super) fn of<W: Wire, M: Movers>(engine: &Engine<W, M>, index: usize) -> Self {
+    pub(super) fn of<W: Wire, M: Movers>(engine: &Engine<W, M>, now: Time, index: usize) -> Self {
         let Some(peers) = &engine.peers else { return Self::default() };
         let (own, counts) = (&peers.groups[index], engine.peer_counts(index));
         let host = |(peer, member): (&_, &crate::peers::Member)| PeerHost {
@@ -49,6 +53,8 @@ impl Peers {
         Self {
             host: peers.options.host.clone(),
             hosts: own.members.iter().map(host).collect(),
+            membership: peers.known_by.text.clone(),
+            membership_stale_s: stale_s(&peers.known_by, now),
             blocks_read: counts.blocks_read,
             bytes_read: counts.bytes_read,
             blocks_failed: counts.blocks_failed,
@@ -60,4 +66,9 @@ impl Peers {
             directory_bytes: own.host.directory().bytes(),
         }
     }
+}
+
+/// For how long hosts may have come and gone unseen; 0: all is known.
+pub(crate) fn stale_s(known_by: &KnownBy, now: Time) -> f64 {
+    known_by.stale_since.map_or(0.0, |since| now.since_us(since) as f64 / 1e6)
 }

@@ -289,6 +289,7 @@ impl Daemon {
             host: OWN.into(),
             may_ask: vec![Vec::new(); self.options.groups.len()],
             members,
+            hosts_are_found: false,
             data_port: 7451,
             asker: AskerOptions::default(),
         };

@@ -6,6 +6,7 @@
 
 mod current;
 mod files;
+pub mod server;
 mod why;
 
 use std::{
