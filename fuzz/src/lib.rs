@@ -3,6 +3,7 @@
 //! corpus and over seeded damage, so that they run where cargo-fuzz is not.
 
 pub mod config;
+pub mod etcd;
 pub mod log;
 pub mod peers;
 pub mod rings;
@@ -20,6 +21,7 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     Target { name: "config", run: config::file, honest: config::files },
     Target { name: "contents", run: log::contents, honest: log::contents_pages },
+    Target { name: "etcd", run: etcd::session, honest: etcd::sessions },
     Target { name: "frame", run: wire::frame, honest: wire::frames },
     Target { name: "hello", run: wire::hello, honest: wire::messages },
     Target { name: "hold", run: wire::hold, honest: wire::hold_messages },

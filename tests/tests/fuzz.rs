@@ -93,6 +93,11 @@ fn whatever_other_hosts_say_each_want_ends_once() {
 }
 
 #[test]
+fn whatever_etcd_answers_other_hosts_have_names_and_it_goes_on() {
+    run("etcd");
+}
+
+#[test]
 fn a_ring_keeps_its_frames_or_finds_the_fault() {
     run("ring");
 }

@@ -10,6 +10,7 @@ mod c_abi;
 mod certificates;
 mod client_kills;
 mod daemon_kills;
+mod etcd;
 mod expelled;
 mod filter;
 mod floods;
