@@ -29,6 +29,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "peer_host", run: peers::host, honest: peers::sessions },
     Target { name: "peer_message", run: peers::message, honest: peers::messages },
     Target { name: "peer_stream", run: peers::stream, honest: peers::heads },
+    Target { name: "rdma", run: wire::rdma, honest: wire::rdma_said },
     Target { name: "ring", run: rings::ring, honest: rings::scripts },
     Target { name: "segment", run: log::segment, honest: log::segments },
     Target { name: "state", run: state::state, honest: state::changes },

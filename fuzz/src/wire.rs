@@ -5,6 +5,7 @@ use lapis_transport::{
     frame::{CommitItem, Completion, ParentRef, PutResult, Request, ReserveResult},
     hello::{CallDefaults, Geometry, Resume, ToClient, ToDaemon},
     hold::message::{Answer, Ask},
+    peers::rdma::said::{End, GidKind, RegionSaid, Said},
 };
 
 /// A kind (4 bytes) and a payload: what decodes is the same after one more round trip.
@@ -47,6 +48,27 @@ pub fn hold(bytes: &[u8]) {
         answer.encode(token, &mut again);
         assert_eq!(Answer::decode(&again), Ok((token, answer)));
     }
+}
+
+/// What the RDMA paths of two hosts say to each other.
+pub fn rdma(bytes: &[u8]) {
+    if let Ok(said) = Said::decode(bytes) {
+        assert_eq!(Said::decode(&said.encode()), Ok(said));
+    }
+}
+
+pub fn rdma_said() -> Vec<Vec<u8>> {
+    let end =
+        End { pair: 17, packet: 0xff_ffff, gid: [3; 16], kind: GidKind::RoceV2Ip4, lid: 0, mtu: 5, reads_max: 16 };
+    let region = RegionSaid { first: 3, units: 1 << 18, address: 0x7f00_0000_0000, key: 0x1234 };
+    let (lane, session, nic) = (1, 7, || "mlx5_0".to_owned());
+    let said = [
+        Said::Begin { lane, session, nic: nic(), end },
+        Said::Answer { lane, session, nic: nic(), end },
+        Said::Refused { lane, session, reason: "no NIC here has an address like that of mlx5_0".into() },
+        Said::Regions { lane, session, regions: vec![region; 3] },
+    ];
+    said.iter().map(Said::encode).collect()
 }
 
 /// Every request and completion.

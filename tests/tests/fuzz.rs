@@ -74,6 +74,7 @@ fn damaged_frames_are_refused_or_mean_something() {
 fn damaged_messages_are_refused_or_mean_something() {
     run("hello");
     run("hold");
+    run("rdma");
 }
 
 #[test]

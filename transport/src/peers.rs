@@ -15,6 +15,7 @@ pub mod links;
 pub mod message;
 pub mod name;
 pub mod paths;
+pub mod rdma;
 pub mod streams;
 pub mod tcp;
 pub mod tls;

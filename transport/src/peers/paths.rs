@@ -4,6 +4,8 @@
 //! Paths decide nothing. Whoever fetches checks each block's sum before it is reported: what the owner has reused or lost
 //! meanwhile, and what was cut or damaged on its way, is no block.
 
+pub mod both;
+
 use std::{net::SocketAddr, time::Duration};
 
 use lapis_arena::{Mapping, StoredBlock};
@@ -30,7 +32,7 @@ pub struct Wanted {
 }
 
 /// Fetches blocks that a peer has located and holds.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Fetch {
     /// The caller's name for it, given back by `Fetched`; never used again.
     pub op: u64,
@@ -62,7 +64,7 @@ pub enum PathKind {
     Rdma,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum ToPaths {
     /// Memory of a trust group, from which its peers may read and into which blocks are fetched: an extent whose memory is
     /// populated and stays. `first`: the number of its first slot.

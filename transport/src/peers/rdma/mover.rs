@@ -1,0 +1,453 @@
+//! All that RDMA paths decide: which pairs there are, what is read by which, when to give up. Driven by calls with the time;
+//! what takes long is handed out as `Work` and comes back as `Done`. No thread, no clock, no sleep: the threads that turn
+//! this are in `rdma`, and a test turns it with NICs that lie.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    os::fd::BorrowedFd,
+    sync::Arc,
+};
+
+use lapis_arena::{Mapping, StoredBlock};
+use lapis_config::{SlotId, Time};
+
+use super::{
+    asking::Asking,
+    fetches::{Fetches, Piece},
+    guest::{Begun, Guest},
+    lane::{Change, Lane, Over},
+    memory::Group,
+    provider::{Completion, Nic, Pair},
+    reach::Reaches,
+    said::{LANES_MAX, REGIONS_MAX, RegionSaid, Said},
+    work::{Done, Which, Work},
+};
+use crate::peers::{
+    links::LinkId,
+    paths::{Came, FromPaths, PathKind, ToPaths},
+};
+
+pub(super) struct Mover<N: Nic> {
+    // Pairs are destroyed before the memory that they read into is forgotten: fields are dropped in this order.
+    asking: BTreeMap<LinkId, Asking<N>>,
+    guests: BTreeMap<LinkId, Guest<N::Pair>>,
+    groups: BTreeMap<usize, Group<N>>,
+    nics: Vec<Arc<N>>,
+    fetches: Fetches,
+    /// What pairs have that are being destroyed.
+    destroying: BTreeMap<u64, Vec<Piece>>,
+    destroyed: u64,
+    work: VecDeque<Work<N>>,
+    out: VecDeque<FromPaths>,
+    reaches: Arc<Reaches>,
+    /// `reaches` is to be told anew.
+    changed: bool,
+    // Buffers.
+    done: Vec<Completion>,
+    changes: Vec<Change>,
+    nowhere: Vec<Piece>,
+}
+
+impl<N: Nic> Mover<N> {
+    pub(super) fn new(nics: Vec<Arc<N>>, reaches: Arc<Reaches>) -> Self {
+        Self {
+            asking: BTreeMap::new(),
+            guests: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            nics,
+            fetches: Fetches::default(),
+            destroying: BTreeMap::new(),
+            destroyed: 0,
+            work: VecDeque::new(),
+            out: VecDeque::new(),
+            reaches,
+            changed: false,
+            done: Vec::new(),
+            changes: Vec::new(),
+            nowhere: Vec::new(),
+        }
+    }
+
+    // ---- What is wanted ----
+
+    pub(super) fn tell(&mut self, now: Time, job: ToPaths) {
+        match job {
+            ToPaths::Memory { group, first, mapping } => self.memory(group, first, mapping),
+            ToPaths::Guest { group, link, .. } => {
+                self.guests.insert(link, Guest::new(group));
+            }
+            ToPaths::GuestGone { link } => {
+                if let Some(guest) = self.guests.remove(&link) {
+                    self.destroy_guests(guest.into_pairs());
+                }
+            }
+            ToPaths::Peer { group, link, peer, .. } => {
+                let name = |nic: &Arc<N>| format!("peer {}, link {}, {}", peer.0, link.0, nic.name());
+                let lane = |(index, nic)| Lane::new(now, index, name(nic));
+                let lanes = self.nics.iter().enumerate().take(LANES_MAX).map(lane).collect();
+                self.asking.insert(link, Asking::new(group, lanes));
+            }
+            ToPaths::PeerGone { link } => self.peer_gone(now, link),
+            ToPaths::Fetch(fetch) => {
+                let link = fetch.link;
+                let pieces = self.fetches.begin(now, fetch);
+                let empty: Vec<(Piece, StoredBlock)> =
+                    pieces.iter().filter_map(|piece| Some((*piece, self.fetches.empty(piece)?))).collect();
+                for (piece, stored) in empty {
+                    self.work.push_back(Work::Check { op: piece.op, block: piece.block, stored });
+                }
+                match self.asking.get_mut(&link) {
+                    Some(asking) => asking.add(pieces.into_iter().filter(|piece| piece.bytes > 0)),
+                    None => self.fetches.fail_all(link),
+                }
+            }
+            ToPaths::Heard { link, said } => self.heard(now, link, &said),
+            // Its own memory may be read by each that may ask.
+            ToPaths::Lend { .. } | ToPaths::Unlend { .. } => {}
+        }
+    }
+
+    fn group(&mut self, group: usize) -> &mut Group<N> {
+        let nics = self.nics.len();
+        self.groups.entry(group).or_insert_with(|| Group::new(nics))
+    }
+
+    fn memory(&mut self, group: usize, first: SlotId, mapping: Mapping) {
+        let memory = self.group(group).add(first, mapping.clone());
+        for (nic, on) in self.nics.clone().into_iter().enumerate() {
+            match self.group(group).domain(nic, &on) {
+                Ok(domain) => {
+                    let mapping = mapping.clone();
+                    self.work.push_back(Work::Register { group, memory, nic, on, domain, mapping });
+                }
+                Err(error) => tracing::warn!(nic = on.name(), group, %error, "no protection domain: TCP is used"),
+            }
+        }
+    }
+
+    fn peer_gone(&mut self, now: Time, link: LinkId) {
+        if let Some(mut asking) = self.asking.remove(&link) {
+            asking.close(now);
+            asking.over().for_each(|over| self.destroy(over));
+            self.changed = true;
+        }
+        self.fetches.fail_all(link);
+    }
+
+    fn destroy(&mut self, Over { pair, pieces }: Over<N::Pair>) {
+        self.destroyed += 1;
+        self.destroying.insert(self.destroyed, pieces);
+        self.work.push_back(Work::Destroy { number: self.destroyed, pair });
+    }
+
+    /// Nothing is read by these from now on; they are destroyed when there is time for it.
+    fn destroy_guests(&mut self, pairs: impl IntoIterator<Item = N::Pair>) {
+        for mut pair in pairs {
+            match pair.fail() {
+                Ok(()) => self.destroy(Over { pair, pieces: Vec::new() }),
+                Err(_) => drop(pair),
+            }
+        }
+    }
+
+    // ---- What the other sides say ----
+
+    fn heard(&mut self, now: Time, link: LinkId, said: &[u8]) {
+        let said = match Said::decode(said) {
+            Ok(said) => said,
+            Err(error) => return tracing::warn!(link = link.0, %error, "the peer's RDMA paths said what is not known"),
+        };
+        match said {
+            Said::Begin { lane, session, nic, end } => self.begun(link, lane, Begun { session, nic, end }),
+            Said::Answer { lane, session, end, .. } => {
+                let Some(of) = self.lane(link, lane) else { return };
+                if let Some(pair) = of.answered(now, session, &end) {
+                    let which = Which { link, lane, session };
+                    self.work.push_back(Work::Connect { which, pair, there: end });
+                }
+            }
+            Said::Refused { lane, session, reason } => {
+                if let Some(of) = self.lane(link, lane) {
+                    of.refused(now, session, &reason);
+                }
+            }
+            Said::Regions { lane, session, regions } => {
+                if let Some(of) = self.lane(link, lane) {
+                    of.regions(now, session, &regions);
+                    self.changed = true;
+                }
+            }
+        }
+    }
+
+    fn lane(&mut self, link: LinkId, lane: u8) -> Option<&mut Lane<N::Pair>> {
+        self.asking.get_mut(&link)?.lanes.get_mut(usize::from(lane))
+    }
+
+    fn begun(&mut self, link: LinkId, lane: u8, begun: Begun) {
+        let Some(guest) = self.guests.get_mut(&link) else { return };
+        let group = guest.group;
+        let Some(Begun { session, nic, end }) = guest.begun(lane, begun) else { return };
+        let refuse = |reason: String| FromPaths::Say { link, said: Said::Refused { lane, session, reason }.encode() };
+        let kinds = self.nics.iter().map(|nic| (nic.kind(), nic.name()));
+        let Some(index) = partner(kinds, &nic, end.kind, lane) else {
+            return self.out.push_back(refuse(format!("no NIC here has an address like that of {nic}")));
+        };
+        let on = self.nics[index].clone();
+        match self.group(group).domain(index, &on) {
+            Ok(domain) => {
+                let former = self.guests.get_mut(&link).expect("found above").making(lane, session, index);
+                self.destroy_guests(former);
+                let which = Which { link, lane, session };
+                self.work.push_back(Work::Accept { which, on, domain, there: end });
+            }
+            Err(error) => self.out.push_back(refuse(format!("no protection domain on {}: {error}", on.name()))),
+        }
+    }
+
+    // ---- What ended elsewhere ----
+
+    pub(super) fn done(&mut self, now: Time, done: Done<N>) {
+        match done {
+            Done::Registered { group, memory, nic, parts: Ok(parts) } => {
+                let said = self.group(group).registered(memory, nic, parts);
+                let guests = self.guests.iter().filter(|(_, guest)| guest.group == group);
+                for (link, guest) in guests {
+                    for (lane, session) in guest.up_on(nic) {
+                        say_regions(&mut self.out, *link, lane, session, &said);
+                    }
+                }
+                self.changed = true;
+            }
+            Done::Registered { nic, parts: Err(error), .. } => {
+                let nic = self.nics[nic].name();
+                let cure = match error.raw_os_error() {
+                    Some(libc::ENOMEM) => "LimitMEMLOCK=infinity in the unit, or ulimit -l unlimited in a shell",
+                    _ => "see lapis doctor",
+                };
+                tracing::warn!(nic, %error, cure, "memory cannot be made known to a NIC: it goes by TCP");
+            }
+            Done::Made { which: Which { link, lane, session }, pair } => {
+                let nic = self.asking.get(&link).and_then(|asking| asking.lanes.get(usize::from(lane)));
+                let nic = nic.map(|lane| self.nics[lane.nic].name().to_owned());
+                let end = self.lane(link, lane).and_then(|lane| lane.made(now, session, pair));
+                if let (Some(nic), Some(end)) = (nic, end) {
+                    let said = Said::Begin { lane, session, nic, end }.encode();
+                    self.out.push_back(FromPaths::Say { link, said });
+                }
+            }
+            Done::Connected { which: Which { link, lane, session }, pair } => {
+                if let Some(of) = self.lane(link, lane) {
+                    of.connected(now, session, pair);
+                    self.changed = true;
+                }
+            }
+            Done::Accepted { which, pair } => self.accepted(which, pair),
+            Done::Destroyed { number } => {
+                let pieces = self.destroying.remove(&number).expect("each is destroyed once");
+                self.changes.extend(pieces.into_iter().map(Change::Back));
+            }
+            Done::Checked { op, block, sound } => {
+                self.fetches.decide(op, block, if sound { Came::Whole } else { Came::Corrupt });
+            }
+        }
+    }
+
+    fn accepted(&mut self, Which { link, lane, session }: Which, pair: std::io::Result<N::Pair>) {
+        let Some(guest) = self.guests.get_mut(&link) else { return };
+        let (group, end) = (guest.group, pair.as_ref().ok().map(Pair::end));
+        let why = pair.as_ref().err().map(ToString::to_string);
+        let (nic, next) = guest.made(lane, session, pair.ok());
+        match (nic.zip(end), next) {
+            (Some((index, end)), _) => {
+                let nic = self.nics[index].name().to_owned();
+                let said = Said::Answer { lane, session, nic, end }.encode();
+                self.out.push_back(FromPaths::Say { link, said });
+                let regions = self.group(group).said(index);
+                say_regions(&mut self.out, link, lane, session, &regions);
+            }
+            (None, Some(next)) => self.begun(link, lane, next),
+            (None, None) => {
+                if let Some(reason) = why {
+                    let said = Said::Refused { lane, session, reason }.encode();
+                    self.out.push_back(FromPaths::Say { link, said });
+                }
+            }
+        }
+    }
+
+    // ---- Turning ----
+
+    /// Does all that can be done now. Whether anything completed.
+    pub(super) fn turn(&mut self, now: Time) -> bool {
+        for asking in self.asking.values_mut() {
+            asking.tick(now, &mut self.changes);
+        }
+        self.begin_lanes(now);
+        for asking in self.asking.values_mut() {
+            asking.poll(now, &mut self.done, &mut self.changes);
+        }
+        let completed = !self.changes.is_empty();
+        self.apply();
+        let over: Vec<Over<N::Pair>> = self.asking.values_mut().flat_map(Asking::over).collect();
+        over.into_iter().for_each(|over| self.destroy(over));
+        for (op, link, deadline) in self.fetches.give_up(now) {
+            if let Some(asking) = self.asking.get_mut(&link) {
+                asking.take_back(now, op, deadline);
+            }
+        }
+        self.pump(now);
+        self.end_fetches();
+        if std::mem::take(&mut self.changed) || self.lanes_changed() {
+            self.tell_reaches();
+        }
+        completed
+    }
+
+    fn begin_lanes(&mut self, now: Time) {
+        for (link, asking) in &mut self.asking {
+            let group = asking.group;
+            for (index, lane) in asking.lanes.iter_mut().enumerate() {
+                let Some(session) = lane.begin(now) else { continue };
+                let (lane_index, on) = (index as u8, self.nics[lane.nic].clone());
+                let nics = self.nics.len();
+                let memory = self.groups.entry(group).or_insert_with(|| Group::new(nics));
+                match memory.domain(lane.nic, &on) {
+                    Ok(domain) => {
+                        let which = Which { link: *link, lane: lane_index, session };
+                        self.work.push_back(Work::Make { which, on, domain });
+                    }
+                    Err(error) => {
+                        lane.made(now, session, Err(error));
+                    }
+                }
+            }
+        }
+    }
+
+    fn pump(&mut self, now: Time) {
+        loop {
+            for asking in self.asking.values_mut() {
+                let Some(memory) = self.groups.get(&asking.group) else { continue };
+                asking.pump(now, memory, &self.fetches, &mut self.changes, &mut self.nowhere);
+            }
+            for piece in self.nowhere.drain(..) {
+                self.fetches.decide(piece.op, piece.block, Came::Not);
+            }
+            // What one lane did not take another may.
+            if !self.apply() {
+                break;
+            }
+        }
+    }
+
+    /// What lanes say became of pieces. Whether one is to be posted again.
+    fn apply(&mut self) -> bool {
+        let mut again = false;
+        for change in std::mem::take(&mut self.changes) {
+            match change {
+                Change::Given(piece) => self.fetches.given(&piece),
+                Change::Whole(piece) => {
+                    if let Some(stored) = self.fetches.taken(&piece, true) {
+                        self.work.push_back(Work::Check { op: piece.op, block: piece.block, stored });
+                    }
+                }
+                Change::Back(piece) => again |= self.back(Piece { tries: piece.tries + 1, ..piece }),
+                Change::Refused(piece) => again |= self.back(piece),
+            }
+        }
+        again
+    }
+
+    fn back(&mut self, piece: Piece) -> bool {
+        self.fetches.taken(&piece, false);
+        if piece.bytes == 0 || self.fetches.place(&piece).is_none() {
+            return false;
+        }
+        let link = self.fetches.link(piece.op);
+        let again = link.and_then(|link| self.asking.get_mut(&link)).is_some_and(|asking| asking.again(piece));
+        if !again {
+            self.fetches.decide(piece.op, piece.block, Came::Not);
+        }
+        again
+    }
+
+    fn end_fetches(&mut self) {
+        for (op, came) in self.fetches.ended() {
+            self.out.push_back(FromPaths::Fetched { op, came, by: PathKind::Rdma });
+        }
+    }
+
+    fn lanes_changed(&self) -> bool {
+        let up =
+            |(link, asking): (&LinkId, &Asking<N>)| (*link, asking.lanes.iter().filter(|lane| lane.is_up()).count());
+        !self.reaches.is_of(self.asking.iter().map(up))
+    }
+
+    fn tell_reaches(&self) {
+        let of = |asking: &Asking<N>| {
+            let memory = self.groups.get(&asking.group);
+            let up = asking.lanes.iter().filter(|lane| lane.is_up());
+            up.map(|lane| (lane.there().clone(), memory.map(|m| m.spans(lane.nic)).unwrap_or_default())).collect()
+        };
+        self.reaches.set(self.asking.iter().map(|(link, asking)| (*link, of(asking))).collect());
+    }
+
+    // ---- What comes of it ----
+
+    pub(super) fn poll(&mut self) -> Option<FromPaths> {
+        self.out.pop_front()
+    }
+
+    pub(super) fn poll_work(&mut self) -> Option<Work<N>> {
+        self.work.pop_front()
+    }
+
+    /// When to turn again if nothing happens.
+    pub(super) fn next_at(&self) -> Option<Time> {
+        self.asking.values().filter_map(Asking::next_at).chain(self.fetches.next_at()).min()
+    }
+
+    /// Before sleep: the NICs tell of what completes from now on.
+    pub(super) fn arm(&mut self, now: Time) {
+        self.nics.iter().for_each(|nic| nic.take_events());
+        self.asking.values_mut().flat_map(|asking| &mut asking.lanes).for_each(|lane| lane.arm(now));
+    }
+
+    pub(super) fn events(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.nics.iter().filter_map(|nic| nic.events())
+    }
+}
+
+fn say_regions(out: &mut VecDeque<FromPaths>, link: LinkId, lane: u8, session: u32, regions: &[RegionSaid]) {
+    for regions in regions.chunks(REGIONS_MAX) {
+        let said = Said::Regions { lane, session, regions: regions.to_vec() }.encode();
+        out.push_back(FromPaths::Say { link, said });
+    }
+}
+
+/// Which NIC here answers one of another host: of those whose address is of its kind the one of its name, as hosts of one
+/// make name what is on one network alike, else by the number of the lane.
+fn partner<'a>(
+    nics: impl Iterator<Item = (super::said::GidKind, &'a str)>,
+    name: &str,
+    kind: super::said::GidKind,
+    lane: u8,
+) -> Option<usize> {
+    let fit: Vec<(usize, &str)> =
+        nics.enumerate().filter(|(_, (of, _))| *of == kind).map(|(index, (_, name))| (index, name)).collect();
+    let named = fit.iter().find(|(_, of)| *of == name);
+    let by_lane = || fit.get(usize::from(lane) % fit.len().max(1));
+    named.or_else(by_lane).map(|(index, _)| *index)
+}
+
+#[test]
+fn a_nic_is_answered_by_one_that_it_can_hear() {
+    use super::said::GidKind::{InfiniBand, RoceV2Ip4};
+    let nics = [(RoceV2Ip4, "mlx5_0"), (InfiniBand, "mlx5_1"), (RoceV2Ip4, "mlx5_2")];
+    let partner = |name, kind, lane| partner(nics.into_iter(), name, kind, lane);
+    assert_eq!(partner("mlx5_2", RoceV2Ip4, 0), Some(2), "of the same name");
+    assert_eq!(partner("mlx5_1", RoceV2Ip4, 1), Some(2), "not of another kind");
+    assert_eq!((partner("a", RoceV2Ip4, 0), partner("a", RoceV2Ip4, 2)), (Some(0), Some(0)));
+    assert_eq!(partner("a", super::said::GidKind::RoceV1, 0), None);
+}
