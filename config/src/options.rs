@@ -103,6 +103,14 @@ impl PolicyName {
     pub const CHOICES: Choice<Self> = Choice(&[("hazq", Self::Hazq), ("lru", Self::Lru)]);
 }
 
+/// Whether blocks go between hosts by RDMA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rdma {
+    /// Where both hosts have it, else by TCP.
+    Auto,
+    Off,
+}
+
 /// How the SSD tier's reads and writes reach the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SsdEngine {
@@ -141,6 +149,9 @@ pub const SSD_PATHS_MAX: usize = 256;
 pub const PEERS_MAX: usize = 1024;
 /// Most servers of one etcd cluster; it is seldom run with more than seven.
 pub const ETCD_ENDPOINTS_MAX: usize = 16;
+
+/// Most RDMA devices that are used at once.
+pub const RDMA_DEVICES_MAX: usize = 8;
 
 const DRAM: Size = Size { least: DRAM_BYTES_MIN, most: 16 * TIB, auto: false };
 const DEADLINE: Span = Span { least: Duration::from_millis(1), most: Duration::from_secs(3600) };
@@ -286,6 +297,13 @@ options! {
     "peers.encrypt_blocks" peers_encrypt_blocks: bool = "false", Switch,
         "Encrypt the streams of blocks too, at the price of a copy and of CPU time at both ends. What hosts say to each \
          other is always encrypted beyond loopback.";
+    "peers.rdma" peers_rdma: Rdma = "auto",
+        Choice(&[("auto", Rdma::Auto), ("off", Rdma::Off)]),
+        "Read blocks from other hosts by RDMA where both hosts can, and by TCP otherwise (auto), or always by TCP (off, and \
+         with encrypt_blocks, which RDMA cannot). `lapis doctor` says what is used and what is missing.";
+    "peers.rdma_devices" peers_rdma_devices: Vec<String> = "[]", Devices { most: RDMA_DEVICES_MAX },
+        "Names of the RDMA devices to use, all at once, as in rdma_devices = [\"mlx5_0\", \"mlx5_1\"]; none given: all whose \
+         ports are up and have an address of the best kind that any has.";
     "log.level" log_level: LogLevel = "info",
         Choice(&[
             ("error", LogLevel::Error),

@@ -117,6 +117,17 @@ const FILES: &[Case] = &[
     ),
     ("address without port", "[metrics]\nlisten = \"127.0.0.1\"", &[("f:2: metrics.listen:", "is not an IP address")]),
     ("public address", "[metrics]\nlisten = \"0.0.0.0:7850\"", &[("f:2: metrics.listen:", "not a loopback address")]),
+    (
+        "path for a device",
+        "[peers]\nrdma_devices = [\"/dev/infiniband/uverbs0\"]",
+        &[("f:2: peers.rdma_devices:", "is not a name of a device, like mlx5_0")],
+    ),
+    (
+        "device twice",
+        "[peers]\nrdma_devices = [\"mlx5_0\", \"mlx5_0\"]",
+        &[("f:2: peers.rdma_devices:", "\"mlx5_0\" is given twice")],
+    ),
+    ("RDMA by force", "[peers]\nrdma = \"on\"", &[("f:2: peers.rdma:", "\"on\" is not one of \"auto\", \"off\"")]),
     ("mode that is not octal", "[server]\nsocket_mode = \"0888\"", &[("f:2: server.socket_mode:", "octal")]),
     ("mode as a number", "[server]\nsocket_mode = 660", &[("f:2: server.socket_mode:", "expected a file mode")]),
     ("mode that shuts out its owner", "[server]\nsocket_mode = \"0066\"", &[("f:2: server.socket_mode:", "octal")]),

@@ -12,6 +12,7 @@ mod etcd;
 mod facts;
 mod host;
 mod peers;
+mod rdma;
 mod sockets;
 mod ssd;
 mod uring;
@@ -99,6 +100,7 @@ pub fn examine(effective: &Effective) -> Report {
     checks.extend(sockets::examine(options));
     checks.extend(peers::examine(options));
     checks.extend(etcd::examine(options));
+    checks.extend(rdma::examine(options));
     Report { level: checks.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok), checks }
 }
 
