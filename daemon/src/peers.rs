@@ -49,6 +49,8 @@ pub struct PeerCounts {
     pub blocks_read: u64,
     pub blocks_hit: u64,
     pub bytes_read: u64,
+    /// Of these, those that came by RDMA.
+    pub bytes_read_rdma: u64,
     /// Blocks that a peer was said to have and that did not come: it had them no more, or it, or the way to it, was too
     /// slow; and those whose bytes were not their own.
     pub blocks_failed: u64,
@@ -71,6 +73,7 @@ impl PeerCounts {
             &mut self.blocks_read,
             &mut self.blocks_hit,
             &mut self.bytes_read,
+            &mut self.bytes_read_rdma,
             &mut self.blocks_failed,
             &mut self.blocks_corrupt,
             &mut self.wants,
@@ -84,6 +87,7 @@ impl PeerCounts {
             other.blocks_read,
             other.blocks_hit,
             other.bytes_read,
+            other.bytes_read_rdma,
             other.blocks_failed,
             other.blocks_corrupt,
             other.wants,

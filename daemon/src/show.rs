@@ -156,9 +156,10 @@ fn peers_lines(peers: &Peers) -> Vec<(&'static str, String)> {
         (
             "from peers",
             format!(
-                "{} blocks read, {}; {} did not come, {} checksum failures",
+                "{} blocks read, {} ({} by RDMA); {} did not come, {} checksum failures",
                 peers.blocks_read,
                 size(peers.bytes_read),
+                size(peers.bytes_read_rdma),
                 peers.blocks_failed,
                 peers.blocks_corrupt
             ),

@@ -6,10 +6,12 @@ mod others;
 use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Context;
-use lapis_config::{Effective, Options, Time};
+use lapis_config::{Effective, Options, Rdma, Time};
 use lapis_transport::{
     peers::{
         asker::AskerOptions,
+        paths::{Paths, both::BothPaths},
+        rdma::{NoRdma, RdmaOptions, RdmaPaths},
         streams::{StreamOptions, TcpPaths},
         tcp::{TcpLimits, TcpLinks},
         tls::{Credentials, IdentityFiles},
@@ -27,7 +29,7 @@ pub type Reload = Box<dyn Fn() -> anyhow::Result<Effective>>;
 pub(super) struct Peering {
     credentials: Option<Credentials>,
     links: Option<TcpLinks>,
-    paths: Option<TcpPaths>,
+    paths: Option<BothPaths<RdmaPaths, TcpPaths>>,
     options: PeersOptions,
     others: Others,
     wake: Arc<dyn Fn() + Send + Sync>,
@@ -46,11 +48,12 @@ impl Peering {
             streams: options.peers_streams as usize,
             ..StreamOptions::default()
         };
-        let paths = TcpPaths::new(streams, Arc::clone(&wake)).context("listen for streams of blocks")?;
+        let streams = TcpPaths::new(streams, Arc::clone(&wake)).context("listen for streams of blocks")?;
+        let paths = BothPaths::new(rdma(options, Arc::clone(&wake)), streams);
         let links = TcpLinks::start(listen, credentials.clone(), TcpLimits::default(), Arc::clone(&wake))
             .context("listen for other hosts")?;
         let others = Others::new(options, links.local_addr(), boot)?;
-        let data_port = lapis_transport::peers::paths::Paths::data_port(&paths);
+        let data_port = paths.data_port();
         tracing::info!(host = options.peers_host, listen = %links.local_addr(), data_port, "reachable by other hosts");
         let options = PeersOptions {
             host: options.peers_host.clone(),
@@ -99,6 +102,25 @@ impl Peering {
         engine.set_members(now, members);
         engine.set_known_by(self.others.known_by());
     }
+}
+
+/// `None`: all blocks go by TCP.
+fn rdma(options: &Options, wake: Arc<dyn Fn() + Send + Sync>) -> Option<RdmaPaths> {
+    if options.peers_rdma == Rdma::Off {
+        return None;
+    }
+    if options.peers_encrypt_blocks {
+        tracing::info!("blocks go by TCP: RDMA does not encrypt them (peers.encrypt_blocks)");
+        return None;
+    }
+    let devices = options.peers_rdma_devices.clone();
+    let is_asked_for = !devices.is_empty();
+    match RdmaPaths::start(&RdmaOptions { devices }, wake) {
+        Ok(paths) => return Some(paths),
+        Err(error @ NoRdma::NoDevice) if !is_asked_for => tracing::info!("blocks go by TCP: {error}"),
+        Err(error) => tracing::warn!("no RDMA, blocks go by TCP (`lapis doctor` says more): {error}"),
+    }
+    None
 }
 
 fn may_ask(options: &Options) -> Vec<Vec<String>> {

@@ -18,6 +18,8 @@ pub struct Peers {
     /// Blocks that came from other hosts, and their bytes.
     pub blocks_read: u64,
     pub bytes_read: u64,
+    /// Of these bytes, those that came by RDMA; the others came by TCP.
+    pub bytes_read_rdma: u64,
     /// Blocks that another host had shown and that did not come, and those whose bytes were not their own.
     pub blocks_failed: u64,
     pub blocks_corrupt: u64,
@@ -57,6 +59,7 @@ impl Peers {
             membership_stale_s: stale_s(&peers.known_by, now),
             blocks_read: counts.blocks_read,
             bytes_read: counts.bytes_read,
+            bytes_read_rdma: counts.bytes_read_rdma,
             blocks_failed: counts.blocks_failed,
             blocks_corrupt: counts.blocks_corrupt,
             wants: counts.wants,

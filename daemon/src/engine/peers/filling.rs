@@ -159,7 +159,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         }
     }
 
-    pub(super) fn fetched(&mut self, now: Time, op: u64, came: &[Came], _by: PathKind) {
+    pub(super) fn fetched(&mut self, now: Time, op: u64, came: &[Came], by: PathKind) {
         let (index, op) = narrow(op);
         let Some(own) = self.peers.as_mut().and_then(|peers| peers.groups.get_mut(index)) else { return };
         let Some((number, of)) = own.fetching.remove(&op) else { return };
@@ -172,6 +172,9 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                     block.at = FillAt::Whole(slot);
                     own.counts.blocks_read += 1;
                     own.counts.bytes_read += u64::from(block.located.bytes);
+                    if by == PathKind::Rdma {
+                        own.counts.bytes_read_rdma += u64::from(block.located.bytes);
+                    }
                 }
                 (Came::Corrupt, _) => own.counts.blocks_corrupt += 1,
                 _ => own.counts.blocks_failed += 1,
