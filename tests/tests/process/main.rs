@@ -20,6 +20,7 @@ mod many_hosts;
 mod offline;
 mod peers;
 mod quiet;
+mod rdma;
 mod replay_daemon;
 mod roles;
 mod signals;
