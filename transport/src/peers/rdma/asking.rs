@@ -112,8 +112,13 @@ impl<N: Nic> Asking<N> {
         self.lanes.iter_mut().for_each(|lane| lane.poll(now, done, changes));
     }
 
-    pub(super) fn tick(&mut self, now: Time, changes: &mut Vec<Change>) {
-        self.lanes.iter_mut().for_each(|lane| lane.tick(now, changes));
+    pub(super) fn tick(&mut self, now: Time, memory: Option<&Group<N>>, changes: &mut Vec<Change>) {
+        for lane in &mut self.lanes {
+            lane.tick(now, changes);
+            if let Some(scratch) = memory.and_then(|memory| memory.scratch(lane.nic)) {
+                lane.try_out(now, scratch);
+            }
+        }
     }
 
     /// A fetch gave up: the lanes that have some of it should be done by `deadline`. Half of the time is for them to drain,

@@ -16,6 +16,7 @@ use lapis_arena::Mapping;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::{
+    memory::SCRATCH_BYTES,
     provider::{Completion, Nic, Pair, Read, Region},
     said::{End, GidKind},
 };
@@ -75,13 +76,14 @@ pub(super) struct State {
     lent: BTreeMap<u64, u64>,
     /// READs whose bytes have all moved.
     pub reads: u64,
+    is_walled: bool,
 }
 
 impl Default for State {
     fn default() -> Self {
         let random = fastrand::Rng::with_seed(0);
         let (regions, pairs, lent) = Default::default();
-        Self { random, faults: Faults::default(), regions, pairs, next: 1, lent, reads: 0 }
+        Self { random, faults: Faults::default(), regions, pairs, next: 1, lent, reads: 0, is_walled: false }
     }
 }
 
@@ -171,6 +173,11 @@ impl Fabric {
         }
     }
 
+    /// From now on no pair hears another, though each is connected as before: a firewall.
+    pub(super) fn wall(&self, stands: bool) {
+        self.lock().is_walled = stands;
+    }
+
     /// All pairs that there are hear nothing any more, and are told nothing.
     pub(super) fn cut(&self) {
         self.lock().pairs.values_mut().for_each(|pair| pair.stuck = true);
@@ -188,7 +195,8 @@ impl State {
     }
 
     fn step(&mut self) -> bool {
-        let moving = |pair: &Queues| !pair.posted.is_empty() && (pair.failed || !pair.stuck);
+        let is_deaf = |pair: &Queues| pair.stuck || self.is_walled;
+        let moving = |pair: &Queues| !pair.posted.is_empty() && (pair.failed || !is_deaf(pair));
         let busy: Vec<u32> = self.pairs.iter().filter(|(_, pair)| moving(pair)).map(|(number, _)| *number).collect();
         let Some(number) = self.random.choice(&busy).copied() else { return false };
         let mut pair = self.pairs.remove(&number).expect("one of them");
@@ -368,6 +376,10 @@ impl Nic for FakeNic {
         let (domain, address, mapping) = (**domain, mapping.as_ptr(range.start) as u64, mapping.clone());
         let mut state = self.fabric.lock();
         let number = state.number();
+        // What is tried out there may be written at any time.
+        if mapping.len() as u64 == SCRATCH_BYTES {
+            state.lent.insert(address, address + SCRATCH_BYTES);
+        }
         state.regions.insert(number, Known { domain, address, mapping, range });
         Ok(FakeRegion { fabric: self.fabric.clone(), number })
     }
@@ -412,7 +424,11 @@ impl Region for FakeRegion {
 
 impl Drop for FakeRegion {
     fn drop(&mut self) {
-        self.fabric.lock().regions.remove(&self.number);
+        let mut state = self.fabric.lock();
+        let known = state.regions.remove(&self.number).expect("until it is dropped");
+        if known.mapping.len() as u64 == SCRATCH_BYTES {
+            state.lent.remove(&known.address);
+        }
     }
 }
 

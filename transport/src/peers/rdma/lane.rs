@@ -1,6 +1,9 @@
 //! One pair of who fetches, from its making to its end, and again: what is posted on it, what came of that, and the pauses
 //! between attempts. No clock of its own, no thread. To destroy a pair takes a second at times: it is handed out, as `Over`.
 //!
+//! Two pairs can be connected between which nothing goes: a firewall, another network, packets too large for a switch. So the
+//! first READ of a pair is a trial into memory of no fetch, and only a lane that passed it is up.
+//!
 //! Invariant: what was posted leaves `posted` only when it completed, or with its pair.
 
 use std::{collections::VecDeque, io, time::Duration};
@@ -21,12 +24,16 @@ const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// How long the owner has for its answer.
 const ANSWER: Duration = Duration::from_secs(5);
+/// How long the first READ may take. Most NICs give up on a peer that does not answer before.
+const TRIAL: Duration = Duration::from_secs(3);
 /// How long what a failed pair had is waited for, before the pair is destroyed with it.
 const DRAIN: Duration = Duration::from_millis(100);
 /// Bytes that are posted and not read, at most: more gains nothing, and takes longer to take back.
 const WINDOW_BYTES: u64 = 8 << 20;
 /// At least one READ in so many bytes tells that it, and all before it, succeeded.
 const SIGNAL_BYTES: u32 = 512 << 10;
+/// Of the first READ of a pair.
+const TRIAL_ID: u64 = 1;
 /// READs posted at once.
 const BATCH: usize = 16;
 /// Until a NIC is tried again that would not take more, while it has nothing whose end would tell.
@@ -72,7 +79,7 @@ struct Up<P> {
 impl<P> Up<P> {
     fn new(pair: P) -> Self {
         let (posted, batch) = (VecDeque::new(), Vec::new());
-        Self { pair, posted, next_id: 1, batch, silent_bytes: 0, owes: None, full_until: None }
+        Self { pair, posted, next_id: TRIAL_ID + 1, batch, silent_bytes: 0, owes: None, full_until: None }
     }
 }
 
@@ -87,6 +94,11 @@ enum Stand<P> {
         until: Time,
     },
     Connecting,
+    /// Its first READ is to be posted, as soon as the owner says a region; or shall be done by then.
+    Trying {
+        up: Box<Up<P>>,
+        until: Option<Time>,
+    },
     Up(Box<Up<P>>),
     /// It failed, or was made to: what it has is coming back.
     Ending {
@@ -178,12 +190,42 @@ impl<P: Pair> Lane<P> {
             return;
         }
         match pair {
-            Ok(pair) => {
-                tracing::info!(lane = self.name, session, "blocks are read by RDMA");
-                self.stand = Stand::Up(Box::new(Up::new(pair)));
-            }
+            Ok(pair) => self.stand = Stand::Trying { up: Box::new(Up::new(pair)), until: None },
             Err(error) => self.rest(now, &format!("not connected: {error}")),
         }
+    }
+
+    /// Posts the first READ, once: into memory that is nobody's.
+    pub(super) fn try_out(&mut self, now: Time, scratch: Stretch) {
+        let Stand::Trying { up, until: until @ None } = &mut self.stand else { return };
+        let Some(from) = self.there.any() else { return };
+        let bytes = from.bytes.min(scratch.bytes) as u32;
+        let (here, local_key) = (scratch.address, scratch.key);
+        let (there, remote_key) = (from.address, from.key);
+        let trial = Read { id: TRIAL_ID, signalled: true, here, local_key, there, remote_key, bytes };
+        *until = Some(now.after(TRIAL));
+        if let (_, Some(error)) = up.pair.read(&[trial]) {
+            self.fail_trial(now, &format!("its first READ was not taken: {error}"));
+        }
+    }
+
+    fn tried(&mut self, now: Time, completion: &Completion) {
+        match (&completion.outcome, std::mem::replace(&mut self.stand, Stand::Connecting)) {
+            (Ok(()), Stand::Trying { up, .. }) => {
+                tracing::info!(lane = self.name, session = self.session, "blocks are read by RDMA");
+                self.stand = Stand::Up(up);
+            }
+            (Err(reason), stand @ Stand::Trying { .. }) => {
+                self.stand = stand;
+                self.fail_trial(now, &format!("its first READ failed: {reason}"));
+            }
+            (_, stand) => self.stand = stand,
+        }
+    }
+
+    fn fail_trial(&mut self, now: Time, why: &str) {
+        self.end_pair();
+        self.rest(now, why);
     }
 
     pub(super) fn regions(&mut self, now: Time, session: u32, regions: &[RegionSaid]) {
@@ -267,12 +309,18 @@ impl<P: Pair> Lane<P> {
 
     /// Takes what completed. `done` is a buffer.
     pub(super) fn poll(&mut self, now: Time, done: &mut Vec<Completion>, changes: &mut Vec<Change>) {
+        done.clear();
         let (up, is_ending) = match &mut self.stand {
+            Stand::Trying { up, until: Some(_) } => {
+                return match up.pair.poll(done) {
+                    Ok(()) => done.drain(..).for_each(|completion| self.tried(now, &completion)),
+                    Err(error) => self.fail_trial(now, &format!("its completions cannot be had: {error}")),
+                };
+            }
             Stand::Up(up) => (up, false),
             Stand::Ending { up, .. } => (up, true),
             _ => return,
         };
-        done.clear();
         let mut why = up.pair.poll(done).err().map(|error| format!("its completions cannot be had: {error}"));
         for completion in done.drain(..) {
             // One that is not under way was told twice.
@@ -306,10 +354,11 @@ impl<P: Pair> Lane<P> {
 
     /// Before sleep: what completes from now on is told. What completed before is seen by another `poll`.
     pub(super) fn arm(&mut self, now: Time) {
-        let (Stand::Up(up) | Stand::Ending { up, .. }) = &mut self.stand else { return };
-        if up.posted.is_empty() {
-            return;
-        }
+        let up = match &mut self.stand {
+            Stand::Up(up) | Stand::Ending { up, .. } if !up.posted.is_empty() => up,
+            Stand::Trying { up, until: Some(_) } => up,
+            _ => return,
+        };
         if let Err(error) = up.pair.arm() {
             self.kill(now, Time::NEVER, &format!("it cannot tell of completions: {error}"));
         }
@@ -330,6 +379,10 @@ impl<P: Pair> Lane<P> {
                 self.stand = Stand::Ending { up, until };
                 self.settle(now);
             }
+            trying @ Stand::Trying { .. } => {
+                self.stand = trying;
+                self.fail_trial(now, why);
+            }
             Stand::Ending { up, until: before } => self.stand = Stand::Ending { up, until: until.min(before) },
             other => self.stand = other,
         }
@@ -344,8 +397,13 @@ impl<P: Pair> Lane<P> {
 
     /// The pair is over, with what it has.
     pub(super) fn close(&mut self, now: Time) {
-        let until = Time::NEVER;
-        if let Stand::Up(up) | Stand::Ending { up, .. } = std::mem::replace(&mut self.stand, Stand::Resting { until }) {
+        self.end_pair();
+        self.rest(now, "");
+    }
+
+    fn end_pair(&mut self) {
+        let former = std::mem::replace(&mut self.stand, Stand::Resting { until: Time::NEVER });
+        if let Stand::Up(up) | Stand::Trying { up, .. } | Stand::Ending { up, .. } = former {
             let Up { mut pair, posted, .. } = *up;
             // What cannot be taken back ends with the pair.
             let _ = pair.fail();
@@ -353,7 +411,6 @@ impl<P: Pair> Lane<P> {
             pieces.iter().for_each(|piece| self.pace.left(piece.bytes.into()));
             self.over.push(Over { pair, pieces });
         }
-        self.rest(now, "");
     }
 
     fn rest(&mut self, now: Time, why: &str) {
@@ -369,6 +426,9 @@ impl<P: Pair> Lane<P> {
     pub(super) fn tick(&mut self, now: Time, changes: &mut Vec<Change>) {
         match &mut self.stand {
             Stand::Asked { until, .. } if *until <= now => self.rest(now, "its owner did not answer"),
+            Stand::Trying { until: Some(until), .. } if *until <= now => {
+                self.fail_trial(now, "its first READ had no answer");
+            }
             Stand::Ending { until, .. } if *until <= now => self.close(now),
             Stand::Up(up) => {
                 if up.full_until.is_some_and(|until| until <= now) {
@@ -405,6 +465,7 @@ impl<P: Pair> Lane<P> {
     pub(super) fn next_at(&self) -> Option<Time> {
         match &self.stand {
             Stand::Resting { until } | Stand::Asked { until, .. } | Stand::Ending { until, .. } => Some(*until),
+            Stand::Trying { until, .. } => *until,
             Stand::Up(up) => up.full_until,
             Stand::Making | Stand::Connecting => None,
         }

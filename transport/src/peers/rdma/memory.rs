@@ -14,6 +14,9 @@ use super::{
 /// Most regions of one lane that are kept: a peer that says more is not believed.
 const SAID_MAX: usize = 4096;
 
+/// Bytes of memory into which lanes are tried: as many as the largest packet has.
+pub(super) const SCRATCH_BYTES: u64 = UNIT_BYTES;
+
 /// Bytes at an address, under a key of a NIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stretch {
@@ -52,7 +55,15 @@ pub(super) struct Group<N: Nic> {
     memories: Vec<Memory<N>>,
     /// By the address at which a mapping begins.
     by_address: BTreeMap<usize, usize>,
-    domains: Vec<Option<Arc<N::Domain>>>,
+    domains: Vec<Option<Own<N>>>,
+}
+
+/// What a group has with a NIC, whatever memory it has.
+struct Own<N: Nic> {
+    domain: Arc<N::Domain>,
+    /// Memory of no fetch, which nobody looks at, and where it is.
+    scratch: Stretch,
+    _scratch: N::Region,
 }
 
 impl<N: Nic> Group<N> {
@@ -61,12 +72,20 @@ impl<N: Nic> Group<N> {
     }
 
     pub(super) fn domain(&mut self, index: usize, nic: &N) -> io::Result<Arc<N::Domain>> {
-        if let Some(domain) = &self.domains[index] {
-            return Ok(domain.clone());
+        if let Some(own) = &self.domains[index] {
+            return Ok(own.domain.clone());
         }
         let domain = Arc::new(nic.domain()?);
-        self.domains[index] = Some(domain.clone());
+        let mapping = Mapping::anonymous(SCRATCH_BYTES).map_err(io::Error::other)?;
+        let region = nic.register(&domain, &mapping, 0..mapping.len())?;
+        let scratch = Stretch { address: mapping.as_ptr(0) as u64, key: region.local_key(), bytes: SCRATCH_BYTES };
+        self.domains[index] = Some(Own { domain: domain.clone(), scratch, _scratch: region });
         Ok(domain)
+    }
+
+    /// Where a NIC may write at any time.
+    pub(super) fn scratch(&self, nic: usize) -> Option<Stretch> {
+        self.domains[nic].as_ref().map(|own| own.scratch)
     }
 
     /// Which one it is now.
@@ -127,6 +146,12 @@ impl There {
             self.regions.insert(region.first, *region);
         }
         self.regions.len() <= SAID_MAX
+    }
+
+    /// Any bytes that can be read.
+    pub(super) fn any(&self) -> Option<Stretch> {
+        let (first, _) = self.regions.first_key_value()?;
+        self.at(u64::from(*first) * UNIT_BYTES)
     }
 
     /// Where what lies `offset` bytes from the start of the owner's memory can be read.

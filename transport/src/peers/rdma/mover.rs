@@ -281,7 +281,7 @@ impl<N: Nic> Mover<N> {
     /// Does all that can be done now. Whether anything completed.
     pub(super) fn turn(&mut self, now: Time) -> bool {
         for asking in self.asking.values_mut() {
-            asking.tick(now, &mut self.changes);
+            asking.tick(now, self.groups.get(&asking.group), &mut self.changes);
         }
         self.begin_lanes(now);
         for asking in self.asking.values_mut() {

@@ -138,7 +138,7 @@ fn nothing_can_be_read_after_the_session_ended() {
 #[test]
 fn memory_that_comes_later_can_be_read_later() {
     let mut world = World::new(Options { memory_later: true, ..Options::default() });
-    world.until_up_without_memory();
+    world.until_connected();
     let op = world.fetch(&[1], SECOND);
     assert_eq!(world.until_fetched(op), vec![Came::Not]);
     world.add_memory();
@@ -157,6 +157,24 @@ fn a_group_cannot_read_anothers_memory_even_if_told_its_keys() {
     world.asker.tell(world.now(), ToPaths::Heard { link: LINK, said });
     let op = world.fetch_at(1 << 20, Duration::from_millis(100));
     assert_eq!(world.until_fetched(op), vec![Came::Not]);
+}
+
+/// To connect is no proof: addresses are resolved, and no packet goes to the other side.
+#[test]
+fn a_lane_by_which_nothing_can_be_read_is_never_up() {
+    let mut world = faultless(2);
+    world.fabric.wall(true);
+    world.until_connected();
+    for _ in 0..600 {
+        world.run(SECOND_US / 10);
+        assert_eq!(world.lanes_up(), 0, "blocks would be lost there that could go by TCP");
+    }
+    let begun = world.said.iter().filter(|said| matches!(said, Said::Begin { .. })).count();
+    assert!((10..=32).contains(&begun), "two lanes, tried with growing pauses: {begun}");
+    world.fabric.wall(false);
+    world.until_up();
+    let op = world.fetch(&[1, 2], SECOND);
+    assert_eq!(world.until_fetched(op), vec![Came::Whole; 2]);
 }
 
 #[test]

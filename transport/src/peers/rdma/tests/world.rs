@@ -330,10 +330,13 @@ impl World {
         }
     }
 
-    /// Nothing but timers and the wire, for so long.
+    /// Nothing but timers, the wire, and lanes that are tried, for so long.
     pub(super) fn run(&mut self, us: u64) {
         let end = self.now + us;
         while self.now < end {
+            if self.under_way.is_empty() {
+                while self.fabric.step() {}
+            }
             self.pass(STEP_US * 10);
             self.turn();
         }
@@ -353,11 +356,10 @@ impl World {
         }
     }
 
-    pub(super) fn until_up_without_memory(&mut self) {
-        let lanes = self.asker.nics.len();
+    pub(super) fn until_connected(&mut self) {
         let end = self.now + 20 * SECOND_US;
-        while !self.asker.reaches.is_of([(LINK, lanes)].into_iter()) {
-            assert!(self.now < end, "not up");
+        while self.fabric.pairs_in_use() < 2 * self.asker.nics.len() {
+            assert!(self.now < end, "not connected");
             self.run(STEP_US * 10);
         }
     }
