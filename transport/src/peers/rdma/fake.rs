@@ -96,6 +96,8 @@ struct Known {
 
 struct Queues {
     domain: u32,
+    /// The other half may read by it.
+    is_read: bool,
     there: Option<u32>,
     failed: bool,
     stuck: bool,
@@ -163,6 +165,11 @@ impl Fabric {
     /// Those that are connected.
     pub(super) fn pairs_in_use(&self) -> usize {
         self.lock().pairs.values().filter(|pair| pair.there.is_some() && !pair.failed).count()
+    }
+
+    /// How many of those that are connected the other half may read by.
+    pub(super) fn pairs_read(&self) -> usize {
+        self.lock().pairs.values().filter(|pair| pair.there.is_some() && pair.is_read).count()
     }
 
     /// Some pair that reads fails.
@@ -256,7 +263,7 @@ impl State {
     /// The domain of the other half, if that is connected with this one and alive.
     fn there(&self, number: u32, pair: &Queues) -> Option<u32> {
         let there = self.pairs.get(&pair.there?)?;
-        (there.there == Some(number) && !there.failed && !there.stuck).then_some(there.domain)
+        (there.there == Some(number) && there.is_read && !there.failed && !there.stuck).then_some(there.domain)
     }
 
     fn move_chunk(&mut self, here: u32, there: u32, moving: &mut Moving) -> Result<(), &'static str> {
@@ -384,12 +391,13 @@ impl Nic for FakeNic {
         Ok(FakeRegion { fabric: self.fabric.clone(), number })
     }
 
-    fn pair(&self, domain: &Arc<u32>, _: u32) -> io::Result<FakePair> {
+    fn pair(&self, domain: &Arc<u32>, reads_max: u32) -> io::Result<FakePair> {
         assert!(self.has(**domain));
         let mut state = refused(&self.fabric)?;
         let number = state.number();
         let queues = Queues {
             domain: **domain,
+            is_read: reads_max == 0,
             there: None,
             failed: false,
             stuck: false,

@@ -26,7 +26,8 @@ pub trait Nic: Send + Sync + 'static {
     /// Makes memory known to the NIC: readable by the other sides of the domain's pairs, writable by its own READs alone.
     /// Blocks, for about 0.1 s a GiB.
     fn register(&self, domain: &Arc<Self::Domain>, mapping: &Mapping, range: Range<usize>) -> io::Result<Self::Region>;
-    /// Half of a connection, not connected. `reads_max`: how many READs it holds at once.
+    /// Half of a connection, not connected. `reads_max`: how many READs it holds at once, and then the other side can read
+    /// nothing by it; 0: the other side reads, this one does not.
     fn pair(&self, domain: &Arc<Self::Domain>, reads_max: u32) -> io::Result<Self::Pair>;
     /// Readable when an armed pair has something; `None`: whoever drives is woken otherwise.
     fn events(&self) -> Option<BorrowedFd<'_>>;

@@ -159,6 +159,14 @@ fn a_group_cannot_read_anothers_memory_even_if_told_its_keys() {
     assert_eq!(world.until_fetched(op), vec![Came::Not]);
 }
 
+/// Whoever fetches may not be read by in return: its owner need not be one that may ask it.
+#[test]
+fn only_the_owners_half_of_a_pair_can_be_read_by() {
+    let mut world = faultless(3);
+    world.until_up();
+    assert_eq!((world.fabric.pairs_in_use(), world.fabric.pairs_read()), (6, 3));
+}
+
 /// To connect is no proof: addresses are resolved, and no packet goes to the other side.
 #[test]
 fn a_lane_by_which_nothing_can_be_read_is_never_up() {

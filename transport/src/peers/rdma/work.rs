@@ -108,7 +108,7 @@ impl<N: Nic> Work<N> {
             }
             Self::Accept { which, on, domain, there } => {
                 let connected = |mut pair: N::Pair| pair.connect(&there).map(|()| pair);
-                Done::Accepted { which, pair: on.pair(&domain, 1).and_then(connected) }
+                Done::Accepted { which, pair: on.pair(&domain, 0).and_then(connected) }
             }
             Self::Destroy { number, pair } => {
                 drop(pair);

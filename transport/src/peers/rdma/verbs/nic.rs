@@ -299,7 +299,7 @@ impl QueuePair {
         let cq = made(unsafe { (library.create_cq)(context, reads_max as c_int + 1, ptr::null_mut(), told, 0) })?;
         let queue = Queue { cq, channel: channel.clone() };
         let cap =
-            v::QpCap { max_send_wr: reads_max, max_recv_wr: 1, max_send_sge: 1, max_recv_sge: 1, max_inline_data: 0 };
+            v::QpCap { max_send_wr: reads_max.max(1), max_recv_wr: 1, max_send_sge: 1, max_recv_sge: 1, max_inline_data: 0 };
         let mut wanted = v::QpInitAttr {
             qp_context: ptr::null_mut(),
             send_cq: cq.as_ptr(),
@@ -329,7 +329,7 @@ impl QueuePair {
         pair.end.packet = u32::from_ne_bytes(random) & 0xff_ffff;
         let mut attr = attributes(v::QPS_INIT);
         (attr.pkey_index, attr.port_num) = (PARTITION, port.number);
-        attr.qp_access_flags = v::ACCESS_REMOTE_READ as c_uint;
+        attr.qp_access_flags = if reads_max == 0 { v::ACCESS_REMOTE_READ as c_uint } else { 0 };
         pair.modify(attr, v::QP_STATE | v::QP_PKEY_INDEX | v::QP_PORT | v::QP_ACCESS_FLAGS)?;
         Ok(pair)
     }
