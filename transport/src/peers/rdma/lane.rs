@@ -453,13 +453,20 @@ impl<P: Pair> Lane<P> {
         let id = up.next_id;
         up.next_id += 1;
         let (taken, error) = up.pair.read(&[Read { id, signalled: true, bytes: 1, ..last }]);
-        if taken == 1 && error.is_none() {
+        // Taken, and a reason not to: nobody knows, so the NIC may write it until the pair has ended.
+        if taken == 1 {
             let piece = Piece { bytes: 0, ..piece };
             changes.push(Change::Given(piece));
-            return up.posted.push_back(Posted { id, piece });
+            up.posted.push_back(Posted { id, piece });
         }
-        up.owes = Some((last, piece));
-        up.full_until = Some(now.after(FULL_PAUSE));
+        match error {
+            None => {}
+            Some(error) if taken == 0 && error.raw_os_error() == Some(libc::ENOMEM) => {
+                up.owes = Some((last, piece));
+                up.full_until = Some(now.after(FULL_PAUSE));
+            }
+            Some(error) => self.kill(now, Time::NEVER, &format!("a READ was not taken: {error}")),
+        }
     }
 
     pub(super) fn next_at(&self) -> Option<Time> {
