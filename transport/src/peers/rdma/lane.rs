@@ -118,13 +118,15 @@ pub(super) struct Lane<P> {
     pub over: Vec<Over<P>>,
     /// Of the link and of this, for the log.
     name: String,
+    /// Why it is not up, as the log has it.
+    told: String,
 }
 
 impl<P: Pair> Lane<P> {
     pub(super) fn new(now: Time, nic: usize, name: String) -> Self {
         let stand = Stand::Resting { until: now };
         let (pace, there, over) = (Pace::default(), There::default(), Vec::new());
-        Self { nic, session: 0, stand, pause: PAUSE_MIN, pace, there, over, name }
+        Self { nic, session: 0, stand, pause: PAUSE_MIN, pace, there, over, name, told: String::new() }
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -213,6 +215,7 @@ impl<P: Pair> Lane<P> {
         match (&completion.outcome, std::mem::replace(&mut self.stand, Stand::Connecting)) {
             (Ok(()), Stand::Trying { up, .. }) => {
                 tracing::info!(lane = self.name, session = self.session, "blocks are read by RDMA");
+                self.told.clear();
                 self.stand = Stand::Up(up);
             }
             (Err(reason), stand @ Stand::Trying { .. }) => {
@@ -414,8 +417,13 @@ impl<P: Pair> Lane<P> {
     }
 
     fn rest(&mut self, now: Time, why: &str) {
-        if !why.is_empty() {
-            tracing::info!(lane = self.name, pause_ms = self.pause.as_millis() as u64, "no RDMA yet: {why}");
+        let pause_ms = self.pause.as_millis() as u64;
+        // Once: a host may have none for years.
+        if !why.is_empty() && self.told != why {
+            tracing::info!(lane = self.name, pause_ms, "no RDMA yet: {why}");
+            why.clone_into(&mut self.told);
+        } else if !why.is_empty() {
+            tracing::debug!(lane = self.name, pause_ms, "no RDMA yet: {why}");
         }
         self.stand = Stand::Resting { until: now.after(self.pause) };
         self.pause = (self.pause * 2).min(PAUSE_MAX);
