@@ -208,8 +208,8 @@ impl Nic for VerbsNic {
     fn take_events(&self) {
         let library = &self.open.library;
         let (mut cq, mut of): (*mut v::Cq, *mut c_void) = (ptr::null_mut(), ptr::null_mut());
-        // SAFETY: an open channel that does not block; what comes is a queue that still is: it is destroyed by the thread
-        // that calls this, and its events go with it.
+        // SAFETY: an open channel that does not block. What comes is a queue that still is: another thread that destroys it
+        // waits in the library until each event that was taken has been acknowledged; those not taken go with it.
         while unsafe { (library.get_cq_event)(self.channel.channel.as_ptr(), &mut cq, &mut of) } == 0 {
             // SAFETY: one event of this queue was taken.
             unsafe { (library.ack_cq_events)(cq, 1) };
@@ -274,7 +274,8 @@ struct Queue {
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        // SAFETY: made once, destroyed once, after its pair; its events were acknowledged as they were taken.
+        // SAFETY: made once, destroyed once, after its pair. Waits for events to be acknowledged, which is done as they are
+        // taken.
         unsafe { (self.channel.open.library.destroy_cq)(self.cq.as_ptr()) };
     }
 }
