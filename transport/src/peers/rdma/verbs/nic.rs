@@ -103,15 +103,11 @@ struct Port {
 impl VerbsNic {
     pub fn open(library: &Arc<Library>, candidate: &Candidate) -> io::Result<Self> {
         let open = Arc::new(open(library, &candidate.device)?);
-        // SAFETY: all zeros are a value of both structs: plain numbers.
-        let (mut device, mut port) = unsafe { (mem::zeroed::<v::DeviceAttr>(), mem::zeroed::<v::PortAttr>()) };
+        // SAFETY: all zeros are a value of the struct: plain numbers.
+        let mut device = unsafe { mem::zeroed::<v::DeviceAttr>() };
         // SAFETY: an open device, and a struct of the library's layout to be filled.
         checked(unsafe { (library.query_device)(open.context.as_ptr(), &mut device) })?;
-        // SAFETY: as above.
-        checked(unsafe { (library.query_port)(open.context.as_ptr(), candidate.port, &mut port) })?;
-        if port.state != v::PORT_ACTIVE {
-            return Err(io::Error::new(io::ErrorKind::NetworkDown, "its port is not active"));
-        }
+        let port = port_now(&open, candidate.port)?;
         let index = u8::try_from(candidate.index)
             .map_err(|_| io::Error::new(io::ErrorKind::Unsupported, "its address has an index above 255"))?;
         // SAFETY: an open device.
@@ -125,13 +121,25 @@ impl VerbsNic {
             gid: candidate.gid,
             kind: candidate.kind(),
             lid: port.lid,
-            mtu: port.active_mtu.clamp(1, 5) as u8,
+            mtu: port.mtu(),
             answers: at_once(device.max_qp_rd_atom),
             asks: at_once(device.max_qp_init_rd_atom),
         };
         debug_assert_eq!(port.kind == GidKind::InfiniBand, candidate.layer == Layer::InfiniBand);
         Ok(Self { channel, open, name: candidate.device.clone(), port, region_bytes_max: device.max_mr_size })
     }
+}
+
+/// A port that is up, as it is now: its MTU and its LID change when it was down, or was configured anew.
+fn port_now(open: &Open, number: u8) -> io::Result<v::PortAttr> {
+    // SAFETY: all zeros are a value of the struct: plain numbers.
+    let mut port = unsafe { mem::zeroed::<v::PortAttr>() };
+    // SAFETY: an open device, and a struct of the library's layout to be filled.
+    checked(unsafe { (open.library.query_port)(open.context.as_ptr(), number, &mut port) })?;
+    if port.state != v::PORT_ACTIVE {
+        return Err(io::Error::new(io::ErrorKind::NetworkDown, "its port is not active"));
+    }
+    Ok(port)
 }
 
 /// Opens a device by its name.
@@ -197,7 +205,8 @@ impl Nic for VerbsNic {
         let index = sysfs::index_of(&self.name, self.port.number, self.port.gid, is_v2);
         let index = index.and_then(|index| u8::try_from(index).ok());
         let gone = || io::Error::new(io::ErrorKind::AddrNotAvailable, "its address is gone from its port");
-        let port = Port { index: index.ok_or_else(gone)?, ..self.port };
+        let now = port_now(&self.open, self.port.number)?;
+        let port = Port { index: index.ok_or_else(gone)?, lid: now.lid, mtu: now.mtu(), ..self.port };
         QueuePair::new(domain, &self.channel, port, reads_max)
     }
 

@@ -144,6 +144,13 @@ pub struct PortAttr {
     pub port_cap_flags2: u16,
 }
 
+impl PortAttr {
+    /// As an `End` has it.
+    pub(super) fn mtu(&self) -> u8 {
+        self.active_mtu.clamp(1, 5) as u8
+    }
+}
+
 /// In the byte order of the network; aligned as the library's union is.
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
