@@ -27,14 +27,17 @@ mod threads;
 pub mod verbs;
 mod work;
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use crate::peers::paths::{Fetch, FromPaths, Paths, ToPaths};
 
-use rank::Candidate;
+use rank::{Candidate, Unused};
 use said::LANES_MAX;
-use threads::Threads;
+use threads::{Look, Threads};
 use verbs::{Library, NoVerbs, VerbsNic};
+
+/// So often ports are looked for that were down, or were not there.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug, Default)]
 pub struct RdmaOptions {
@@ -51,8 +54,6 @@ pub enum NoRdma {
     List { source: io::Error },
     #[error(transparent)]
     Verbs(#[from] NoVerbs),
-    #[error("no device is fit: {}", reasons.join("; "))]
-    Unfit { reasons: Vec<String> },
     #[error("threads cannot be made")]
     Threads { source: io::Error },
 }
@@ -63,39 +64,77 @@ pub struct RdmaPaths {
 }
 
 impl RdmaPaths {
-    /// Opens this host's NICs, as `rank` chooses them. `wake` is called when `poll` has something.
+    /// Opens this host's NICs, as `rank` chooses them, now and later. `wake` is called when `poll` has something.
     pub fn start(options: &RdmaOptions, wake: Arc<dyn Fn() + Send + Sync>) -> Result<Self, NoRdma> {
-        let nics = open(options)?;
-        let threads = Threads::start(nics, wake).map_err(|source| NoRdma::Threads { source })?;
+        if sysfs::devices().is_ok_and(|devices| devices.is_empty()) {
+            return Err(NoRdma::NoDevice);
+        }
+        let mut ports = Ports { named: options.devices.clone(), library: Library::get()?, open: Vec::new() };
+        let (nics, reasons) = ports.look().map_err(|source| NoRdma::List { source })?;
+        if nics.is_empty() {
+            let (reasons, every_s) = (reasons.join("; "), LOOK_EVERY.as_secs());
+            tracing::warn!(every_s, reasons, "no RDMA yet, blocks go by TCP: ports that come up are looked for");
+        }
+        let find = Box::new(move || match ports.look() {
+            Ok((nics, _)) => nics,
+            Err(error) => {
+                tracing::debug!(%error, "the devices cannot be listed");
+                Vec::new()
+            }
+        });
+        let look = Some(Look { every: LOOK_EVERY, find });
+        let threads = Threads::start(nics, look, wake).map_err(|source| NoRdma::Threads { source })?;
         Ok(Self { threads })
     }
 }
 
-fn open(options: &RdmaOptions) -> Result<Vec<Arc<VerbsNic>>, NoRdma> {
-    let candidates = sysfs::candidates().map_err(|source| NoRdma::List { source })?;
-    if candidates.is_empty() && sysfs::devices().is_ok_and(|devices| devices.is_empty()) {
-        return Err(NoRdma::NoDevice);
-    }
-    let library = Library::get()?;
-    let (mut nics, mut reasons) = (Vec::new(), Vec::new());
-    for (candidate, verdict) in candidates.iter().zip(rank::choose(&candidates, &options.devices, LANES_MAX)) {
-        let Candidate { device, port, index, .. } = candidate;
-        let opened = verdict.map_err(|unused| unused.to_string()).and_then(|()| {
-            VerbsNic::open(&library, candidate).map_err(|error| format!("it cannot be opened: {error}"))
-        });
-        match opened {
-            Ok(nic) => {
-                let (address, rank) = (candidate.address().to_string(), candidate.rank().to_string());
-                tracing::info!(device, port, index, address, rank, "a NIC for RDMA");
-                nics.push(Arc::new(nic));
+/// This host's ports.
+struct Ports {
+    named: Vec<String>,
+    library: Arc<Library>,
+    open: Vec<(Candidate, Arc<VerbsNic>)>,
+}
+
+impl Ports {
+    /// Opens those that can be used now and are not open yet; and why not the others.
+    fn look(&mut self) -> io::Result<(Vec<Arc<VerbsNic>>, Vec<String>)> {
+        self.open.retain(|(_, nic)| nic.is_there());
+        let candidates = sysfs::candidates()?;
+        let (mut nics, mut reasons) = (Vec::new(), Vec::new());
+        for (candidate, verdict) in candidates.iter().zip(rank::choose(&candidates, &self.named, LANES_MAX)) {
+            let Candidate { device, port, index, .. } = candidate;
+            if self.open.iter().any(|(open, _)| (&open.device, open.port) == (device, *port)) {
+                continue;
             }
-            Err(reason) => {
-                tracing::debug!(device, port, index, reason, "not used for RDMA");
-                reasons.push(format!("{device} port {port} index {index}: {reason}"));
+            let verdict = verdict.and_then(|()| self.has_place(candidate)).map_err(|unused| unused.to_string());
+            let opened = verdict.and_then(|()| {
+                VerbsNic::open(&self.library, candidate).map_err(|error| format!("it cannot be opened: {error}"))
+            });
+            match opened {
+                Ok(nic) => {
+                    let (address, rank) = (candidate.address().to_string(), candidate.rank().to_string());
+                    tracing::info!(device, port, index, address, rank, "a NIC for RDMA");
+                    let nic = Arc::new(nic);
+                    nics.push(nic.clone());
+                    self.open.push((candidate.clone(), nic));
+                }
+                Err(reason) => {
+                    tracing::debug!(device, port, index, reason, "not used for RDMA");
+                    reasons.push(format!("{device} port {port} index {index}: {reason}"));
+                }
             }
         }
+        Ok((nics, reasons))
     }
-    if nics.is_empty() { Err(NoRdma::Unfit { reasons }) } else { Ok(nics) }
+
+    /// As `rank` chooses among ports that are up, also where those that are used are down for now.
+    fn has_place(&self, candidate: &Candidate) -> Result<(), Unused> {
+        if self.open.len() >= LANES_MAX {
+            return Err(Unused::TooMany { max: LANES_MAX });
+        }
+        let better = self.open.iter().find(|(open, _)| self.named.is_empty() && open.rank() < candidate.rank());
+        better.map_or(Ok(()), |(open, _)| Err(Unused::OtherPort { device: open.device.clone(), rank: open.rank() }))
+    }
 }
 
 impl Paths for RdmaPaths {

@@ -10,6 +10,7 @@ use super::{
     memory::{Group, Stretch},
     pace,
     provider::{Completion, Nic},
+    said::LANES_MAX,
 };
 
 /// Bytes of one READ, at most.
@@ -19,6 +20,8 @@ const TRIES_MAX: u8 = 3;
 
 pub(super) struct Asking<N: Nic> {
     pub group: usize,
+    /// Of the link, for the log.
+    name: String,
     pub lanes: Vec<Lane<N::Pair>>,
     queue: VecDeque<Piece>,
 }
@@ -38,8 +41,15 @@ enum Choice {
 }
 
 impl<N: Nic> Asking<N> {
-    pub(super) fn new(group: usize, lanes: Vec<Lane<N::Pair>>) -> Self {
-        Self { group, lanes, queue: VecDeque::new() }
+    pub(super) fn new(group: usize, name: String) -> Self {
+        Self { group, name, lanes: Vec::new(), queue: VecDeque::new() }
+    }
+
+    /// By another NIC too, unless there are lanes enough.
+    pub(super) fn add_lane(&mut self, now: Time, nic: usize, on: &N) {
+        if self.lanes.len() < LANES_MAX {
+            self.lanes.push(Lane::new(now, nic, format!("{}, {}", self.name, on.name())));
+        }
     }
 
     pub(super) fn add(&mut self, pieces: impl IntoIterator<Item = Piece>) {

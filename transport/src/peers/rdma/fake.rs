@@ -4,12 +4,17 @@
 //!
 //! A write to memory that no fetch has at that moment panics.
 
+mod faults;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
     ops::Range,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use lapis_arena::Mapping;
@@ -21,47 +26,12 @@ use super::{
     said::{End, GidKind},
 };
 
+pub(super) use faults::Faults;
+
 /// Bytes that move at once.
 const CHUNK: u32 = 512;
 /// READs of a pair whose bytes move at the same time.
 const AT_ONCE: usize = 4;
-
-/// How often what goes wrong, in a million.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Faults {
-    /// Of READs: it fails, its pair with it.
-    pub error: u32,
-    /// Of READs: neither it nor anything after it ever completes.
-    pub stuck: u32,
-    /// Of completions: it is told twice; it is not told.
-    pub twice: u32,
-    pub absent: u32,
-    /// Of chunks: they lie somewhere for a while between being read and being written; they are read and written again.
-    pub delayed: u32,
-    pub again: u32,
-    /// Of posts: some are not taken, as the NIC is full; none is, as the pair is broken.
-    pub full: u32,
-    pub broken: u32,
-    /// Of attempts to make or to connect a pair.
-    pub refused: u32,
-}
-
-impl Faults {
-    /// A little of everything.
-    pub(super) fn all() -> Self {
-        Self {
-            error: 2_000,
-            stuck: 500,
-            twice: 20_000,
-            absent: 10_000,
-            delayed: 50_000,
-            again: 20_000,
-            full: 20_000,
-            broken: 1_000,
-            refused: 100_000,
-        }
-    }
-}
 
 #[derive(Clone, Default)]
 pub(super) struct Fabric(Arc<Mutex<State>>);
@@ -141,6 +111,7 @@ impl Fabric {
             kind,
             bell,
             region_bytes_max: u64::MAX,
+            taken: AtomicU64::new(0),
             domains: Mutex::default(),
         })
     }
@@ -165,6 +136,10 @@ impl Fabric {
     /// Those that are connected.
     pub(super) fn pairs_in_use(&self) -> usize {
         self.lock().pairs.values().filter(|pair| pair.there.is_some() && !pair.failed).count()
+    }
+
+    pub(super) fn regions(&self) -> usize {
+        self.lock().regions.len()
     }
 
     /// How many of those that are connected the other half may read by.
@@ -315,6 +290,8 @@ pub(super) struct FakeNic {
     kind: GidKind,
     bell: Arc<OwnedFd>,
     pub region_bytes_max: u64,
+    /// How often its events were taken.
+    pub taken: AtomicU64,
     /// Its own: those of another NIC are none here.
     domains: Mutex<Vec<u32>>,
 }
@@ -329,6 +306,14 @@ impl FakeNic {
         let state = self.fabric.lock();
         let found = state.regions.iter().find(|(_, known)| known.address == address);
         found.expect("known to a NIC").0 * 2 + 1
+    }
+
+    /// Its device is gone: the kernel says so whenever it is asked.
+    pub(super) fn gone(self: Arc<Self>) -> Arc<Self> {
+        let mut nic = Arc::into_inner(self).expect("nobody else has it yet");
+        let (bell, _) = rustix::pipe::pipe().expect("a pipe");
+        nic.bell = Arc::new(bell);
+        Arc::new(nic)
     }
 
     pub(super) fn with_small_regions(self: Arc<Self>, bytes: u64) -> Arc<Self> {
@@ -415,6 +400,7 @@ impl Nic for FakeNic {
     }
 
     fn take_events(&self) {
+        self.taken.fetch_add(1, Ordering::Relaxed);
         let mut rung = [0; 8];
         let _ = rustix::io::read(&self.bell, &mut rung);
     }

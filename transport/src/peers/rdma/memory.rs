@@ -88,6 +88,13 @@ impl<N: Nic> Group<N> {
         self.domains[nic].as_ref().map(|own| own.scratch)
     }
 
+    /// There is a NIC more: all memory is to be made known to it, in this order.
+    pub(super) fn add_nic(&mut self) -> Vec<Mapping> {
+        self.domains.push(None);
+        self.memories.iter_mut().for_each(|memory| memory.parts.push(Vec::new()));
+        self.memories.iter().map(|memory| memory.mapping.clone()).collect()
+    }
+
     /// Which one it is now.
     pub(super) fn add(&mut self, first: SlotId, mapping: Mapping) -> usize {
         let parts = self.domains.iter().map(|_| Vec::new()).collect();

@@ -3,7 +3,7 @@
 //! this are in `rdma`, and a test turns it with NICs that lie.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     os::fd::BorrowedFd,
     sync::Arc,
 };
@@ -19,7 +19,7 @@ use super::{
     memory::Group,
     provider::{Completion, Nic, Pair},
     reach::Reaches,
-    said::{LANES_MAX, REGIONS_MAX, RegionSaid, Said},
+    said::{REGIONS_MAX, RegionSaid, Said},
     work::{Done, Which, Work},
 };
 use crate::peers::{
@@ -33,6 +33,8 @@ pub(super) struct Mover<N: Nic> {
     guests: BTreeMap<LinkId, Guest<N::Pair>>,
     groups: BTreeMap<usize, Group<N>>,
     nics: Vec<Arc<N>>,
+    /// Those whose devices are gone.
+    gone: BTreeSet<usize>,
     fetches: Fetches,
     /// What pairs have that are being destroyed.
     destroying: BTreeMap<u64, Vec<Piece>>,
@@ -55,6 +57,7 @@ impl<N: Nic> Mover<N> {
             guests: BTreeMap::new(),
             groups: BTreeMap::new(),
             nics,
+            gone: BTreeSet::new(),
             fetches: Fetches::default(),
             destroying: BTreeMap::new(),
             destroyed: 0,
@@ -82,10 +85,9 @@ impl<N: Nic> Mover<N> {
                 }
             }
             ToPaths::Peer { group, link, peer, .. } => {
-                let name = |nic: &Arc<N>| format!("peer {}, link {}, {}", peer.0, link.0, nic.name());
-                let lane = |(index, nic)| Lane::new(now, index, name(nic));
-                let lanes = self.nics.iter().enumerate().take(LANES_MAX).map(lane).collect();
-                self.asking.insert(link, Asking::new(group, lanes));
+                let mut asking: Asking<N> = Asking::new(group, format!("peer {}, link {}", peer.0, link.0));
+                self.nics.iter().enumerate().for_each(|(nic, on)| asking.add_lane(now, nic, on));
+                self.asking.insert(link, asking);
             }
             ToPaths::PeerGone { link } => self.peer_gone(now, link),
             ToPaths::Fetch(fetch) => {
@@ -114,15 +116,34 @@ impl<N: Nic> Mover<N> {
 
     fn memory(&mut self, group: usize, first: SlotId, mapping: Mapping) {
         let memory = self.group(group).add(first, mapping.clone());
-        for (nic, on) in self.nics.clone().into_iter().enumerate() {
-            match self.group(group).domain(nic, &on) {
-                Ok(domain) => {
-                    let mapping = mapping.clone();
-                    self.work.push_back(Work::Register { group, memory, nic, on, domain, mapping });
-                }
-                Err(error) => tracing::warn!(nic = on.name(), group, %error, "no protection domain: TCP is used"),
-            }
+        (0..self.nics.len()).for_each(|nic| self.register(group, memory, nic, mapping.clone()));
+    }
+
+    fn register(&mut self, group: usize, memory: usize, nic: usize, mapping: Mapping) {
+        let on = self.nics[nic].clone();
+        match self.group(group).domain(nic, &on) {
+            Ok(domain) => self.work.push_back(Work::Register { group, memory, nic, on, domain, mapping }),
+            Err(error) => tracing::warn!(nic = on.name(), group, %error, "no protection domain: TCP is used"),
         }
+    }
+
+    /// There is a NIC more.
+    pub(super) fn add(&mut self, now: Time, on: Arc<N>) {
+        let nic = self.nics.len();
+        self.asking.values_mut().for_each(|asking| asking.add_lane(now, nic, &on));
+        self.nics.push(on);
+        for group in self.groups.keys().copied().collect::<Vec<usize>>() {
+            let mappings = self.group(group).add_nic();
+            mappings.into_iter().enumerate().for_each(|(memory, of)| self.register(group, memory, nic, of));
+        }
+    }
+
+    /// A NIC's device is gone, with all that it had under way. One of its name that comes back is another.
+    pub(super) fn lose(&mut self, now: Time, nic: usize) {
+        tracing::warn!(nic = self.nics[nic].name(), "the device is gone: removed, or its driver was loaded anew");
+        self.gone.insert(nic);
+        let lanes = self.asking.values_mut().flat_map(|asking| &mut asking.lanes);
+        lanes.filter(|lane| lane.nic == nic).for_each(|lane| lane.kill(now, Time::NEVER, "its device is gone"));
     }
 
     fn peer_gone(&mut self, now: Time, link: LinkId) {
@@ -189,7 +210,8 @@ impl<N: Nic> Mover<N> {
         let group = guest.group;
         let Some(Begun { session, nic, end }) = guest.begun(lane, begun) else { return };
         let refuse = |reason: String| FromPaths::Say { link, said: Said::Refused { lane, session, reason }.encode() };
-        let kinds = self.nics.iter().map(|nic| (nic.kind(), nic.name()));
+        let there = self.nics.iter().enumerate().filter(|(index, _)| !self.gone.contains(index));
+        let kinds = there.map(|(index, nic)| (index, (nic.kind(), nic.name())));
         let Some(index) = partner(kinds, &nic, end.kind, lane) else {
             return self.out.push_back(refuse(format!("no NIC here has an address like that of {nic}")));
         };
@@ -247,6 +269,7 @@ impl<N: Nic> Mover<N> {
                 let pieces = self.destroying.remove(&number).expect("each is destroyed once");
                 self.changes.extend(pieces.into_iter().map(Change::Back));
             }
+            Done::Found { nic } => self.add(now, nic),
             Done::Checked { op, block, sound } => {
                 self.fetches.decide(op, block, if sound { Came::Whole } else { Came::Corrupt });
             }
@@ -414,8 +437,10 @@ impl<N: Nic> Mover<N> {
         self.asking.values_mut().flat_map(|asking| &mut asking.lanes).for_each(|lane| lane.arm(now));
     }
 
-    pub(super) fn events(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.nics.iter().filter_map(|nic| nic.events())
+    /// By NIC.
+    pub(super) fn events(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
+        let there = self.nics.iter().enumerate().filter(|(index, _)| !self.gone.contains(index));
+        there.filter_map(|(index, nic)| Some((index, nic.events()?)))
     }
 }
 
@@ -429,13 +454,13 @@ fn say_regions(out: &mut VecDeque<FromPaths>, link: LinkId, lane: u8, session: u
 /// Which NIC here answers one of another host: of those whose address is of its kind the one of its name, as hosts of one
 /// make name what is on one network alike, else by the number of the lane.
 fn partner<'a>(
-    nics: impl Iterator<Item = (super::said::GidKind, &'a str)>,
+    nics: impl Iterator<Item = (usize, (super::said::GidKind, &'a str))>,
     name: &str,
     kind: super::said::GidKind,
     lane: u8,
 ) -> Option<usize> {
     let fit: Vec<(usize, &str)> =
-        nics.enumerate().filter(|(_, (of, _))| *of == kind).map(|(index, (_, name))| (index, name)).collect();
+        nics.filter(|(_, (of, _))| *of == kind).map(|(index, (_, name))| (index, name)).collect();
     let named = fit.iter().find(|(_, of)| *of == name);
     let by_lane = || fit.get(usize::from(lane) % fit.len().max(1));
     named.or_else(by_lane).map(|(index, _)| *index)
@@ -445,7 +470,7 @@ fn partner<'a>(
 fn a_nic_is_answered_by_one_that_it_can_hear() {
     use super::said::GidKind::{InfiniBand, RoceV2Ip4};
     let nics = [(RoceV2Ip4, "mlx5_0"), (InfiniBand, "mlx5_1"), (RoceV2Ip4, "mlx5_2")];
-    let partner = |name, kind, lane| partner(nics.into_iter(), name, kind, lane);
+    let partner = |name, kind, lane| partner(nics.into_iter().enumerate(), name, kind, lane);
     assert_eq!(partner("mlx5_2", RoceV2Ip4, 0), Some(2), "of the same name");
     assert_eq!(partner("mlx5_1", RoceV2Ip4, 1), Some(2), "not of another kind");
     assert_eq!((partner("a", RoceV2Ip4, 0), partner("a", RoceV2Ip4, 2)), (Some(0), Some(0)));

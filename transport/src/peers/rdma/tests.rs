@@ -16,11 +16,11 @@ use lapis_config::UNIT_BYTES;
 use super::{
     fake::{Fabric, Faults},
     said::{End, GidKind, RegionSaid, Said},
-    threads::Threads,
+    threads::{Look, Threads},
 };
 use crate::peers::{
     links::LinkId,
-    paths::{Came, FromPaths, ToPaths},
+    paths::{Came, Fetch, FromPaths, ToPaths},
 };
 use world::{LINK, Options, SECOND_US, STEP_US, TAIL_BYTES, World};
 
@@ -202,6 +202,60 @@ fn a_lane_by_which_nothing_can_be_read_is_never_up() {
 }
 
 #[test]
+fn a_nic_that_is_found_later_is_used_from_then_on() {
+    let mut world = faultless(0);
+    world.run(SECOND_US);
+    let op = world.fetch(&[1], SECOND);
+    assert_eq!(world.until_fetched(op), vec![Came::Not], "there is none");
+    for nics in 1..=2 {
+        world.add_nics();
+        world.until_up();
+        assert_eq!((world.lanes_up(), world.fabric.pairs()), (nics, 2 * nics));
+        let op = world.fetch(&[1, 2, 3], SECOND);
+        assert_eq!(world.until_fetched(op), vec![Came::Whole; 3]);
+    }
+}
+
+#[test]
+fn threads_look_for_nics_until_they_end() {
+    let fabric = Fabric::default();
+    let (looked, looks) = crossbeam::channel::unbounded();
+    let mut later = vec![fabric.nic("later", GidKind::RoceV2Ip4)];
+    let find = Box::new(move || {
+        looked.send(()).unwrap_or_default();
+        std::mem::take(&mut later)
+    });
+    let every = Duration::from_millis(1);
+    let threads = Threads::start(Vec::new(), Some(Look { every, find }), Arc::new(|| {})).expect("threads");
+    let mapping = world::Blocks::new(4, 1).there;
+    threads.submit(ToPaths::Memory { group: 0, first: lapis_config::SlotId(0), mapping });
+    let began = Instant::now();
+    // Its scratch, and the memory.
+    while fabric.regions() < 2 {
+        assert!(began.elapsed() < Duration::from_secs(60), "it was found, and knows no memory");
+        looks.recv().expect("it looks again and again");
+    }
+    drop(threads);
+    while looks.recv_timeout(Duration::from_secs(60)).is_ok() {}
+    assert_eq!(looks.recv(), Err(crossbeam::channel::RecvError), "it looks no more");
+}
+
+/// A device that is removed, or whose driver is loaded anew, is ready to be read from for ever.
+#[test]
+fn a_nic_that_is_gone_does_not_keep_its_thread_awake() {
+    let fabric = Fabric::default();
+    let gone = fabric.nic("gone", GidKind::RoceV2Ip4).gone();
+    let threads = Threads::start(vec![gone.clone()], None, Arc::new(|| {})).expect("threads");
+    let turns = || gone.taken.load(Ordering::Relaxed);
+    while turns() == 0 {
+        std::thread::yield_now();
+    }
+    let nothing = crossbeam::channel::never::<()>().recv_timeout(Duration::from_millis(500));
+    assert!(nothing.is_err() && turns() < 20, "woken {} times in half a second", turns());
+    drop(threads);
+}
+
+#[test]
 fn a_host_without_a_nic_of_the_others_kind_says_so() {
     let mut world = World::new(Options { owner_kind: GidKind::InfiniBand, ..Options::default() });
     world.run(3 * SECOND_US);
@@ -300,7 +354,7 @@ fn threads_carry_every_fetch_to_its_end() {
     let side = |name: &str| {
         let nics = vec![fabric.nic(name, GidKind::RoceV2Ip4), fabric.nic(&format!("{name}b"), GidKind::RoceV2Ip4)];
         let heard = heard.clone();
-        Threads::start(nics, Arc::new(move || heard.send(()).unwrap_or_default())).expect("threads")
+        Threads::start(nics, None, Arc::new(move || heard.send(()).unwrap_or_default())).expect("threads")
     };
     let (owner, asker) = (side("a"), side("b"));
     let blocks = world::Blocks::new(64, 16);
@@ -337,6 +391,17 @@ fn threads_carry_every_fetch_to_its_end() {
         // Woken by either side; lanes that come up wake nobody.
         let _ = news.recv_timeout(Duration::from_millis(5));
     }
+    // A thread that fails has fetches go another way: the same one twice is a mistake that it does not bear.
+    let nothing = |op| Fetch { op, blocks: Vec::new(), ..blocks.fetch(0, LINK, &[], SECOND) };
+    while !asker.takes(&nothing(op)) {
+        assert!(began.elapsed() < Duration::from_secs(180), "no lane is up");
+    }
+    while !asker.is_over() {
+        op += 1;
+        (0..2).for_each(|_| asker.submit(ToPaths::Fetch(nothing(op))));
+        assert!(began.elapsed() < Duration::from_secs(180), "its thread is there still");
+    }
+    assert!(!asker.takes(&nothing(op)), "nobody is there who would do it");
     drop((asker, owner));
     assert_eq!(fabric.pairs(), 0, "nothing is left that could write");
     over.store(true, Ordering::Relaxed);

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, unbounded};
 use lapis_config::Time;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
@@ -55,6 +55,12 @@ impl Bell {
     }
 }
 
+/// Looks for NICs that were not there before.
+pub(super) struct Look<N> {
+    pub every: Duration,
+    pub find: Box<dyn FnMut() -> Vec<Arc<N>> + Send>,
+}
+
 pub(super) struct Threads {
     jobs: Option<Sender<ToPaths>>,
     out: Receiver<FromPaths>,
@@ -64,7 +70,11 @@ pub(super) struct Threads {
 }
 
 impl Threads {
-    pub(super) fn start<N: Nic>(nics: Vec<Arc<N>>, wake: Arc<dyn Fn() + Send + Sync>) -> io::Result<Self> {
+    pub(super) fn start<N: Nic>(
+        nics: Vec<Arc<N>>,
+        look: Option<Look<N>>,
+        wake: Arc<dyn Fn() + Send + Sync>,
+    ) -> io::Result<Self> {
         let (jobs, inbox) = unbounded();
         let (report, out) = unbounded();
         let (done, ended) = unbounded();
@@ -84,8 +94,15 @@ impl Threads {
             close: pool("rdma close", CLOSERS)?,
             check: pool("rdma check", checkers)?,
         };
+        let (turns, stop) = bounded(0);
+        if let Some(look) = look {
+            let (done, bell) = (done.clone(), bell.clone());
+            thread::Builder::new().name("rdma look".into()).spawn(move || look.run(&stop, &done, &bell))?;
+        }
         let (told, rung) = (reaches.clone(), bell.clone());
         let turner = thread::Builder::new().name("rdma".into()).spawn(move || {
+            // However it ends: nothing can be read then, and nobody looks any more.
+            let (_turns, _forgets): (Sender<()>, _) = (turns, Forgets(told.clone()));
             let (mover, started) = (Mover::new(nics, told), Instant::now());
             Turner { mover, inbox, ended, pools, report, wake, bell: rung, started }.run();
         })?;
@@ -106,6 +123,11 @@ impl Threads {
         self.out.try_recv().ok()
     }
 
+    #[cfg(test)]
+    pub(super) fn is_over(&self) -> bool {
+        self.turner.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
     pub(super) fn takes(&self, fetch: &Fetch) -> bool {
         self.reaches.takes(fetch)
     }
@@ -118,6 +140,27 @@ impl Drop for Threads {
         if let Some(turner) = self.turner.take() {
             // A panic there was shown when it happened.
             let _ = turner.join();
+        }
+    }
+}
+
+/// Has fetches go another way once the thread is gone that would do them.
+struct Forgets(Arc<Reaches>);
+
+impl Drop for Forgets {
+    fn drop(&mut self) {
+        self.0.set(Default::default());
+    }
+}
+
+impl<N: Nic> Look<N> {
+    fn run(mut self, stop: &Receiver<()>, done: &Sender<Done<N>>, bell: &Bell) {
+        while stop.recv_timeout(self.every) == Err(RecvTimeoutError::Timeout) {
+            for nic in (self.find)() {
+                // Fails only when the mover is gone.
+                let _ = done.send(Done::Found { nic });
+                bell.ring();
+            }
         }
     }
 }
@@ -236,11 +279,17 @@ impl<N: Nic> Turner<N> {
         let most = due.unwrap_or(SLEEP_MAX).min(SLEEP_MAX);
         let timeout = Timespec { tv_sec: most.as_secs() as i64, tv_nsec: most.subsec_nanos().into() };
         let bell = PollFd::from_borrowed_fd(self.bell.fd.as_fd(), PollFlags::IN);
-        let nics = self.mover.events().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
-        let mut fds: Vec<PollFd<'_>> = nics.chain([bell]).collect();
+        let (nics, events): (Vec<usize>, Vec<_>) = self.mover.events().unzip();
+        let events = events.into_iter().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        let mut fds: Vec<PollFd<'_>> = events.chain([bell]).collect();
         match poll(&mut fds, Some(&timeout)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-            Err(error) => Err(error.into()),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
+        // What the kernel says of a device that was taken away, and says at once each time it is asked.
+        let is_gone = |fd: &PollFd<'_>| fd.revents().intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL);
+        let gone: Vec<usize> = nics.into_iter().zip(&fds).filter(|(_, fd)| is_gone(fd)).map(|(nic, _)| nic).collect();
+        gone.into_iter().for_each(|nic| self.mover.lose(self.now(), nic));
+        Ok(())
     }
 }

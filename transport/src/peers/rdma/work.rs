@@ -90,6 +90,10 @@ pub(super) enum Done<N: Nic> {
         block: u32,
         sound: bool,
     },
+    /// There is a NIC more than there were.
+    Found {
+        nic: Arc<N>,
+    },
 }
 
 impl<N: Nic> Work<N> {

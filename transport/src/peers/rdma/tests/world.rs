@@ -15,7 +15,7 @@ use super::super::{
     provider::Nic,
     reach::Reaches,
     said::{GidKind, Said},
-    work::Work,
+    work::{Done, Work},
 };
 use crate::peers::{
     directory::PeerId,
@@ -266,6 +266,15 @@ impl World {
         self.owner.tell(self.now, memory(&self.blocks.there));
         self.asker.tell(self.now, memory(&self.blocks.here));
         self.memory_later = false;
+    }
+
+    /// Both hosts find another NIC.
+    pub(super) fn add_nics(&mut self) {
+        for side in [&mut self.owner, &mut self.asker] {
+            let nic = self.fabric.nic(&format!("nic{}", side.nics.len()), GidKind::RoceV2Ip4);
+            side.nics.push(nic.clone());
+            side.mover.done(Time(self.now + side.skew_us), Done::Found { nic });
+        }
     }
 
     pub(super) fn now(&self) -> u64 {

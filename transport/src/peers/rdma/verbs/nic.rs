@@ -130,6 +130,13 @@ impl VerbsNic {
     }
 }
 
+impl VerbsNic {
+    /// False once its device was taken away: one of its name that comes back is another.
+    pub fn is_there(&self) -> bool {
+        port_now(&self.open, self.port.number).err().and_then(|error| error.raw_os_error()) != Some(libc::EIO)
+    }
+}
+
 /// A port that is up, as it is now: its MTU and its LID change when it was down, or was configured anew.
 fn port_now(open: &Open, number: u8) -> io::Result<v::PortAttr> {
     // SAFETY: all zeros are a value of the struct: plain numbers.
@@ -308,8 +315,13 @@ impl QueuePair {
         // SAFETY: an open device and its channel. One more than are posted: none is ever lost.
         let cq = made(unsafe { (library.create_cq)(context, reads_max as c_int + 1, ptr::null_mut(), told, 0) })?;
         let queue = Queue { cq, channel: channel.clone() };
-        let cap =
-            v::QpCap { max_send_wr: reads_max.max(1), max_recv_wr: 1, max_send_sge: 1, max_recv_sge: 1, max_inline_data: 0 };
+        let cap = v::QpCap {
+            max_send_wr: reads_max.max(1),
+            max_recv_wr: 1,
+            max_send_sge: 1,
+            max_recv_sge: 1,
+            max_inline_data: 0,
+        };
         let mut wanted = v::QpInitAttr {
             qp_context: ptr::null_mut(),
             send_cq: cq.as_ptr(),
