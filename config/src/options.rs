@@ -111,6 +111,15 @@ pub enum Rdma {
     Off,
 }
 
+/// How it is found out where another host's blocks lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Locate {
+    /// It is asked.
+    Asked,
+    /// They are looked up in its block table by RDMA, where both hosts say so.
+    OneSided,
+}
+
 /// How the SSD tier's reads and writes reach the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SsdEngine {
@@ -304,6 +313,12 @@ options! {
     "peers.rdma_devices" peers_rdma_devices: Vec<String> = "[]", Devices { most: RDMA_DEVICES_MAX },
         "Names of the RDMA devices to use, all at once, as in rdma_devices = [\"mlx5_0\", \"mlx5_1\"]; none given: all whose \
          ports are up and have an address of the best kind that any has.";
+    "peers.locate" peers_locate: Locate = "asked",
+        Choice(&[("asked", Locate::Asked), ("onesided", Locate::OneSided)]),
+        "How it is found out where another host's blocks lie. asked: that host is asked; what it finds stays there while it \
+         is read, and counts as used there. onesided: chains are looked up in that host's block table by RDMA, without any \
+         of its CPU time, where that host says onesided too; it is asked for what is not in its memory, and whatever cannot \
+         be looked up. What is read so does not count as used there.";
     "log.level" log_level: LogLevel = "info",
         Choice(&[
             ("error", LogLevel::Error),

@@ -82,6 +82,7 @@ metrics_table! {
     counter PEER_BLOCKS_READ "lapis_peer_read_blocks_total" "How many blocks came from other hosts, asked for or offered?";
     counter PEER_BYTES_READ "lapis_peer_read_bytes_total" "How many bytes came from other hosts?";
     counter PEER_BYTES_READ_RDMA "lapis_peer_read_rdma_bytes_total" "How many of these came by RDMA? The others came by TCP.";
+    counter PEER_BLOCKS_LOOKED_UP "lapis_peer_looked_up_blocks_total" "How many blocks came after they were looked up in another host's table, without asking it (peers.locate)?";
     counter PEER_BLOCKS_FAILED "lapis_peer_failed_blocks_total" "How many blocks had another host shown that did not come? Each was a miss, or came from the next one.";
     counter PEER_CHECKSUM_FAILURES "lapis_peer_checksum_failures_total" "How many blocks of other hosts did not fit their sum and were dropped? Some do where owners are short of memory: their slots are reused.";
     counter PEER_WANTS "lapis_peer_wants_total" "How often was something asked of other hosts?";
@@ -133,6 +134,7 @@ pub fn publish<W: Wire, M: Movers>(engine: &Engine<W, M>, now: Time) {
         (KEYS_HIT_PEERS, totals.peers.blocks_hit),
         (PEER_BLOCKS_READ, totals.peers.blocks_read),
         (PEER_BYTES_READ, totals.peers.bytes_read),
+        (PEER_BLOCKS_LOOKED_UP, totals.peers.blocks_looked_up),
         (PEER_BYTES_READ_RDMA, totals.peers.bytes_read_rdma),
         (PEER_BLOCKS_FAILED, totals.peers.blocks_failed),
         (PEER_CHECKSUM_FAILURES, totals.peers.blocks_corrupt),

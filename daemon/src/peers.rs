@@ -55,6 +55,8 @@ pub struct PeerCounts {
     /// slow; and those whose bytes were not their own.
     pub blocks_failed: u64,
     pub blocks_corrupt: u64,
+    /// Blocks that came after they were looked up in a peer's table, which was not asked.
+    pub blocks_looked_up: u64,
     /// Chains or lots of objects that were wanted, and those of which nothing came.
     pub wants: u64,
     pub wants_vain: u64,
@@ -76,6 +78,7 @@ impl PeerCounts {
             &mut self.bytes_read_rdma,
             &mut self.blocks_failed,
             &mut self.blocks_corrupt,
+            &mut self.blocks_looked_up,
             &mut self.wants,
             &mut self.wants_vain,
             &mut self.blocks_lent,
@@ -90,6 +93,7 @@ impl PeerCounts {
             other.bytes_read_rdma,
             other.blocks_failed,
             other.blocks_corrupt,
+            other.blocks_looked_up,
             other.wants,
             other.wants_vain,
             other.blocks_lent,
@@ -184,6 +188,8 @@ pub(crate) struct GroupPeers {
     /// Calls of the core, and fetches, each with its fill and the indices of its blocks.
     pub reserving: BTreeMap<u64, (u64, Vec<usize>)>,
     pub fetching: BTreeMap<u64, (u64, Vec<usize>)>,
+    /// Keys that are being looked up in peers' tables.
+    pub looking: BTreeMap<u64, Looking>,
     /// Offers of local clients that are not answered: whose they are.
     pub offers: BTreeMap<u64, Offered>,
     pub drain: Option<Drain>,
@@ -230,6 +236,7 @@ impl GroupPeers {
             fills: BTreeMap::new(),
             reserving: BTreeMap::new(),
             fetching: BTreeMap::new(),
+            looking: BTreeMap::new(),
             offers: BTreeMap::new(),
             drain: None,
             counts: PeerCounts::default(),
@@ -314,6 +321,8 @@ pub(crate) struct Offer {
 pub(crate) struct Want {
     pub pool: PoolId,
     pub keys: Vec<Key>,
+    /// The parent of each key, as far as it is known from what was asked for; zeros: it has none.
+    pub parents: Vec<Option<Key>>,
     pub deadline: Time,
     /// The gets that wait for it.
     pub parked: Vec<u64>,
@@ -324,6 +333,16 @@ pub(crate) struct Want {
     pub offer: Option<Offer>,
 }
 
+/// A look in a peer's table, for a call of the pure half.
+#[derive(Debug)]
+pub(crate) struct Looking {
+    pub peer: PeerId,
+    pub call: u64,
+    pub keys: Vec<Key>,
+    /// Of each key.
+    pub parents: Vec<Key>,
+}
+
 /// Blocks that a peer has shown, on their way into slots here.
 #[derive(Debug)]
 pub(crate) struct Fill {
@@ -331,6 +350,8 @@ pub(crate) struct Fill {
     pub want: u64,
     pub link: LinkId,
     pub call: u64,
+    /// Whether they were looked up: the peer holds nothing.
+    pub looked: bool,
     /// `FETCHER` or `FETCHER_AHEAD`.
     pub client: ClientId,
     pub pool: PoolId,

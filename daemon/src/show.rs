@@ -156,10 +156,11 @@ fn peers_lines(peers: &Peers) -> Vec<(&'static str, String)> {
         (
             "from peers",
             format!(
-                "{} blocks read, {} ({} by RDMA); {} did not come, {} checksum failures",
+                "{} blocks read, {} ({} by RDMA), {} of them looked up; {} did not come, {} checksum failures",
                 peers.blocks_read,
                 size(peers.bytes_read),
                 size(peers.bytes_read_rdma),
+                peers.blocks_looked_up,
                 peers.blocks_failed,
                 peers.blocks_corrupt
             ),

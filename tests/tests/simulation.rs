@@ -81,7 +81,8 @@ fn no_seed_shows_a_wrong_byte_a_leak_or_a_hang() {
         "{seeds} seeds from {first}: {} turns, {} s of virtual time, {} hits ({} owed), {} misses, {} views, {} stored, {} evicted, \
          {} kills, {} colds, {} crashes, {} forks, {} expelled, {} blocks judged where they lie; SSD: {} demoted, {} promoted, \
          {} segments retired, {} bytes written anew, {} power cuts, {} owed and found after kills, {} found, {} corrupt; \
-         hosts: {} blocks fetched, {} not, {} read here, {} of them stale, {} links failed, {} drains, {} blocks moved by them",
+         hosts: {} blocks fetched, {} not, {} read here, {} of them stale, {} links failed, {} drains, {} blocks moved by them, \
+         {} blocks looked up there, {} here",
         sum(|o| o.turns),
         sum(|o| o.virtual_us) / 1_000_000,
         sum(|o| o.tally.hits),
@@ -111,6 +112,8 @@ fn no_seed_shows_a_wrong_byte_a_leak_or_a_hang() {
         sum(|o| o.tally.cuts),
         sum(|o| o.tally.drains),
         sum(|o| o.tally.drained),
+        sum(|o| o.tally.looked),
+        sum(|o| o.tally.lent_looked),
     );
     // A world in which nothing happens proves nothing.
     if seeds >= 100 {
@@ -134,6 +137,8 @@ fn no_seed_shows_a_wrong_byte_a_leak_or_a_hang() {
             ("blocks that did not come from there", sum(|o| o.tally.fetch_faults)),
             ("blocks that other hosts read", sum(|o| o.tally.lent_read)),
             ("stale reads of other hosts", sum(|o| o.tally.lent_stale)),
+            ("blocks that are looked up in others' tables", sum(|o| o.tally.looked)),
+            ("blocks that others look up", sum(|o| o.tally.lent_looked)),
             ("links that fail", sum(|o| o.tally.cuts)),
             ("blocks that a drain moves", sum(|o| o.tally.drained)),
         ] {

@@ -301,6 +301,7 @@ impl Fetcher {
                 match from {
                     FromPaths::Say { link, said } => say(&mut self.links, link, &PeerMessage::Path { said }),
                     FromPaths::Fetched { op, came, .. } => self.fetched(op, &came),
+                    FromPaths::Looked { .. } => {}
                 }
             }
             if !is_over {

@@ -10,7 +10,7 @@ use fastrand::Rng;
 use lapis_config::{Fingerprint, Key, PoolId, PoolKind, PoolShape, Time};
 use lapis_transport::peers::{
     answerer::Asked,
-    asker::AskerOptions,
+    asker::{AskerOptions, LocateBy},
     directory::PeerId,
     host::{Do, Host, Link},
     message::{HEAD_BYTES, Located, PeerHello, PeerMessage, head},
@@ -72,6 +72,8 @@ struct Machine {
     wants: BTreeMap<u64, u64>,
     ended: BTreeSet<u64>,
     reads: Vec<Reading>,
+    /// Keys that are being looked up: until when, in whose table, for which call.
+    looks: Vec<(u64, PeerId, u64, Vec<Key>)>,
 }
 
 #[derive(Default, Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +81,7 @@ struct Tally {
     wants: u64,
     asked: u64,
     came: u64,
+    looked: u64,
     restarts: u64,
     cuts: u64,
 }
@@ -108,13 +111,30 @@ fn machine(now: u64, number: u32, hosts: u32, boot: u64) -> Machine {
         data_port: 1,
         data_word: boot,
     };
-    let mut host = Host::new(Time(now), own, CHAINS * DEPTH, 0, AskerOptions::default());
+    // Every second one looks keys up before it asks.
+    let locate = if number.is_multiple_of(2) { LocateBy::Asked } else { LocateBy::OneSided };
+    let options = AskerOptions { locate, ..AskerOptions::default() };
+    let mut host = Host::new(Time(now), own, CHAINS * DEPTH, 0, options);
     host.pool_opened(POOL, shape());
     for peer in (0..hosts).filter(|peer| *peer != number) {
         host.join(Time(now), PeerId(peer), name(peer));
     }
-    let (blocks, held, wants, ended, reads) = Default::default();
-    Machine { host, boot, blocks, held, wants, ended, reads }
+    let (blocks, held, wants, ended, reads, looks) = Default::default();
+    Machine { host, boot, blocks, held, wants, ended, reads, looks }
+}
+
+impl Machine {
+    /// The leading run of keys that is here.
+    fn find(&self, keys: &[Key]) -> Vec<Located> {
+        let have = self.blocks.get(&keys[0].0[0]).copied().unwrap_or(0);
+        // So that whoever reads knows whose answer it is.
+        let bytes = self.boot as u32;
+        let located = |(index, key): (u16, &Key)| {
+            let slot = key.0[1] as u32;
+            Located { index, follows: true, line: 0, generation: 0, slot, bytes, sum: 0 }
+        };
+        (0..).zip(keys.iter().take_while(|key| key.0[1] < have)).map(located).collect()
+    }
 }
 
 impl World {
@@ -252,6 +272,7 @@ impl World {
             self.tally.came += came as u64;
             self.machines[at as usize].host.filled(now, peer, call, &keys[..came]);
         }
+        self.look(at);
         let machine = &mut self.machines[at as usize];
         let expired: Vec<(u64, u64)> =
             machine.held.iter().filter(|(_, until)| **until <= self.now).map(|(&held, _)| held).collect();
@@ -262,6 +283,20 @@ impl World {
         for (want, deadline) in &machine.wants {
             let late = deadline + 2 * READ_US_MAX + 2_000;
             assert!(self.now <= late, "want {want} of host {at} was to end by {deadline}, it is {}", self.now);
+        }
+    }
+
+    /// What is in a table when it is read, and can be.
+    fn look(&mut self, at: u32) {
+        let looks = std::mem::take(&mut self.machines[at as usize].looks);
+        let (due, later): (Vec<_>, _) = looks.into_iter().partition(|look| look.0 <= self.now);
+        self.machines[at as usize].looks = later;
+        for (_, peer, call, keys) in due {
+            let readable = !self.is_cut(at, peer.0) && self.rng.u8(..5) > 0;
+            let owner = &self.machines[peer.0 as usize];
+            let found = if readable { owner.find(&keys) } else { Vec::new() };
+            self.tally.looked += found.len() as u64;
+            self.machines[at as usize].host.looked(Time(self.now), peer, call, Key::default(), found);
         }
     }
 
@@ -296,6 +331,11 @@ impl World {
                     let first = offset + keys[0];
                     let read = Reading { due, peer, boot, call, chain, first, keys };
                     self.machines[at as usize].reads.push(read);
+                }
+                Do::Look { want, peer, call, pool, keys, within } => {
+                    assert!(pool == POOL && self.machines[at as usize].wants.contains_key(&want));
+                    let due = self.now + self.rng.u64(..=within.as_micros() as u64 * 3 / 2);
+                    self.machines[at as usize].looks.push((due, peer, call, keys));
                 }
                 Do::Ended { want, .. } => {
                     let machine = &mut self.machines[at as usize];
@@ -348,17 +388,7 @@ impl World {
         match asked {
             Asked::Locate { token, pool, deadline_us, keys, .. } => {
                 assert_eq!(pool, POOL);
-                let have = machine.blocks.get(&keys[0].0[0]).copied().unwrap_or(0);
-                let found = keys.iter().take_while(|key| key.0[1] < have);
-                // So that whoever reads knows whose answer it is.
-                let bytes = machine.boot as u32;
-                let blocks: Vec<Located> = found
-                    .enumerate()
-                    .map(|(at, key)| {
-                        let (index, slot) = (at as u16, key.0[1] as u32);
-                        Located { index, follows: true, line: 0, generation: 0, slot, bytes, sum: 0 }
-                    })
-                    .collect();
+                let blocks = machine.find(&keys);
                 if !blocks.is_empty() {
                     machine.held.insert((link, token), now + deadline_us);
                 }
@@ -480,11 +510,12 @@ fn wants_end_in_time_and_hosts_find_each_other_again_whatever_happens_to_links_a
         all.wants += tally.wants;
         all.asked += tally.asked;
         all.came += tally.came;
+        all.looked += tally.looked;
         all.restarts += tally.restarts;
         all.cuts += tally.cuts;
     }
     println!("{all:?}");
-    assert!(all.came > 0 && all.restarts > 0 && all.cuts > 0 && all.asked < all.wants, "{all:?}");
+    assert!(all.came > 0 && all.looked > 0 && all.restarts > 0 && all.cuts > 0 && all.asked < all.wants, "{all:?}");
 }
 
 #[test]

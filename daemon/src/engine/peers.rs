@@ -8,6 +8,7 @@ mod drain;
 mod filling;
 mod greeting;
 mod guests;
+mod looking;
 
 pub(super) use asking::is_remote;
 pub(crate) use drain::Drain;
@@ -15,6 +16,7 @@ pub use drain::DrainReport;
 
 use std::collections::BTreeSet;
 
+use filling::Answer;
 use lapis_config::{Key, PoolId, Refusal, SlotId, Time, UNIT_BYTES};
 use lapis_tiering::face::{Caller, Reply};
 use lapis_transport::{
@@ -34,7 +36,7 @@ use crate::{
     group::Extent,
     membership::KnownBy,
     movers::{Job, Movers},
-    peers::{FETCHER, FETCHER_AHEAD, GroupPeers, LinkRole, Member, Offered, PeerCounts, Peers, PeersOptions},
+    peers::{FETCHER, FETCHER_AHEAD, GroupPeers, LinkRole, Looking, Member, Offered, PeerCounts, Peers, PeersOptions},
 };
 
 /// Messages taken from connections between two looks at clients.
@@ -56,6 +58,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         self.peers = Some(peers);
         for index in 0..self.groups.len() {
             (0..self.groups[index].extents.len()).for_each(|extent| self.show_memory(index, extent));
+            self.show_table(index);
             self.pump_peers(now, index);
         }
     }
@@ -291,8 +294,12 @@ impl<W: Wire, M: Movers> Engine<W, M> {
             Do::Guest(link, name) => self.guest_came(index, LinkId(link), &name),
             Do::Asked(link, asked) => self.guest_asked(now, index, LinkId(link), asked),
             Do::Gone(link) => self.guest_gone(index, LinkId(link)),
-            Do::Read { want, peer, call, parent, blocks } => {
-                self.begin_fill(now, index, want, peer, call, parent, blocks)
+            Do::Read { want, peer, call, looked, parent, blocks } => {
+                self.begin_fill(now, index, Answer { want, peer, call, looked, parent }, blocks)
+            }
+            Do::Look { want, peer, call, pool, keys, within } => {
+                let looking = Looking { peer, call, keys, parents: Vec::new() };
+                self.begin_look(now, index, want, pool, within, looking);
             }
             Do::Offered { offer, came } => self.offer_answered(now, index, offer, came),
             Do::Ended { want, came } => self.want_ended(now, index, want, came),
@@ -415,6 +422,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         }
         match said {
             FromPaths::Fetched { op, came, by } => self.fetched(now, op, &came, by),
+            FromPaths::Looked { op, found } => self.looked(now, op, found.unwrap_or_default()),
             FromPaths::Say { link, said } => {
                 let peers = self.peers.as_mut().expect("looked at above");
                 let (group, to) = match peers.roles.get(&link) {

@@ -6,10 +6,10 @@ mod others;
 use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Context;
-use lapis_config::{Effective, Options, Rdma, Time};
+use lapis_config::{Effective, Locate, Options, Rdma, Time};
 use lapis_transport::{
     peers::{
-        asker::AskerOptions,
+        asker::{AskerOptions, LocateBy},
         paths::{Paths, both::BothPaths},
         rdma::{NoRdma, RdmaOptions, RdmaPaths},
         streams::{StreamOptions, TcpPaths},
@@ -61,7 +61,7 @@ impl Peering {
             hosts_are_found: others.are_found(),
             may_ask: may_ask(options),
             data_port,
-            asker: AskerOptions::default(),
+            asker: AskerOptions { locate: locate_by(options), ..AskerOptions::default() },
         };
         Ok(Some(Self { credentials, links: Some(links), paths: Some(paths), options, others, wake }))
     }
@@ -121,6 +121,13 @@ fn rdma(options: &Options, wake: Arc<dyn Fn() + Send + Sync>) -> Option<RdmaPath
         Err(error) => tracing::warn!("no RDMA, blocks go by TCP (`lapis doctor` says more): {error}"),
     }
     None
+}
+
+fn locate_by(options: &Options) -> LocateBy {
+    match options.peers_locate {
+        Locate::Asked => LocateBy::Asked,
+        Locate::OneSided => LocateBy::OneSided,
+    }
 }
 
 fn may_ask(options: &Options) -> Vec<Vec<String>> {

@@ -23,6 +23,8 @@ pub struct Peers {
     /// Blocks that another host had shown and that did not come, and those whose bytes were not their own.
     pub blocks_failed: u64,
     pub blocks_corrupt: u64,
+    /// Blocks that came after they were looked up in another host's block table, which was not asked.
+    pub blocks_looked_up: u64,
     /// Times that something was wanted of others, and those of which nothing came.
     pub wants: u64,
     pub wants_vain: u64,
@@ -62,6 +64,7 @@ impl Peers {
             bytes_read_rdma: counts.bytes_read_rdma,
             blocks_failed: counts.blocks_failed,
             blocks_corrupt: counts.blocks_corrupt,
+            blocks_looked_up: counts.blocks_looked_up,
             wants: counts.wants,
             wants_vain: counts.wants_vain,
             blocks_lent: counts.blocks_lent,

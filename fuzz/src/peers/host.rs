@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use lapis_config::{BATCH_KEYS_MAX, Key, PoolId, Time, Wait};
 use lapis_transport::peers::{
     answerer::{Asked, CALLS_MAX},
-    asker::AskerOptions,
+    asker::{AskerOptions, LocateBy},
     digest::Digest,
     directory::PeerId,
     host::{Do, Host, Link},
@@ -38,7 +38,8 @@ const MEMBERS: u8 = 12;
 const READS: u8 = 13;
 const EXPIRED: u8 = 14;
 const REMOVED: u8 = 15;
-const STEPS: u8 = 16;
+const LOOKED: u8 = 16;
+const STEPS: u8 = 17;
 
 /// A script. Every want ends once and in time, reads are of wants, no guest has more calls than its window or more
 /// messages waiting than their bound, and whoever is hung up on hears why.
@@ -70,6 +71,8 @@ struct World {
     wants: BTreeSet<u64>,
     offers: BTreeSet<u64>,
     reads: VecDeque<(PeerId, u64, Vec<usize>)>,
+    /// Keys that are being looked up: of which peer and call.
+    looks: VecDeque<(PeerId, u64)>,
     /// Calls of guests that are not answered, offers among them, and those whose answers are held.
     calls: VecDeque<(u64, u64, bool)>,
     held: BTreeSet<(u64, u64)>,
@@ -78,11 +81,13 @@ struct World {
 impl World {
     fn new() -> Self {
         let now = Time(0);
-        let mut host = Host::new(now, hello("host-a"), BLOCKS_MAX, 0, AskerOptions::default());
+        // It asks as well, for what a look has not found.
+        let options = AskerOptions { locate: LocateBy::OneSided, ..AskerOptions::default() };
+        let mut host = Host::new(now, hello("host-a"), BLOCKS_MAX, 0, options);
         host.pool_opened(OWN_POOL, shape());
         NAMES.into_iter().zip(0..).for_each(|(name, peer)| host.join(now, PeerId(peer), name.into()));
-        let (links, guests, numbers, wants, offers, reads, calls, held) = Default::default();
-        let mut world = Self { now, host, links, guests, numbers, wants, offers, reads, calls, held };
+        let (links, guests, numbers, wants, offers, reads, looks, calls, held) = Default::default();
+        let mut world = Self { now, host, links, guests, numbers, wants, offers, reads, looks, calls, held };
         world.carry_out();
         world
     }
@@ -132,6 +137,7 @@ impl World {
                 let (keys, until) = (keys(u64::from(with)), Time(now.0 + 100_000));
                 self.offers.extend(self.host.offer(now, peer, OWN_POOL, &keys, until));
             }
+            LOOKED => self.looked(with),
             REMOVED => self.host.tell_removed(now, OWN_POOL, &keys(u64::from(with % 4))),
             MEMBERS => {
                 let name = NAMES[peer.0 as usize];
@@ -183,6 +189,14 @@ impl World {
         self.host.found(link, token, Key::default(), blocks);
     }
 
+    /// A look ends, also one that is over.
+    fn looked(&mut self, with: u8) {
+        let Some((peer, call)) = self.looks.pop_front() else { return };
+        let block =
+            |n: u8| Located { index: n.into(), follows: n > 0, line: 1, generation: 2, slot: 3, bytes: 4, sum: 5 };
+        self.host.looked(self.now, peer, call, Key::default(), (0..with % 4).map(block).collect());
+    }
+
     fn gone(&mut self, link: u64) {
         self.guests.retain(|other| *other != link);
         self.host.gone(link);
@@ -207,6 +221,10 @@ impl World {
                     assert!(self.wants.contains(&want) && !blocks.is_empty());
                     assert!(blocks.is_sorted_by(|(one, _), (other, _)| one < other), "{blocks:?}");
                     self.reads.push_back((peer, call, blocks.into_iter().map(|(key, _)| key).collect()));
+                }
+                Do::Look { want, peer, call, keys, .. } => {
+                    assert!(self.wants.contains(&want) && !keys.is_empty());
+                    self.looks.push_back((peer, call));
                 }
                 Do::Ended { want, .. } => assert!(self.wants.remove(&want), "a want ends once"),
                 Do::Offered { offer, .. } => assert!(self.offers.remove(&offer), "an offer ends once"),

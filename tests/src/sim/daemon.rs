@@ -26,7 +26,7 @@ use lapis_tiering::{
     CoreOptions,
     kept::{Kept, Tier},
 };
-use lapis_transport::{hello::CallDefaults, peers::asker::AskerOptions};
+use lapis_transport::hello::CallDefaults;
 
 use super::{
     hosts::{Hosts, OWN, SimLinks},
@@ -291,7 +291,7 @@ impl Daemon {
             members,
             hosts_are_found: false,
             data_port: 7451,
-            asker: AskerOptions::default(),
+            asker: self.hosts.borrow().asker_options(),
         };
         self.has_hosts.then(|| (options, SimLinks { hosts: self.hosts.clone(), fuse: self.fuse.clone() }))
     }

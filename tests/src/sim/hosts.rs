@@ -4,6 +4,7 @@
 //! Blocks of shared chains are at other hosts, with bytes of their own (`model::REMOTE`); local clients get and put those
 //! too. What other hosts read of this one is judged like any read.
 
+mod looks;
 mod paths;
 mod stub;
 
@@ -16,11 +17,13 @@ use std::{
 };
 
 use fastrand::Rng;
+use lapis_arena::{Mapping, table::TableShape};
 use lapis_config::{Key, Time};
 use lapis_transport::peers::{
+    asker::{AskerOptions, LocateBy},
     links::{LinkEvent, LinkId, Links},
     message::{HEAD_BYTES, PeerMessage, head},
-    paths::{Fetch, FromPaths, Lent},
+    paths::{Fetch, FromPaths, Lent, Look},
 };
 
 use self::stub::Stub;
@@ -40,6 +43,8 @@ enum Event {
     StubClosed(LinkId),
     Fetched(u64),
     StubRead(stub::Reading),
+    Looked(u64),
+    StubLooked(looks::Looking),
     StubWork(usize),
 }
 
@@ -65,6 +70,9 @@ pub struct HostsTally {
     pub fetch_faults: u64,
     pub read: u64,
     pub stale: u64,
+    /// Blocks that were found in tables: by the engine in others', by others in its.
+    pub looked: u64,
+    pub lent_looked: u64,
     pub cuts: u64,
 }
 
@@ -80,6 +88,10 @@ pub struct Hosts {
     said: VecDeque<FromPaths>,
     fetches: BTreeMap<u64, Fetch>,
     lent: BTreeMap<(LinkId, u64), Vec<Lent>>,
+    looks: BTreeMap<u64, Look>,
+    /// Of the engine's first group, as it has shown them: its table, and its memory by the first unit.
+    table: Option<(Mapping, TableShape)>,
+    memory: BTreeMap<u32, Mapping>,
     /// No connection to that host is made until then.
     away_until: Vec<Time>,
     pub reads: Vec<Read>,
@@ -90,7 +102,7 @@ pub struct Hosts {
 
 impl Hosts {
     pub fn new(plan: &Plan, mut rng: Rng) -> Self {
-        let stubs = (0..plan.hosts).map(|at| Stub::new(at, 1, &mut rng)).collect();
+        let stubs = (0..plan.hosts).map(|at| Stub::new(at, 1, asker_options(plan), &mut rng)).collect();
         let mut hosts = Self {
             rng,
             now: Time(0),
@@ -103,6 +115,9 @@ impl Hosts {
             said: VecDeque::new(),
             fetches: BTreeMap::new(),
             lent: BTreeMap::new(),
+            looks: BTreeMap::new(),
+            table: None,
+            memory: BTreeMap::new(),
             away_until: vec![Time(0); plan.hosts],
             reads: Vec::new(),
             tally: HostsTally::default(),
@@ -117,6 +132,10 @@ impl Hosts {
 
     pub fn names(&self) -> Vec<String> {
         if self.ended { Vec::new() } else { (0..self.stubs.len()).map(stub::name).collect() }
+    }
+
+    pub fn asker_options(&self) -> AskerOptions {
+        asker_options(&self.plan)
     }
 
     fn number(&mut self) -> u64 {
@@ -174,6 +193,7 @@ impl Hosts {
     pub fn daemon_died(&mut self) {
         self.engine_up = false;
         (self.inbox, self.said, self.fetches, self.lent) = Default::default();
+        (self.looks, self.table, self.memory) = Default::default();
         let links: Vec<LinkId> = self.links.keys().copied().collect();
         for link in links {
             self.engine_closes(link);
@@ -192,7 +212,7 @@ impl Hosts {
         for link in links {
             self.stub_closes(link);
         }
-        let over = |event: &Event| matches!(event, Event::StubWork(_) | Event::StubRead(_));
+        let over = |event: &Event| matches!(event, Event::StubWork(_) | Event::StubRead(_) | Event::StubLooked(_));
         self.events.retain(|_, event| !over(event));
     }
 
@@ -238,6 +258,8 @@ impl Hosts {
             }
             Event::Fetched(op) => self.fetch_ends(op),
             Event::StubRead(reading) => self.stub_reads(reading),
+            Event::Looked(op) => self.look_ends(op),
+            Event::StubLooked(looking) => self.stub_looked(looking),
             Event::StubWork(at) => self.stub_works(at),
         }
     }
@@ -305,7 +327,7 @@ impl Hosts {
             _ => {
                 links.into_iter().for_each(|link| self.stub_closes(link));
                 let boot = self.stubs[stub].boot + 1;
-                self.stubs[stub] = Stub::new(stub, boot, &mut self.rng);
+                self.stubs[stub] = Stub::new(stub, boot, self.asker_options(), &mut self.rng);
             }
         }
     }
@@ -323,6 +345,12 @@ impl Hosts {
     fn is_away(&self, stub: usize) -> bool {
         self.ended || self.away_until[stub] > self.now
     }
+}
+
+/// As all hosts have them.
+fn asker_options(plan: &Plan) -> AskerOptions {
+    let locate = if plan.looks { LocateBy::OneSided } else { LocateBy::Asked };
+    AskerOptions { locate, ..AskerOptions::default() }
 }
 
 fn address() -> SocketAddr {

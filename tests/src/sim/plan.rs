@@ -129,6 +129,8 @@ knobs! {
     /// Other hosts, and whether links to them fail, and they lie.
     hosts: usize,
     link_faults: bool,
+    /// Whether hosts look keys up in each other's tables.
+    looks: bool,
 }
 
 /// Chains from here on are those that other hosts have too.
@@ -193,12 +195,14 @@ impl Plan {
             delay_max_us: 0,
             hosts: 0,
             link_faults: false,
+            looks: false,
         };
         let plan = if rng.u32(..100) < 60 { plan.with_ssd(&mut rng) } else { plan };
         // Drawn apart, so that a seed of before there were hosts is the same host.
         let mut rng = Rng::with_seed(seed ^ 0x0705_7500);
         let hosts = if percent(&mut rng, 40) { rng.usize(1..4) } else { 0 };
-        Self { hosts, link_faults: hosts > 0 && percent(&mut rng, 60), ..plan }
+        let link_faults = hosts > 0 && percent(&mut rng, 60);
+        Self { hosts, link_faults, looks: hosts > 0 && percent(&mut rng, 50), ..plan }
     }
 
     fn with_ssd(self, rng: &mut Rng) -> Self {
@@ -322,7 +326,7 @@ impl Plan {
 
     /// The same without other hosts.
     pub fn alone(self) -> Self {
-        Self { hosts: 0, link_faults: false, ..self }
+        Self { hosts: 0, link_faults: false, looks: false, ..self }
     }
 
     pub fn chain(&self, rng: &mut Rng) -> Vec<Key> {

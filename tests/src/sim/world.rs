@@ -62,6 +62,9 @@ pub struct Tally {
     pub fetch_faults: u64,
     pub lent_read: u64,
     pub lent_stale: u64,
+    /// Blocks that were found in tables without asking: here in others', by others here.
+    pub looked: u64,
+    pub lent_looked: u64,
     pub cuts: u64,
     /// Drains that came to their end, and blocks that they moved to other hosts.
     pub drains: u64,
@@ -286,6 +289,7 @@ impl World {
         (self.tally.fetched, self.tally.fetch_faults, self.tally.cuts) =
             (tally.fetched, tally.fetch_faults, tally.cuts);
         (self.tally.lent_read, self.tally.lent_stale) = (tally.read, tally.stale);
+        (self.tally.looked, self.tally.lent_looked) = (tally.looked, tally.lent_looked);
         for (pool, key, number) in std::mem::take(&mut hosts.reads) {
             self.model.read_by_host((0, pool, key), number)?;
         }

@@ -59,10 +59,12 @@ fn run(program: impl AsRef<std::ffi::OsStr>, words: &[&str]) {
 struct Net {
     folder: tempfile::TempDir,
     members: Vec<(String, String)>,
+    /// `peers.locate` of all.
+    locate: &'static str,
 }
 
 impl Net {
-    fn new(members: Vec<(String, String)>) -> Self {
+    fn new(members: Vec<(String, String)>, locate: &'static str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let at = |name: &str| folder.path().join(name).display().to_string();
         run(binary::lapis(), &["cert", "ca", "--out", &at("ca")]);
@@ -70,7 +72,7 @@ impl Net {
         let words: Vec<&str> = ["cert", "host"].into_iter().chain(names).collect();
         let (ca, out) = (at("ca"), at("hosts"));
         run(binary::lapis(), &[&words[..], &["--ca", &ca, "--out", &out]].concat());
-        Self { folder, members }
+        Self { folder, members, locate }
     }
 
     /// The binary, as it runs in a namespace.
@@ -91,6 +93,7 @@ impl Net {
         let flags = [
             flag("listen", address.clone()),
             flag("host", name.clone()),
+            flag("locate", self.locate.into()),
             flag("members", members.join(",")),
             flag("ca", self.folder.path().join("ca/ca.pem").display().to_string()),
             flag("certificate", file(format!("{name}.pem"))),
@@ -103,6 +106,10 @@ impl Net {
 
 fn by_rdma(socket: &Path) -> u64 {
     at(&status(socket).expect("a daemon"), "/peers/bytes_read_rdma")
+}
+
+fn looked_up(socket: &Path) -> u64 {
+    at(&status(socket).expect("a daemon"), "/peers/blocks_looked_up")
 }
 
 /// Puts blocks, however slow the processor is.
@@ -118,10 +125,19 @@ fn put_all(client: &Client, pool: &Pool, ids: Range<u64>) {
 
 #[test]
 fn blocks_come_by_rdma_with_every_byte_right() {
+    blocks_come("asked");
+}
+
+#[test]
+fn blocks_are_looked_up_without_asking_where_both_hosts_say_so() {
+    blocks_come("onesided");
+}
+
+fn blocks_come(locate: &'static str) {
     let Some(places) = places() else { return };
     let _alone = alone();
     let members = places.iter().enumerate().map(|(n, place)| (format!("host-{n}"), format!("{}:7450", place.address)));
-    let net = Net::new(members.collect());
+    let net = Net::new(members.collect(), locate);
     let mut hosts: Vec<Host> =
         places.iter().enumerate().map(|(n, place)| net.start(&place.namespace, n, 128 * MIB)).collect();
     let clients: Vec<Client> = hosts.iter_mut().map(|host| host.connect("rdma").expect("a client")).collect();
@@ -132,7 +148,7 @@ fn blocks_come_by_rdma_with_every_byte_right() {
         // Before pairs are connected, and told what memory there is, blocks come by TCP.
         for first in (0..).step_by(count as usize) {
             assert!(first < 2048, "nothing came by RDMA\n{}\n{}", hosts[0].daemon_log(), hosts[1].daemon_log());
-            let before = by_rdma(&socket);
+            let (before, seen) = (by_rdma(&socket), looked_up(&socket));
             put_all(&clients[0], &pools[0], first..first + count);
             let all = keys(first..first + count);
             let last = [*all.last().expect("some")];
@@ -141,11 +157,14 @@ fn blocks_come_by_rdma_with_every_byte_right() {
             });
             let (got, wrong) = get(&clients[1], &pools[1], &all, &options);
             assert_eq!((got.hits as u64, wrong), (count, 0));
-            if by_rdma(&socket) >= before + (count - 1) * block_bytes as u64 {
+            let seen = looked_up(&socket) - seen;
+            assert!(locate == "onesided" || seen == 0, "{seen} were looked up");
+            let all_seen = locate == "asked" || seen >= count - 1;
+            if all_seen && by_rdma(&socket) >= before + (count - 1) * block_bytes as u64 {
                 break;
             }
         }
-        println!("{count} blocks of {block_bytes} bytes came by RDMA, each byte right");
+        println!("{count} blocks of {block_bytes} bytes came by RDMA ({locate}), each byte right");
     }
 }
 
@@ -195,7 +214,7 @@ fn links_and_owners_fail_in_mid_transfer_and_heal() {
         ("owner-1".into(), format!("{}:7460", there.address)),
         ("reader".into(), format!("{}:7450", here.address)),
     ];
-    let net = Net::new(members.into());
+    let net = Net::new(members.into(), "asked");
     let mut owners = [0, 1].map(|n| net.start(&there.namespace, n, 4 * DRAM));
     let mut reader = net.start(&here.namespace, 2, DRAM);
     for (n, owner) in owners.iter_mut().enumerate() {

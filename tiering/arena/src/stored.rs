@@ -1,6 +1,6 @@
 //! A block in its slot, with all that its sum depends on.
 
-use lapis_config::Key;
+use lapis_config::{Key, sizes};
 
 use crate::{Mapping, Sum, sum};
 
@@ -28,6 +28,19 @@ impl StoredBlock {
         found == self.sum
     }
 
+    /// Whether the sums of its pieces that follow it in its slot are its own as well. True of a block of one piece.
+    pub fn has_its_tail(&self) -> bool {
+        if self.pieces == 1 {
+            return true;
+        }
+        let count = u64::from(self.bytes).div_ceil(self.block_bytes / u64::from(self.pieces));
+        let at = self.offset + sizes::tail_offset(self.bytes.into()) as usize;
+        let tail = self.mapping.to_vec(at, 8 * count as usize);
+        let (sums, _) = tail.as_chunks::<8>();
+        let sums: Vec<u64> = sums.iter().map(|sum| u64::from_le_bytes(*sum)).collect();
+        sum::combine(self.pool_seed, &self.key, self.bytes.into(), &sums) == self.sum
+    }
+
     fn sum_of_pieces(&self) -> u64 {
         let piece_bytes = (self.block_bytes / u64::from(self.pieces)) as usize;
         let (bytes, mut sums) = (u64::from(self.bytes), Vec::with_capacity(usize::from(self.pieces)));
@@ -39,4 +52,25 @@ impl StoredBlock {
         }
         sum::combine(self.pool_seed, &self.key, bytes, &sums)
     }
+}
+
+#[test]
+fn a_block_in_pieces_has_its_own_sums_behind_it_or_others() {
+    let (mapping, offset, key, pool_seed) = (Mapping::anonymous(8192).expect("memory"), 0, Key([1, 2, 3, 4]), 5);
+    let (bytes, pieces, block_bytes) = (3000, 4, 4096);
+    mapping.copy_in(0, &[7; 3000]);
+    let mut block = StoredBlock { mapping, offset, key, bytes, pieces, block_bytes, pool_seed, sum: 0 };
+    block.sum = block.sum_of_pieces();
+    assert!(block.is_sound() && !block.has_its_tail());
+    let sums = [(0, 1024), (1, 1024), (2, 952)].map(|(index, length)| {
+        let mut piece = Sum::piece(pool_seed, &key, bytes.into(), index, length);
+        piece.update(&vec![7; length as usize]);
+        piece.finish().to_le_bytes()
+    });
+    let at = sizes::tail_offset(bytes.into()) as usize;
+    block.mapping.copy_in(at, &sums.concat());
+    assert!(block.has_its_tail());
+    block.mapping.copy_in(at + 8, &sums[2]);
+    assert!(block.is_sound() && !block.has_its_tail(), "another block's");
+    assert!(StoredBlock { pieces: 1, ..block }.has_its_tail(), "it has none");
 }

@@ -8,6 +8,7 @@
 
 mod adopt;
 mod layout;
+mod remote;
 mod writer;
 
 #[cfg(test)]
@@ -23,6 +24,7 @@ use self::layout::{Homes, Secrets, bind, head, near, word};
 pub use self::{
     adopt::Adoption,
     layout::{LINES_MAX, LINES_MIN, VERSION, bytes_for},
+    remote::{Claim, LINES_AT, Seen, TableShape, WINDOW_BYTES},
     writer::{LiveLine, TableWriter},
 };
 use crate::{ArenaError, MappedWords, Words};

@@ -9,6 +9,7 @@
 //! Invariant: a peer makes this host keep no more than `POOLS_MAX` pools and what `Calls` bounds.
 
 mod calls;
+mod options;
 #[cfg(test)]
 mod tests;
 
@@ -19,42 +20,12 @@ use std::{
 
 use calls::{Calls, Fit, Kind};
 use lapis_config::{Key, POOLS_MAX, PoolId, PoolShape, Time, Wait};
+pub use options::{AskerOptions, LocateBy};
 
 use super::{
     digest::{Delta, Part, Whole},
     message::{Located, PeerHello, PeerMessage},
 };
-
-#[derive(Clone, Copy, Debug)]
-pub struct AskerOptions {
-    /// For a connection to be made and greeted.
-    pub greeting: Duration,
-    /// A connection on which nothing came for so long is asked for a sign.
-    pub quiet: Duration,
-    /// Without a sign for so long after that, it is dead.
-    pub patience: Duration,
-    /// Pauses before a peer is dialled again: the first, doubled up to the last.
-    pub pause_min: Duration,
-    pub pause_max: Duration,
-    /// So many calls in a row that end at their deadlines, and the peer is not asked for a pause.
-    pub failures_max: u32,
-    /// Calls under way, also where the peer allows more.
-    pub calls_max: u32,
-}
-
-impl Default for AskerOptions {
-    fn default() -> Self {
-        Self {
-            greeting: Duration::from_secs(2),
-            quiet: Duration::from_millis(500),
-            patience: Duration::from_secs(1),
-            pause_min: Duration::from_millis(100),
-            pause_max: Duration::from_secs(10),
-            failures_max: 3,
-            calls_max: 256,
-        }
-    }
-}
 
 /// What the asker wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +36,13 @@ pub enum Todo {
     /// End the connection: nothing of it is reported any more.
     HangUp {
         reason: String,
+    },
+    /// Look these keys up in the peer's table, in `pool` by its number; `looked` says what came of it.
+    Look {
+        call: u64,
+        pool: PoolId,
+        keys: Vec<Key>,
+        within: Duration,
     },
     Tell(News),
 }
@@ -82,7 +60,7 @@ pub enum News {
     Delta(Delta),
     /// For what moves the blocks.
     Path(Vec<u8>),
-    /// The answer to a call.
+    /// The answer to a call, or what a look found.
     Found {
         call: u64,
         parent: Key,
@@ -108,7 +86,12 @@ pub enum NotNow {
     NoPool,
     /// As much is under way as it allows.
     Busy,
+    /// It is asked, and nothing is looked up.
+    Asked,
 }
+
+/// A look takes so much of the time that there is: one part of so many.
+const LOOK_PART: u64 = 4;
 
 #[derive(Debug)]
 enum Link {
@@ -285,6 +268,26 @@ impl Asker {
         Ok(())
     }
 
+    /// Looks the leading run of keys up in the peer's table, without asking it. `call` as in `locate`. It takes a part of the
+    /// time, so that the peer can be asked still.
+    pub fn look(&mut self, now: Time, call: u64, pool: &PoolShape, keys: &[Key], deadline: Time) -> Result<(), NotNow> {
+        if self.options.locate == LocateBy::Asked {
+            return Err(NotNow::Asked);
+        }
+        let within = Duration::from_micros(deadline.since_us(now) / LOOK_PART);
+        let pool = self.begin_call(now, call, Kind::Look, pool, now.after(within))?;
+        self.todo.push_back(Todo::Look { call, pool, keys: keys.to_vec(), within });
+        Ok(())
+    }
+
+    /// A look ended: what was found, if anything.
+    pub fn looked(&mut self, call: u64, parent: Key, blocks: Vec<Located>) {
+        // Its daemon may be dead all the same: that it was read says nothing of its health.
+        if self.calls.answer(call, Kind::Look, false) == Fit::Awaited {
+            self.todo.push_back(Todo::Tell(News::Found { call, parent, blocks }));
+        }
+    }
+
     /// Offers blocks of this host. `call` as in `locate`.
     pub fn offer(
         &mut self,
@@ -405,7 +408,7 @@ impl Asker {
                     // Nobody waits, and what it holds is to go.
                     Fit::Late if blocks.is_empty() => {}
                     Fit::Late => self.todo.push_back(Todo::Send(PeerMessage::Release { token })),
-                    Fit::Wrong => self.end(now, Blame::Peer, "it answered an offer as if it had been asked for blocks"),
+                    Fit::Wrong => self.end(now, Blame::Peer, "it told of blocks that it was not asked for"),
                 }
             }
             PeerMessage::Offered { number, came } => match self.calls.answer(number, Kind::Offer, false) {
@@ -426,10 +429,16 @@ impl Asker {
     }
 
     fn end_late_calls(&mut self, now: Time) {
-        for call in self.calls.take_late(now) {
-            // It counts no more there either.
-            self.todo.push_back(Todo::Send(PeerMessage::Release { token: call }));
+        for (call, kind) in self.calls.take_late(now) {
+            if kind != Kind::Look {
+                // It counts no more there either.
+                self.todo.push_back(Todo::Send(PeerMessage::Release { token: call }));
+            }
             self.todo.push_back(Todo::Tell(News::Failed { call }));
+            if kind == Kind::Look {
+                // The peer knows nothing of it.
+                continue;
+            }
             self.failures += 1;
             if self.failures >= self.options.failures_max {
                 self.left_alone_until = now.after(self.rest);

@@ -4,6 +4,7 @@
 //! Invariant: what a peer said counts as long as the connection lives on which it was said.
 
 mod askers;
+mod face;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -12,6 +13,7 @@ use std::{
 };
 
 use askers::Askers;
+pub use face::{Do, Link};
 use lapis_config::{Key, PoolId, PoolShape, Time, Wait};
 
 use super::{
@@ -28,54 +30,6 @@ use super::{
 const OFFERS: u64 = 1 << 63;
 /// Between two deltas of the digest.
 const DELTA_EVERY: Duration = Duration::from_millis(100);
-
-/// One end of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Link {
-    /// On which this host asks.
-    To(PeerId),
-    /// On which a peer asks; a number that is never used again.
-    From(u64),
-}
-
-/// What the host wants done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Do {
-    Dial(PeerId),
-    Send(Link, PeerMessage),
-    HangUp(Link, String),
-    /// These blocks of a want, each with the index of its key, are to be read into slots here; `filled` says which came,
-    /// and the call is over then.
-    Read {
-        want: u64,
-        peer: PeerId,
-        call: u64,
-        /// Of the first of them; zeros if it has none.
-        parent: Key,
-        blocks: Vec<(usize, Located)>,
-    },
-    /// Of an offer so many blocks are at the peer now; 0 also if it did not answer.
-    Offered {
-        offer: u64,
-        came: u32,
-    },
-    /// So many keys of a want came.
-    Ended {
-        want: u64,
-        came: usize,
-    },
-    /// A peer is there: blocks can be fetched from where its hello says, until it is `Down`.
-    Up(PeerId, PeerHello),
-    Down(PeerId),
-    /// A peer's paths said something to this host's.
-    Path(PeerId, Vec<u8>),
-    /// A peer may ask on this link; its name.
-    Guest(u64, String),
-    /// A peer asks; never `Hello` or `HangUp`.
-    Asked(u64, Asked),
-    /// A link on which a peer asked is gone, and with it all that is held for it.
-    Gone(u64),
-}
 
 struct Member {
     name: String,
@@ -217,6 +171,12 @@ impl Host {
         let is_asked = self.wants.begin(want, shape, each, keys, names, deadline, from, &self.directory, &mut ask);
         self.settle(now);
         is_asked
+    }
+
+    /// A look ended: where the leading run of its keys lies, none of it if it is not there, or could not be looked up.
+    /// `parent`: of the first.
+    pub fn looked(&mut self, now: Time, peer: PeerId, call: u64, parent: Key, blocks: Vec<Located>) {
+        self.with_asker(now, peer, |asker| asker.looked(call, parent, blocks));
     }
 
     /// Of what a call found, the blocks of these keys came.
@@ -382,7 +342,9 @@ impl Host {
         }
         while let Some(outcome) = self.wants.poll() {
             self.todo.push_back(match outcome {
-                Outcome::Read { want, peer, call, parent, blocks } => Do::Read { want, peer, call, parent, blocks },
+                Outcome::Read { want, peer, call, looked, parent, blocks } => {
+                    Do::Read { want, peer, call, looked, parent, blocks }
+                }
                 Outcome::Ended { want, came } => Do::Ended { want, came },
             });
         }
@@ -394,6 +356,12 @@ impl Host {
             Todo::Dial => return self.todo.push_back(Do::Dial(peer)),
             Todo::Send(message) => return self.todo.push_back(Do::Send(Link::To(peer), message)),
             Todo::HangUp { reason } => return self.todo.push_back(Do::HangUp(Link::To(peer), reason)),
+            Todo::Look { call, pool, keys, within } => {
+                if let Some(want) = self.wants.of_call(call) {
+                    self.todo.push_back(Do::Look { want, peer, call, pool, keys, within });
+                }
+                return;
+            }
             Todo::Tell(News::Found { call, parent, blocks }) => {
                 if !self.wants.found(call, parent, blocks, &self.directory, &mut ask) {
                     self.members.get_mut(&peer).expect("its asker spoke").asker.release(call);

@@ -8,8 +8,8 @@ pub mod both;
 
 use std::{net::SocketAddr, time::Duration};
 
-use lapis_arena::{Mapping, StoredBlock};
-use lapis_config::SlotId;
+use lapis_arena::{Mapping, StoredBlock, table::TableShape};
+use lapis_config::{Key, PoolId, SlotId};
 
 use super::{directory::PeerId, links::LinkId, message::Located};
 
@@ -47,6 +47,19 @@ pub struct Fetch {
     pub within: Duration,
 }
 
+/// Looks keys up in a peer's block table without asking it.
+#[derive(Clone, Debug)]
+pub struct Look {
+    /// As of a fetch; no fetch has the same.
+    pub op: u64,
+    pub link: LinkId,
+    /// The peer's number of it.
+    pub pool: PoolId,
+    pub keys: Vec<Key>,
+    /// From now; what is not found then is not found.
+    pub within: Duration,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Came {
     /// It is in its slot, and its bytes fit their sum.
@@ -72,6 +85,13 @@ pub enum ToPaths {
         group: usize,
         first: SlotId,
         mapping: Mapping,
+    },
+    /// The block table of a trust group, in which its peers may look keys up: it takes the place of a former one. Who has
+    /// not told of one looks nothing up either.
+    Table {
+        group: usize,
+        mapping: Mapping,
+        shape: TableShape,
     },
 
     // ---- At the owner of blocks ----
@@ -114,6 +134,7 @@ pub enum ToPaths {
         link: LinkId,
     },
     Fetch(Fetch),
+    Look(Look),
 
     /// The other side's paths said this on that link, at either end of it.
     Heard {
@@ -128,6 +149,9 @@ pub enum FromPaths {
     Say { link: LinkId, said: Vec<u8> },
     /// A fetch ended: for each of its blocks, in order. Nothing is written into its slots any more.
     Fetched { op: u64, came: Vec<Came>, by: PathKind },
+    /// A look ended: where the leading run of its keys was when it was looked up, `follows` of none of them known; or it could
+    /// not be looked up at all. Nothing is held there: what a fetch by no token brings decides.
+    Looked { op: u64, found: Option<Vec<Located>> },
 }
 
 pub trait Paths {

@@ -1,8 +1,8 @@
 //! Paths by RDMA: whoever fetches a block READs it out of the owner's slot into its own, without a copy by either host.
 //!
 //! `mover` decides, over the NICs of the trait in `provider`: `asking` and its `lane`s fetch, `guest` lets itself be read,
-//! `fetches` says what has ended, `memory` where everything lies, `pace` which lane is soonest. `said` is what the two sides
-//! say to each other. `verbs` are real NICs, found in `sysfs`, chosen in `rank`; here are the threads that turn it all.
+//! `fetches` and `looks` say what has ended, `memory` where everything lies, `pace` which lane is soonest. `said` is what the
+//! two sides say to each other. `verbs` are real NICs, found in `sysfs`, chosen in `rank`; here are the threads that turn it all.
 //!
 //! Invariant: nothing that a peer may do to this host's memory is ever granted but to read it.
 
@@ -12,9 +12,11 @@ mod fake;
 mod fetches;
 mod guest;
 mod lane;
+mod looks;
 mod memory;
 mod mover;
 mod pace;
+mod partner;
 pub mod provider;
 pub mod rank;
 mod reach;
@@ -29,7 +31,10 @@ mod work;
 
 use std::{io, sync::Arc, time::Duration};
 
-use crate::peers::paths::{Fetch, FromPaths, Paths, ToPaths};
+use crate::peers::{
+    links::LinkId,
+    paths::{Fetch, FromPaths, Paths, ToPaths},
+};
 
 use rank::{Candidate, Unused};
 use said::LANES_MAX;
@@ -154,5 +159,9 @@ impl Paths for RdmaPaths {
 impl super::paths::both::Fast for RdmaPaths {
     fn takes(&self, fetch: &Fetch) -> bool {
         self.threads.takes(fetch)
+    }
+
+    fn looks(&self, link: LinkId) -> bool {
+        self.threads.looks(link)
     }
 }

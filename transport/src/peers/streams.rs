@@ -129,7 +129,8 @@ impl Paths for TcpPaths {
     fn submit(&mut self, job: ToPaths) {
         match job {
             // The kernel needs no registration, and TCP's two ends nothing from each other but what streams say.
-            ToPaths::Memory { .. } | ToPaths::Heard { .. } => {}
+            ToPaths::Memory { .. } | ToPaths::Table { .. } | ToPaths::Heard { .. } => {}
+            ToPaths::Look(look) => self.events.push(FromPaths::Looked { op: look.op, found: None }),
             ToPaths::Guest { link, word, .. } => self.guests.add(link, word),
             ToPaths::GuestGone { link } => self.guests.remove(link),
             ToPaths::Lend { link, token, blocks } => self.guests.lend(link, token, blocks),

@@ -35,14 +35,17 @@ pub trait Ask {
         keys: &[Key],
         deadline: Time,
     ) -> Result<(), NotNow>;
+
+    /// Looks the leading run of keys up in the peer's table, without asking it. An error: that is not done.
+    fn look(&mut self, call: u64, peer: PeerId, pool: &PoolShape, keys: &[Key], deadline: Time) -> Result<(), NotNow>;
 }
 
 /// What comes of wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// These blocks lie there, each with the index of its key: they are to be read, then `filled` says so. `parent`: of the
-    /// first.
-    Read { want: u64, peer: PeerId, call: u64, parent: Key, blocks: Vec<(usize, Located)> },
+    /// first. `looked`: they were looked up, and nothing is held there.
+    Read { want: u64, peer: PeerId, call: u64, looked: bool, parent: Key, blocks: Vec<(usize, Located)> },
     /// So many keys came.
     Ended { want: u64, came: usize },
 }
@@ -61,7 +64,10 @@ struct Want {
     left: Vec<usize>,
     came: usize,
     asked: Vec<PeerId>,
-    call: Option<u64>,
+    /// Those in whose tables it was looked up: they may be asked still, for what is not in their memory.
+    looked: Vec<PeerId>,
+    /// Of whom the call that is under way is, and whether it looks.
+    call: Option<(PeerId, bool)>,
     /// Indices of the keys that the call is about.
     of_call: Vec<usize>,
 }
@@ -69,6 +75,11 @@ struct Want {
 impl Want {
     fn may_ask(&self) -> bool {
         !self.left.is_empty() && self.asked.len() < if self.each { ASKED_EACH_MAX } else { ASKED_MAX }
+    }
+
+    /// Of a chain, in each of few tables once.
+    fn may_look(&self, peer: PeerId) -> bool {
+        !self.each && self.looked.len() < ASKED_MAX && !self.looked.contains(&peer)
     }
 
     /// What a peer says that it has, as far as that can be an answer to what it was asked.
@@ -108,6 +119,11 @@ impl Wants {
         self.wants.is_empty()
     }
 
+    /// Whose call it is.
+    pub fn of_call(&self, call: u64) -> Option<u64> {
+        self.by_call.get(&call).copied()
+    }
+
     /// Begins a want; false if no peer is likely to have any of it. `names` are those of `keys`; `from` is asked first.
     #[allow(clippy::too_many_arguments, reason = "a want has so many parts")]
     pub fn begin(
@@ -123,8 +139,10 @@ impl Wants {
         ask: &mut impl Ask,
     ) -> bool {
         assert_eq!(keys.len(), names.len(), "a name for each key");
-        let (left, asked, of_call) = ((0..keys.len()).collect(), Vec::new(), Vec::new());
-        let mut begun = Want { pool, each, keys, names, deadline, from, left, came: 0, asked, call: None, of_call };
+        let left = (0..keys.len()).collect();
+        let (asked, looked, of_call) = (Vec::new(), Vec::new(), Vec::new());
+        let mut begun =
+            Want { pool, each, keys, names, deadline, from, left, came: 0, asked, looked, call: None, of_call };
         let is_asked = self.ask_next(want, &mut begun, directory, ask);
         if is_asked {
             let former = self.wants.insert(want, begun);
@@ -147,8 +165,8 @@ impl Wants {
         let blocks = want.sensible(blocks);
         let is_read = !blocks.is_empty();
         if is_read {
-            let peer = *want.asked.last().expect("it was asked");
-            self.outcomes.push_back(Outcome::Read { want: number, peer, call, parent, blocks });
+            let (peer, looked) = want.call.expect("one is under way");
+            self.outcomes.push_back(Outcome::Read { want: number, peer, call, looked, parent, blocks });
         } else {
             self.failed(call, directory, ask);
         }
@@ -191,15 +209,24 @@ impl Wants {
                 want.left.clone()
             };
             let keys: Vec<Key> = want.of_call.iter().map(|&key| want.keys[key]).collect();
-            match ask.locate(self.calls, peer, &want.pool, want.each, wait, &keys, want.deadline) {
-                Ok(()) => {
-                    want.asked.push(peer);
-                    want.call = Some(self.calls);
-                    self.by_call.insert(self.calls, number);
-                    return true;
+            let is_look = wait == Wait::Present
+                && want.may_look(peer)
+                && ask.look(self.calls, peer, &want.pool, &keys, want.deadline).is_ok();
+            if is_look {
+                want.looked.push(peer);
+                want.from = from;
+            } else {
+                match ask.locate(self.calls, peer, &want.pool, want.each, wait, &keys, want.deadline) {
+                    Ok(()) => want.asked.push(peer),
+                    Err(_) => {
+                        away.push(peer);
+                        continue;
+                    }
                 }
-                Err(_) => away.push(peer),
             }
+            want.call = Some((peer, is_look));
+            self.by_call.insert(self.calls, number);
+            return true;
         }
         false
     }
@@ -259,6 +286,8 @@ mod tests {
         calls: Vec<(u64, u32, usize)>,
         waits: Vec<Wait>,
         away: Vec<u32>,
+        looks: bool,
+        looked: Vec<(u64, u32, usize)>,
     }
 
     impl Ask for Asked {
@@ -277,6 +306,21 @@ mod tests {
             }
             self.calls.push((call, peer.0, keys.len()));
             self.waits.push(wait);
+            Ok(())
+        }
+
+        fn look(
+            &mut self,
+            call: u64,
+            peer: PeerId,
+            _pool: &PoolShape,
+            keys: &[Key],
+            _deadline: Time,
+        ) -> Result<(), NotNow> {
+            if !self.looks {
+                return Err(NotNow::Asked);
+            }
+            self.looked.push((call, peer.0, keys.len()));
             Ok(())
         }
     }
@@ -303,7 +347,8 @@ mod tests {
         // It has lost one since it told of it.
         wants.found(1, Key::default(), blocks(4), &directory, &mut asked);
         let found = (0..4).zip(blocks(4)).collect();
-        let read = Outcome::Read { want: 7, peer: PeerId(1), call: 1, parent: Key::default(), blocks: found };
+        let (peer, parent, looked) = (PeerId(1), Key::default(), false);
+        let read = Outcome::Read { want: 7, peer, call: 1, looked, parent, blocks: found };
         assert_eq!(wants.poll(), Some(read));
         wants.filled(1, &[0, 1, 2, 3], &directory, &mut asked);
         assert_eq!(wants.poll(), Some(Outcome::Ended { want: 7, came: 4 }), "nobody else is said to have the fifth");
@@ -363,6 +408,49 @@ mod tests {
                 Outcome::Ended { came, .. } => assert_eq!((came, sensible), (0, 0), "{indices:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_table_is_looked_at_once_and_its_owner_asked_for_what_was_not_there() {
+        let (directory, mut wants) = (directory(&[5, 4]), Wants::default());
+        let mut asked = Asked { looks: true, ..Asked::default() };
+        assert!(begin(&mut wants, 1, 6, &directory, &mut asked));
+        assert_eq!((&asked.looked[..], &asked.calls[..]), (&[(1, 0, 6)][..], &[][..]));
+        assert_eq!(wants.of_call(1), Some(1));
+        assert!(wants.found(1, Key::default(), blocks(2), &directory, &mut asked));
+        assert!(matches!(wants.poll(), Some(Outcome::Read { call: 1, peer: PeerId(0), looked: true, .. })));
+        // The second was another's by the time it was read.
+        wants.filled(1, &[0], &directory, &mut asked);
+        assert_eq!(asked.calls, [(2, 0, 5)], "the same peer is asked for the rest");
+        wants.found(2, Key::default(), vec![], &directory, &mut asked);
+        assert_eq!(asked.looked, [(1, 0, 6), (3, 1, 5)], "then the next one's table");
+        wants.found(3, Key::default(), blocks(5), &directory, &mut asked);
+        wants.filled(3, &[1, 2, 3, 4, 5], &directory, &mut asked);
+        assert_eq!(std::iter::from_fn(|| wants.poll()).last(), Some(Outcome::Ended { want: 1, came: 6 }));
+        assert_eq!((asked.looked.len(), asked.calls.len()), (2, 1));
+    }
+
+    #[test]
+    fn whoever_is_named_is_asked_after_its_table_and_at_once_if_it_is_to_wait() {
+        let (directory, keys) = (directory(&[0, 0]), keys(3));
+        for (wait, looked) in [(Wait::Present, 1), (Wait::Filling, 0)] {
+            let (mut wants, mut asked) = (Wants::default(), Asked { looks: true, ..Asked::default() });
+            let from = Some((PeerId(1), wait));
+            wants.begin(1, shape(), false, keys.clone(), names(&keys), Time(9), from, &directory, &mut asked);
+            assert_eq!(asked.looked.len(), looked);
+            if looked > 0 {
+                wants.failed(1, &directory, &mut asked);
+            }
+            assert_eq!((asked.calls[0].1, asked.waits[0]), (1, wait), "whatever its digest says");
+        }
+    }
+
+    #[test]
+    fn objects_are_not_looked_up() {
+        let (directory, mut wants, keys) = (directory(&[3]), Wants::default(), keys(3));
+        let mut asked = Asked { looks: true, ..Asked::default() };
+        wants.begin(1, shape(), true, keys.clone(), names(&keys), Time(9), None, &directory, &mut asked);
+        assert_eq!((asked.looked.len(), asked.calls.len()), (0, 1));
     }
 
     #[test]

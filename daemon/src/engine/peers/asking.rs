@@ -27,6 +27,12 @@ const PARKED_MAX: usize = 4096;
 /// Keys that are wanted at once, over all wants.
 const COMING_MAX: usize = 1 << 20;
 
+/// A key that is not here, and its parent as far as that is known; zeros: it has none.
+struct Missing {
+    key: Key,
+    parent: Option<Key>,
+}
+
 impl<W: Wire, M: Movers> Engine<W, M> {
     /// A get of a local client: answered by the core, once what is missing here and can be had has come from peers.
     #[allow(clippy::too_many_arguments, reason = "the request has so many parts")]
@@ -90,10 +96,10 @@ impl<W: Wire, M: Movers> Engine<W, M> {
     }
 
     /// The keys that a get needs and that are neither here nor being filled by somebody else, by pool.
-    fn missing(&self, index: usize, asks: &[(PoolId, HitPolicy)], keys: &[Key]) -> Vec<(PoolId, Vec<Key>)> {
+    fn missing(&self, index: usize, asks: &[(PoolId, HitPolicy)], keys: &[Key]) -> Vec<(PoolId, Vec<Missing>)> {
         let group = &self.groups[index];
         let own = &self.peers.as_ref().expect("it asks peers").groups[index];
-        let mut missing: Vec<(PoolId, Vec<Key>)> = Vec::new();
+        let mut missing: Vec<(PoolId, Vec<Missing>)> = Vec::new();
         for &(pool, policy) in asks {
             let needed = match policy {
                 HitPolicy::Trailing(window) => keys.len().saturating_sub(window as usize)..keys.len(),
@@ -104,7 +110,11 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                 // What this daemon fetches is waited for as what peers have; what a client fills, only if its get says so.
                 group.core.is_filling(pool, key) && !own.coming.contains_key(&(pool, *key))
             };
-            let of_pool: Vec<Key> = keys[needed].iter().filter(|key| !is_here(key) && !comes(key)).copied().collect();
+            // What a get names is a chain, as far as a peer is asked for its leading run.
+            let parent = |at: usize| at.checked_sub(1).map_or(Key::default(), |above| keys[above]);
+            let is_missing = |at: &usize| !is_here(&keys[*at]) && !comes(&keys[*at]);
+            let of_pool: Vec<Missing> =
+                needed.filter(is_missing).map(|at| Missing { key: keys[at], parent: Some(parent(at)) }).collect();
             if of_pool.is_empty() || !group.shapes.contains_key(&pool) {
                 continue;
             }
@@ -122,7 +132,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         &mut self,
         now: Time,
         index: usize,
-        missing: Vec<(PoolId, Vec<Key>)>,
+        missing: Vec<(PoolId, Vec<Missing>)>,
         deadline: Time,
         from: Option<(PeerId, Wait)>,
         offer: Option<&Offer>,
@@ -131,11 +141,14 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         let peers = self.peers.as_mut().expect("it asks peers");
         for (pool, keys) in missing {
             let own = &mut peers.groups[index];
-            let mut fresh = Vec::with_capacity(keys.len());
-            for key in keys {
+            let (mut fresh, mut parents) = (Vec::with_capacity(keys.len()), Vec::with_capacity(keys.len()));
+            for Missing { key, parent } in keys {
                 match own.coming.get(&(pool, key)) {
                     Some(&want) => drop(wants.insert(want)),
-                    None => fresh.push(key),
+                    None => {
+                        fresh.push(key);
+                        parents.push(parent);
+                    }
                 }
             }
             if fresh.is_empty() {
@@ -152,6 +165,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                     Want {
                         pool,
                         keys: fresh,
+                        parents,
                         deadline,
                         parked: Vec::new(),
                         removed: BTreeSet::new(),
@@ -177,7 +191,9 @@ impl<W: Wire, M: Movers> Engine<W, M> {
     ) {
         let mut wants = BTreeSet::new();
         if self.asks_peers(index) && self.groups[index].shapes.contains_key(&pool) {
-            let missing = self.missing(index, &[(pool, HitPolicy::Any)], keys);
+            let mut missing = self.missing(index, &[(pool, HitPolicy::Any)], keys);
+            // These need not be a chain.
+            missing.iter_mut().flat_map(|(_, keys)| keys).for_each(|missing| missing.parent = None);
             let from = offer.as_ref().and_then(|offer| self.peer_of_guest(index, offer.link));
             let from = from.map(|peer| (peer, Wait::Present));
             wants = self.want(now, index, missing, until, from, offer.as_ref());

@@ -29,18 +29,19 @@ use crate::{
     peers::{FETCHER, FETCHER_AHEAD, Fill, FillAt, FillBlock},
 };
 
+/// What a peer has found, or was looked up in its table: for which want, and by which call.
+pub(super) struct Answer {
+    pub want: u64,
+    pub peer: PeerId,
+    pub call: u64,
+    pub looked: bool,
+    /// Of the first block.
+    pub parent: Key,
+}
+
 impl<W: Wire, M: Movers> Engine<W, M> {
-    #[allow(clippy::too_many_arguments, reason = "what a peer has found has so many parts")]
-    pub(super) fn begin_fill(
-        &mut self,
-        now: Time,
-        index: usize,
-        want: u64,
-        peer: PeerId,
-        call: u64,
-        parent: Key,
-        blocks: Vec<(usize, Located)>,
-    ) {
+    pub(super) fn begin_fill(&mut self, now: Time, index: usize, answer: Answer, blocks: Vec<(usize, Located)>) {
+        let Answer { want, peer, call, looked, parent } = answer;
         let peers = self.peers.as_mut().expect("a peer has answered");
         let number = peers.number();
         let own = &mut peers.groups[index];
@@ -72,7 +73,8 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         let keys_of = |of: &[usize]| -> Vec<Key> { of.iter().map(|&at| blocks[at].key).collect() };
         let calls: Vec<(u32, Vec<Key>, Vec<usize>)> =
             by_size.into_iter().map(|(size, of)| (size, keys_of(&of), of)).collect();
-        own.fills.insert(number, Fill { peer, want, link, call, client, pool, parent, blocks, awaited, deadline });
+        own.fills
+            .insert(number, Fill { peer, want, link, call, looked, client, pool, parent, blocks, awaited, deadline });
         if awaited == 0 {
             return self.finish_fill(now, index, number);
         }
@@ -171,12 +173,14 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                 (Came::Whole, FillAt::Slot(slot)) => {
                     block.at = FillAt::Whole(slot);
                     own.counts.blocks_read += 1;
+                    own.counts.blocks_looked_up += u64::from(fill.looked);
                     own.counts.bytes_read += u64::from(block.located.bytes);
                     if by == PathKind::Rdma {
                         own.counts.bytes_read_rdma += u64::from(block.located.bytes);
                     }
                 }
-                (Came::Corrupt, _) => own.counts.blocks_corrupt += 1,
+                // Of what nobody held the slot may well be another block's by now.
+                (Came::Corrupt, _) if !fill.looked => own.counts.blocks_corrupt += 1,
                 _ => own.counts.blocks_failed += 1,
             }
         }
@@ -263,10 +267,10 @@ fn slot_bytes(shape: &lapis_config::PoolShape, bytes: u32) -> u32 {
 }
 
 /// A fetch's name among all groups.
-fn wide(index: usize, op: u64) -> u64 {
+pub(super) fn wide(index: usize, op: u64) -> u64 {
     (index as u64) << 48 | op
 }
 
-fn narrow(op: u64) -> (usize, u64) {
+pub(super) fn narrow(op: u64) -> (usize, u64) {
     ((op >> 48) as usize, op & ((1 << 48) - 1))
 }

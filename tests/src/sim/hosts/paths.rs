@@ -20,11 +20,18 @@ impl Hosts {
     pub fn path_job(&mut self, job: ToPaths) {
         match job {
             ToPaths::Fetch(fetch) => self.fetch_begins(fetch),
-            ToPaths::PeerGone { link } => self.end_fetches(link),
+            ToPaths::Look(look) => self.look_begins(look),
+            ToPaths::Table { group: 0, mapping, shape } => self.table = Some((mapping, shape)),
+            ToPaths::Memory { group: 0, first, mapping } => drop(self.memory.insert(first.0, mapping)),
+            ToPaths::PeerGone { link } => {
+                self.end_fetches(link);
+                self.end_looks(link);
+            }
             ToPaths::Lend { link, token, blocks } => drop(self.lent.insert((link, token), blocks)),
             ToPaths::Unlend { link, token } => drop(self.lent.remove(&(link, token))),
             ToPaths::GuestGone { link } => self.lent.retain(|(of, _), _| *of != link),
-            ToPaths::Memory { .. } | ToPaths::Guest { .. } | ToPaths::Peer { .. } | ToPaths::Heard { .. } => {}
+            ToPaths::Memory { .. } | ToPaths::Table { .. } => {}
+            ToPaths::Guest { .. } | ToPaths::Peer { .. } | ToPaths::Heard { .. } => {}
         }
     }
 

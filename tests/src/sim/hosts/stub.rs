@@ -26,10 +26,10 @@ use crate::sim::{
 };
 
 /// Its numbers of pools are others than this host's.
-const POOL_FIRST: u16 = 10;
+pub(super) const POOL_FIRST: u16 = 10;
 /// Pools that it has: the chains'.
 const POOLS: usize = 2;
-const PEER: PeerId = PeerId(0);
+pub(super) const PEER: PeerId = PeerId(0);
 
 pub fn name(at: usize) -> String {
     format!("host-{}", at + 1)
@@ -46,6 +46,7 @@ pub struct Reading {
     keys: Vec<Key>,
     /// As they were lent when the reading began: it may go on after that is over.
     lent: Option<Vec<Lent>>,
+    looked: bool,
 }
 
 pub struct Stub {
@@ -53,7 +54,7 @@ pub struct Stub {
     pub boot: u64,
     at: usize,
     /// On which it asks.
-    to: Option<LinkId>,
+    pub(super) to: Option<LinkId>,
     /// Leading blocks of shared chains, in both pools.
     blocks: BTreeMap<u64, u64>,
     wants: BTreeMap<u64, (usize, Vec<Key>)>,
@@ -63,7 +64,7 @@ pub struct Stub {
 }
 
 impl Stub {
-    pub fn new(at: usize, boot: u64, rng: &mut Rng) -> Self {
+    pub fn new(at: usize, boot: u64, asker: AskerOptions, rng: &mut Rng) -> Self {
         let own = PeerHello {
             host: name(at),
             group: "g0".into(),
@@ -72,7 +73,7 @@ impl Stub {
             data_port: 1,
             data_word: boot,
         };
-        let mut host = Host::new(Time(0), own, 4_096, 0, AskerOptions::default());
+        let mut host = Host::new(Time(0), own, 4_096, 0, asker);
         for pool in 0..POOLS {
             host.pool_opened(PoolId(POOL_FIRST + pool as u16), shape_of(pool));
         }
@@ -122,7 +123,7 @@ impl Stub {
     }
 
     /// The leading blocks of a call that are here; sometimes not quite the truth.
-    fn find(&self, pool: usize, keys: &[Key], lies: bool, rng: &mut Rng) -> (Key, Vec<Located>) {
+    pub(super) fn find(&self, pool: usize, keys: &[Key], lies: bool, rng: &mut Rng) -> (Key, Vec<Located>) {
         let shape = shape_of(pool);
         let parent = match keys[0].0[3] {
             0 => Key::default(),
@@ -200,7 +201,8 @@ impl Hosts {
                 let (parent, blocks) = self.stubs[at].find(pool, &keys, lies, &mut self.rng);
                 self.stubs[at].host.found(link, token, parent, blocks);
             }
-            Do::Read { want, call, blocks, .. } => self.stub_begins_to_read(at, want, call, blocks),
+            Do::Read { want, call, looked, blocks, .. } => self.stub_begins_to_read(at, want, call, looked, blocks),
+            Do::Look { call, pool, keys, within, .. } => self.stub_looks(at, call, pool, keys, within),
             Do::Ended { want, came } => {
                 let stub = &mut self.stubs[at];
                 stub.wants.remove(&want);
@@ -289,14 +291,14 @@ impl Hosts {
         }
     }
 
-    fn stub_begins_to_read(&mut self, at: usize, want: u64, call: u64, blocks: Vec<(usize, Located)>) {
+    fn stub_begins_to_read(&mut self, at: usize, want: u64, call: u64, looked: bool, blocks: Vec<(usize, Located)>) {
         let stub = &self.stubs[at];
         let (Some(link), Some((pool, keys))) = (stub.to, stub.wants.get(&want)) else { return };
         let late = self.rng.u8(..5) == 0;
         let takes = Duration::from_micros(if late { self.rng.u64(..300_000) } else { self.rng.u64(20..2_000) });
         let lent = self.lent.get(&(link, call)).cloned();
-        let reading =
-            Reading { stub: stub.at, boot: stub.boot, link, call, pool: *pool, blocks, keys: keys.clone(), lent };
+        let (stub, boot, pool, keys) = (stub.at, stub.boot, *pool, keys.clone());
+        let reading = Reading { stub, boot, link, call, pool, blocks, keys, lent, looked };
         self.at(self.now.after(takes), Event::StubRead(reading));
     }
 
@@ -305,7 +307,9 @@ impl Hosts {
         let now = self.now;
         let is_same = self.stubs[reading.stub].boot == reading.boot;
         let reachable = self.links.get(&reading.link).is_some_and(|own| own.engine_open && !own.dead);
-        let lent = self.lent.get(&(reading.link, reading.call)).or(reading.lent.as_ref()).filter(|_| self.engine_up);
+        let places = reading.looked.then(|| self.places(&reading.blocks));
+        let lent = self.lent.get(&(reading.link, reading.call)).or(reading.lent.as_ref());
+        let lent = places.as_ref().or(lent).filter(|_| self.engine_up);
         let shape = shape_of(reading.pool);
         let mut came = Vec::new();
         if let Some(lent) = lent.filter(|_| reachable) {

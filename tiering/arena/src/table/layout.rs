@@ -26,8 +26,8 @@ pub const LINES_MAX: u32 = u32::MAX - 1;
 pub(super) const WINDOW: u32 = 47;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"LAPISTBL");
-const HEADER_BYTES: usize = 4096;
-const LINE_BYTES: usize = 64;
+pub(super) const HEADER_BYTES: usize = 4096;
+pub(super) const LINE_BYTES: usize = 64;
 
 /// Bytes of a table of that many lines, header included.
 pub const fn bytes_for(lines: u32) -> u64 {
@@ -132,7 +132,7 @@ pub(super) mod near {
 }
 
 /// Random words, so that nobody outside of the group can choose keys that meet in one window.
-pub(super) type Secrets = [u64; 3];
+pub type Secrets = [u64; 3];
 
 /// Where a key may lie: from either line on, `WINDOW` lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

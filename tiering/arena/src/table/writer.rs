@@ -11,7 +11,7 @@ use super::{
     Found, LineState, Table,
     layout::{self, Homes, WINDOW, bind, head, near, word},
 };
-use crate::{ArenaError, MappedWords, PagesAhead, Words};
+use crate::{ArenaError, MappedWords, Mapping, PagesAhead, Words};
 
 /// All that a live line says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,11 @@ pub struct TableWriter<W = MappedWords> {
 }
 
 impl TableWriter<MappedWords> {
+    /// The memory that the table lies in.
+    pub fn mapping(&self) -> &Mapping {
+        self.table.words.mapping()
+    }
+
     /// For whoever maps its pages in while it is used.
     pub fn pages_ahead(&self) -> PagesAhead {
         self.table.words.mapping().pages_ahead()

@@ -11,6 +11,8 @@ use lapis_config::Time;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Locate,
+    /// Nobody: it is looked up.
+    Look,
     Offer,
 }
 
@@ -83,10 +85,10 @@ impl Calls {
     }
 
     /// Those whose time is over: they count no more.
-    pub(super) fn take_late(&mut self, now: Time) -> Vec<u64> {
-        let late = |(call, of): (&u64, &Call)| (of.deadline <= now).then_some(*call);
-        let late: Vec<u64> = self.unanswered.iter().filter_map(late).collect();
-        for call in &late {
+    pub(super) fn take_late(&mut self, now: Time) -> Vec<(u64, Kind)> {
+        let late = |(call, of): (&u64, &Call)| (of.deadline <= now).then_some((*call, of.kind));
+        let late: Vec<(u64, Kind)> = self.unanswered.iter().filter_map(late).collect();
+        for (call, _) in &late {
             self.unanswered.remove(call);
         }
         late
@@ -115,7 +117,7 @@ mod tests {
         assert_eq!(calls.answer(4, Kind::Locate, true), Fit::Wrong);
         assert_eq!(calls.answer(2, Kind::Locate, true), Fit::Late, "twice");
         assert!(calls.release(1) && !calls.release(1) && !calls.release(3));
-        assert_eq!(calls.take_late(Time(5)), [4]);
+        assert_eq!(calls.take_late(Time(5)), [(4, Kind::Offer)]);
         assert_eq!((calls.take_all(), calls.len()), (vec![3], 0));
     }
 }

@@ -26,12 +26,20 @@ fn is_hung_up(todo: &[Todo], why: &str) -> bool {
 }
 
 fn asker() -> Asker {
-    Asker::new(Time(0), hello("a"), "b".into(), AskerOptions::default())
+    asker_by(LocateBy::Asked)
+}
+
+fn asker_by(locate: LocateBy) -> Asker {
+    Asker::new(Time(0), hello("a"), "b".into(), AskerOptions { locate, ..AskerOptions::default() })
 }
 
 /// Greeted at 1 ms, with a pool and credit for two calls.
 fn up() -> Asker {
-    let mut asker = asker();
+    up_by(LocateBy::Asked)
+}
+
+fn up_by(locate: LocateBy) -> Asker {
+    let mut asker = asker_by(locate);
     asker.tick(Time(0));
     asker.dialled(Time(MS));
     for message in [
@@ -54,6 +62,41 @@ fn found(token: u64, blocks: u16) -> PeerMessage {
 
 fn locate(asker: &mut Asker, now: u64, call: u64, deadline: u64) -> Result<(), NotNow> {
     asker.locate(Time(now), call, &shape("kv"), false, Wait::Present, &[Key::default()], Time(deadline))
+}
+
+fn look(asker: &mut Asker, now: u64, call: u64, deadline: u64) -> Result<(), NotNow> {
+    asker.look(Time(now), call, &shape("kv"), &[Key::default()], Time(deadline))
+}
+
+#[test]
+fn a_look_is_in_the_peers_pool_and_takes_a_quarter_of_the_time() {
+    assert_eq!(look(&mut up(), 2 * MS, 1, 10 * MS), Err(NotNow::Asked));
+    let mut asker = up_by(LocateBy::OneSided);
+    assert_eq!(look(&mut asker, 2 * MS, 1, 10 * MS), Ok(()));
+    let (call, keys, within) = (1, vec![Key::default()], Duration::from_millis(2));
+    assert_eq!(todo(&mut asker), [Todo::Look { call, pool: PoolId(7), keys, within }]);
+    let PeerMessage::Found { parent, blocks, .. } = found(1, 2) else { unreachable!() };
+    asker.looked(1, parent, blocks.clone());
+    assert_eq!(todo(&mut asker), [Todo::Tell(News::Found { call: 1, parent, blocks })]);
+    asker.looked(1, parent, vec![]);
+    asker.release(1);
+    assert_eq!(todo(&mut asker), [], "the peer holds nothing for it");
+}
+
+#[test]
+fn a_look_that_is_late_fails_and_nobody_is_blamed_or_told() {
+    let mut asker = up_by(LocateBy::OneSided);
+    for call in 1..9 {
+        look(&mut asker, 2 * MS, call, 10 * MS).expect("it is not left alone");
+        todo(&mut asker);
+        asker.tick(Time(4 * MS));
+        assert_eq!(todo(&mut asker), [Todo::Tell(News::Failed { call })]);
+        asker.looked(call, Key::default(), vec![]);
+        assert_eq!(todo(&mut asker), []);
+    }
+    look(&mut asker, 4 * MS, 9, 10 * MS).expect("taken");
+    asker.lost(Time(5 * MS));
+    assert!(todo(&mut asker).contains(&Todo::Tell(News::Failed { call: 9 })));
 }
 
 #[test]
@@ -98,19 +141,23 @@ fn what_the_peer_holds_counts_until_it_is_released() {
 
 #[test]
 fn an_answer_to_another_question_is_none() {
-    for (kind, answer) in [
-        (Kind::Locate, PeerMessage::Offered { number: 1, came: 1 }),
-        (Kind::Offer, PeerMessage::Found { token: 1, parent: Key::default(), blocks: vec![] }),
+    let found = || PeerMessage::Found { token: 1, parent: Key::default(), blocks: vec![] };
+    for (kind, answer, why) in [
+        (Kind::Locate, PeerMessage::Offered { number: 1, came: 1 }, "answered an offer"),
+        (Kind::Offer, found(), "blocks that it was not asked for"),
+        (Kind::Look, found(), "blocks that it was not asked for"),
+        (Kind::Look, PeerMessage::Offered { number: 1, came: 1 }, "answered an offer"),
     ] {
-        let mut asker = up();
+        let mut asker = up_by(LocateBy::OneSided);
         match kind {
             Kind::Locate => locate(&mut asker, 2 * MS, 1, 9 * MS),
+            Kind::Look => look(&mut asker, 2 * MS, 1, 9 * MS),
             Kind::Offer => asker.offer(Time(2 * MS), 1, &shape("kv"), &[Key::default()], Time(9 * MS)),
         }
         .expect("taken");
         asker.message(Time(3 * MS), answer);
         let told = todo(&mut asker);
-        assert!(is_hung_up(&told, "offer"), "{told:?}");
+        assert!(is_hung_up(&told, why), "{told:?}");
         assert_eq!(told.iter().filter(|todo| **todo == Todo::Tell(News::Failed { call: 1 })).count(), 1);
     }
 }

@@ -28,4 +28,9 @@ impl Ask for Askers<'_> {
         let member = self.members.get_mut(&peer).ok_or(NotNow::Away)?;
         member.asker.locate(self.now, call, pool, each, wait, keys, deadline)
     }
+
+    fn look(&mut self, call: u64, peer: PeerId, pool: &PoolShape, keys: &[Key], deadline: Time) -> Result<(), NotNow> {
+        let member = self.members.get_mut(&peer).ok_or(NotNow::Away)?;
+        member.asker.look(self.now, call, pool, keys, deadline)
+    }
 }

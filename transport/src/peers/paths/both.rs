@@ -1,11 +1,15 @@
 //! Two kinds of paths as one: blocks go the fast way where it stands, else the slow one.
 
+use std::collections::VecDeque;
+
 use super::{Fetch, FromPaths, Paths, ToPaths};
 
 /// Paths that stand at times only.
 pub trait Fast: Paths {
     /// Whether all of this can be fetched by it now, as far as it knows.
     fn takes(&self, fetch: &Fetch) -> bool;
+    /// Whether keys can be looked up in the table of who answers on this link now, as far as it knows.
+    fn looks(&self, link: super::LinkId) -> bool;
 }
 
 /// Of what was said: for whom.
@@ -20,12 +24,14 @@ pub struct BothPaths<F, S> {
     slow: S,
     /// Whose turn it is to be asked for news: neither can keep the other from being heard.
     fast_next: bool,
+    /// Looks that nobody can make.
+    unseen: VecDeque<FromPaths>,
 }
 
 impl<F: Fast, S: Paths> BothPaths<F, S> {
     /// `fast`: none on a host that has none. Both sides of a link have a `BothPaths`, with or without.
     pub fn new(fast: Option<F>, slow: S) -> Self {
-        Self { fast, slow, fast_next: true }
+        Self { fast, slow, fast_next: true, unseen: VecDeque::new() }
     }
 
     fn heard(&mut self, link: super::LinkId, mut said: Vec<u8>) {
@@ -57,7 +63,7 @@ fn marked(from: FromPaths, whose: u8) -> FromPaths {
             said.push(whose);
             FromPaths::Say { link, said }
         }
-        fetched @ FromPaths::Fetched { .. } => fetched,
+        ended @ (FromPaths::Fetched { .. } | FromPaths::Looked { .. }) => ended,
     }
 }
 
@@ -67,6 +73,10 @@ impl<F: Fast, S: Paths> Paths for BothPaths<F, S> {
             ToPaths::Fetch(fetch) => match &mut self.fast {
                 Some(fast) if fast.takes(&fetch) => fast.submit(ToPaths::Fetch(fetch)),
                 _ => self.slow.submit(ToPaths::Fetch(fetch)),
+            },
+            ToPaths::Look(look) => match &mut self.fast {
+                Some(fast) if fast.looks(look.link) => fast.submit(ToPaths::Look(look)),
+                _ => self.unseen.push_back(FromPaths::Looked { op: look.op, found: None }),
             },
             ToPaths::Heard { link, said } => self.heard(link, said),
             job => {
@@ -79,6 +89,9 @@ impl<F: Fast, S: Paths> Paths for BothPaths<F, S> {
     }
 
     fn poll(&mut self) -> Option<FromPaths> {
+        if let Some(unseen) = self.unseen.pop_front() {
+            return Some(unseen);
+        }
         self.fast_next = !self.fast_next;
         match self.fast_next {
             true => self.poll_slow().or_else(|| self.poll_fast()),
@@ -95,7 +108,9 @@ impl<F: Fast, S: Paths> Paths for BothPaths<F, S> {
 mod tests {
     use std::{cell::Cell, collections::VecDeque, rc::Rc, time::Duration};
 
-    use super::*;
+    use lapis_config::{Key, PoolId};
+
+    use super::{super::Look, *};
     use crate::peers::{
         links::LinkId,
         message::PATH_BYTES_MAX,
@@ -139,6 +154,10 @@ mod tests {
         fn takes(&self, _: &Fetch) -> bool {
             self.stands.get()
         }
+
+        fn looks(&self, _: LinkId) -> bool {
+            self.stands.get()
+        }
     }
 
     fn both(fast: bool) -> (BothPaths<Plain, Plain>, Rc<Cell<bool>>) {
@@ -166,6 +185,27 @@ mod tests {
         let (mut without, _) = both(false);
         assert_eq!(fetched_by(&mut without, 1), PathKind::Tcp);
         assert_eq!((paths.data_port(), without.data_port()), (7, 7));
+    }
+
+    #[test]
+    fn a_look_goes_the_fast_way_or_is_answered_at_once() {
+        let (mut paths, stands) = both(true);
+        let look = |op| ToPaths::Look(Look { op, ..a_look() });
+        paths.submit(look(1));
+        assert_eq!(paths.fast.as_ref().expect("there").told.len(), 1);
+        assert!(paths.poll().is_none(), "the fast way answers");
+        stands.set(false);
+        paths.submit(look(2));
+        assert!(matches!(paths.poll(), Some(FromPaths::Looked { op: 2, found: None })));
+        let (mut without, _) = both(false);
+        without.submit(look(3));
+        assert!(matches!(without.poll(), Some(FromPaths::Looked { op: 3, found: None })));
+        assert!(without.slow.told.is_empty());
+    }
+
+    fn a_look() -> Look {
+        let (link, pool, keys, within) = (LinkId(1), PoolId(0), vec![Key::default()], Duration::from_secs(1));
+        Look { op: 0, link, pool, keys, within }
     }
 
     #[test]

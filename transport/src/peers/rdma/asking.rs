@@ -2,10 +2,11 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use lapis_arena::table::TableShape;
 use lapis_config::Time;
 
 use super::{
-    fetches::{Fetches, Piece, Place},
+    fetches::{Piece, Place},
     lane::{Change, Lane, Over},
     memory::{Group, Stretch},
     pace,
@@ -56,6 +57,16 @@ impl<N: Nic> Asking<N> {
         self.queue.extend(pieces);
     }
 
+    /// A piece of a look: they are small, and a fetch waits for what they find.
+    pub(super) fn add_first(&mut self, piece: Piece) {
+        self.queue.push_front(piece);
+    }
+
+    /// What can be looked up, and where: the lanes of a link are of one owner, but who lies may say as many tables.
+    pub(super) fn table(&self) -> Option<TableShape> {
+        self.lanes.iter().filter(|lane| lane.is_up()).find_map(|lane| lane.there().table())
+    }
+
     /// A piece came back that is still wanted: tried again, unless it was often enough.
     pub(super) fn again(&mut self, piece: Piece) -> bool {
         let again = piece.tries < TRIES_MAX && self.lanes.iter().any(Lane::is_up);
@@ -66,17 +77,17 @@ impl<N: Nic> Asking<N> {
     }
 
     /// Posts what can be posted; pieces that no lane can have are handed to `nowhere`.
-    pub(super) fn pump(
+    pub(super) fn pump<'a>(
         &mut self,
         now: Time,
         memory: &Group<N>,
-        fetches: &Fetches,
+        place: impl Fn(&Piece) -> Option<Place<'a>>,
         changes: &mut Vec<Change>,
         nowhere: &mut Vec<Piece>,
     ) {
         while let Some(piece) = self.queue.pop_front() {
             // Decided meanwhile: its fetch gave up, or another piece of its block failed.
-            let Some(place) = fetches.place(&piece) else { continue };
+            let Some(place) = place(&piece) else { continue };
             match self.choose(now, memory, &piece, &place) {
                 Choice::Post { lane, from, into, bytes } => {
                     if bytes < piece.bytes {
@@ -97,7 +108,7 @@ impl<N: Nic> Asking<N> {
     fn choose(&self, now: Time, memory: &Group<N>, piece: &Piece, place: &Place<'_>) -> Choice {
         let reach = |lane: &Lane<N::Pair>| {
             let from = lane.there().at(place.from)?;
-            let into = memory.here(lane.nic, &place.into.mapping, place.offset)?;
+            let into = memory.here(lane.nic, place.mapping, place.offset)?;
             let bytes = from.bytes.min(into.bytes).min(SLICE_BYTES).min(piece.bytes.into());
             Some((from, into, bytes as u32))
         };

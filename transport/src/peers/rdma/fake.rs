@@ -22,7 +22,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::{
     memory::SCRATCH_BYTES,
-    provider::{Completion, Nic, Pair, Read, Region},
+    provider::{Completion, Nic, Pair, Read, Region, Use},
     said::{End, GidKind},
 };
 
@@ -62,6 +62,7 @@ struct Known {
     address: u64,
     mapping: Mapping,
     range: Range<usize>,
+    what_for: Use,
 }
 
 struct Queues {
@@ -273,6 +274,9 @@ impl State {
 
     fn find(&self, domain: u32, key: u32, remote: bool, address: u64, bytes: u32) -> Option<(Mapping, usize)> {
         let known = self.regions.get(&(key / 2)).filter(|known| known.domain == domain && (key % 2 == 1) == remote)?;
+        if known.what_for == if remote { Use::Scratch } else { Use::Table } {
+            return None;
+        }
         let inside = usize::try_from(address.checked_sub(known.address)?).ok()?;
         (inside.checked_add(bytes as usize)? <= known.range.len())
             .then(|| (known.mapping.clone(), known.range.start + inside))
@@ -363,16 +367,22 @@ impl Nic for FakeNic {
         Ok(number)
     }
 
-    fn register(&self, domain: &Arc<u32>, mapping: &Mapping, range: Range<usize>) -> io::Result<FakeRegion> {
+    fn register(
+        &self,
+        domain: &Arc<u32>,
+        mapping: &Mapping,
+        range: Range<usize>,
+        what_for: Use,
+    ) -> io::Result<FakeRegion> {
         assert!(range.len() as u64 <= self.region_bytes_max && self.has(**domain));
         let (domain, address, mapping) = (**domain, mapping.as_ptr(range.start) as u64, mapping.clone());
         let mut state = self.fabric.lock();
         let number = state.number();
-        // What is tried out there may be written at any time.
-        if mapping.len() as u64 == SCRATCH_BYTES {
-            state.lent.insert(address, address + SCRATCH_BYTES);
+        // Whatever is tried out or looked up may be written there at any time.
+        if what_for == Use::Scratch {
+            state.lent.insert(address, address + range.len() as u64);
         }
-        state.regions.insert(number, Known { domain, address, mapping, range });
+        state.regions.insert(number, Known { domain, address, mapping, range, what_for });
         Ok(FakeRegion { fabric: self.fabric.clone(), number })
     }
 

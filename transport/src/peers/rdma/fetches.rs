@@ -5,9 +5,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use lapis_arena::StoredBlock;
+use lapis_arena::{Mapping, StoredBlock};
 use lapis_config::{Time, UNIT_BYTES};
 
+use super::memory::From;
 use crate::peers::{
     links::LinkId,
     paths::{Came, Fetch},
@@ -16,7 +17,7 @@ use crate::peers::{
 /// So long before its deadline, at most, what a fetch has with a NIC is taken back, so that it ends in time.
 const MARGIN: Duration = Duration::from_millis(10);
 
-/// Some bytes of a block of a fetch.
+/// Some bytes of a block of a fetch, or of a window of a look: by its key's index then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Piece {
     pub op: u64,
@@ -61,10 +62,9 @@ impl Fetching {
 /// Where a piece comes from and goes to.
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
-    /// Bytes from the start of the owner's memory.
-    pub from: u64,
-    pub into: &'a StoredBlock,
-    /// In the mapping of `into`.
+    pub from: From,
+    pub mapping: &'a Mapping,
+    /// In the mapping.
     pub offset: usize,
     pub deadline: Time,
 }
@@ -112,7 +112,8 @@ impl Fetches {
         let fetching = self.under_way.get(&piece.op)?;
         let block = fetching.blocks.get(piece.block as usize).filter(|block| block.came.is_none())?;
         let (from, offset) = (block.from + u64::from(piece.at), block.into.offset + piece.at as usize);
-        Some(Place { from, into: &block.into, offset, deadline: fetching.deadline })
+        let (from, mapping) = (From::Blocks(from), &block.into.mapping);
+        Some(Place { from, mapping, offset, deadline: fetching.deadline })
     }
 
     pub(super) fn link(&self, op: u64) -> Option<LinkId> {

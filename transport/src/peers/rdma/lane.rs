@@ -8,6 +8,7 @@
 
 use std::{collections::VecDeque, io, time::Duration};
 
+use lapis_arena::table::TableShape;
 use lapis_config::Time;
 
 use super::{
@@ -235,6 +236,12 @@ impl<P: Pair> Lane<P> {
         if session == self.session && !self.there.add(regions) {
             self.there = There::default();
             self.kill(now, Time::NEVER, "its owner says too many regions");
+        }
+    }
+
+    pub(super) fn table(&mut self, session: u32, shape: TableShape, regions: &[RegionSaid]) {
+        if session == self.session {
+            self.there.set_table(shape, regions);
         }
     }
 

@@ -9,17 +9,19 @@ use std::{
 };
 
 use lapis_arena::{Mapping, StoredBlock};
-use lapis_config::{SlotId, Time};
+use lapis_config::Time;
 
 use super::{
     asking::Asking,
     fetches::{Fetches, Piece},
     guest::{Begun, Guest},
     lane::{Change, Lane, Over},
-    memory::Group,
+    looks::{Looks, SCRATCH_BYTES},
+    memory::{Group, Holds, Shown},
+    partner::partner,
     provider::{Completion, Nic, Pair},
     reach::Reaches,
-    said::{REGIONS_MAX, RegionSaid, Said},
+    said::{REGIONS_MAX, Said},
     work::{Done, Which, Work},
 };
 use crate::peers::{
@@ -39,6 +41,7 @@ pub(super) struct Mover<N: Nic> {
     /// What pairs have that are being destroyed.
     destroying: BTreeMap<u64, Vec<Piece>>,
     destroyed: u64,
+    looks: Looks,
     work: VecDeque<Work<N>>,
     out: VecDeque<FromPaths>,
     reaches: Arc<Reaches>,
@@ -61,6 +64,7 @@ impl<N: Nic> Mover<N> {
             fetches: Fetches::default(),
             destroying: BTreeMap::new(),
             destroyed: 0,
+            looks: Looks::default(),
             work: VecDeque::new(),
             out: VecDeque::new(),
             reaches,
@@ -75,7 +79,11 @@ impl<N: Nic> Mover<N> {
 
     pub(super) fn tell(&mut self, now: Time, job: ToPaths) {
         match job {
-            ToPaths::Memory { group, first, mapping } => self.memory(group, first, mapping),
+            ToPaths::Memory { group, first, mapping } => self.memory(group, Holds::Blocks(first), mapping),
+            ToPaths::Table { group, mapping, shape } => {
+                self.memory(group, Holds::Table(shape), mapping);
+                self.scratch(group);
+            }
             ToPaths::Guest { group, link, .. } => {
                 self.guests.insert(link, Guest::new(group));
             }
@@ -103,6 +111,11 @@ impl<N: Nic> Mover<N> {
                     None => self.fetches.fail_all(link),
                 }
             }
+            ToPaths::Look(look) => {
+                let asking = self.asking.get(&look.link).map(|asking| (asking.group, asking.table()));
+                let (group, table) = asking.unwrap_or_default();
+                self.looks.begin(now, group, look, table);
+            }
             ToPaths::Heard { link, said } => self.heard(now, link, &said),
             // Its own memory may be read by each that may ask.
             ToPaths::Lend { .. } | ToPaths::Unlend { .. } => {}
@@ -114,15 +127,18 @@ impl<N: Nic> Mover<N> {
         self.groups.entry(group).or_insert_with(|| Group::new(nics))
     }
 
-    fn memory(&mut self, group: usize, first: SlotId, mapping: Mapping) {
-        let memory = self.group(group).add(first, mapping.clone());
-        (0..self.nics.len()).for_each(|nic| self.register(group, memory, nic, mapping.clone()));
+    fn memory(&mut self, group: usize, holds: Holds, mapping: Mapping) {
+        let memory = self.group(group).add(holds, mapping.clone());
+        (0..self.nics.len()).for_each(|nic| self.register(group, memory, nic, holds, mapping.clone()));
     }
 
-    fn register(&mut self, group: usize, memory: usize, nic: usize, mapping: Mapping) {
+    fn register(&mut self, group: usize, memory: usize, nic: usize, holds: Holds, mapping: Mapping) {
         let on = self.nics[nic].clone();
+        let (start, what_for) = (holds.start(), holds.what_for());
         match self.group(group).domain(nic, &on) {
-            Ok(domain) => self.work.push_back(Work::Register { group, memory, nic, on, domain, mapping }),
+            Ok(domain) => {
+                self.work.push_back(Work::Register { group, memory, nic, on, domain, mapping, start, what_for });
+            }
             Err(error) => tracing::warn!(nic = on.name(), group, %error, "no protection domain: TCP is used"),
         }
     }
@@ -133,8 +149,9 @@ impl<N: Nic> Mover<N> {
         self.asking.values_mut().for_each(|asking| asking.add_lane(now, nic, &on));
         self.nics.push(on);
         for group in self.groups.keys().copied().collect::<Vec<usize>>() {
-            let mappings = self.group(group).add_nic();
-            mappings.into_iter().enumerate().for_each(|(memory, of)| self.register(group, memory, nic, of));
+            for (memory, (holds, of)) in self.group(group).add_nic().into_iter().enumerate() {
+                self.register(group, memory, nic, holds, of);
+            }
         }
     }
 
@@ -146,6 +163,20 @@ impl<N: Nic> Mover<N> {
         lanes.filter(|lane| lane.nic == nic).for_each(|lane| lane.kill(now, Time::NEVER, "its device is gone"));
     }
 
+    /// Into which tables of others are read.
+    fn scratch(&mut self, group: usize) {
+        if self.looks.has_scratch(group) {
+            return;
+        }
+        match Mapping::anonymous(SCRATCH_BYTES) {
+            Ok(mapping) => {
+                self.memory(group, Holds::Scratch, mapping.clone());
+                self.looks.add_scratch(group, mapping);
+            }
+            Err(error) => tracing::warn!(group, %error, "no memory to look keys up in: peers are asked"),
+        }
+    }
+
     fn peer_gone(&mut self, now: Time, link: LinkId) {
         if let Some(mut asking) = self.asking.remove(&link) {
             asking.close(now);
@@ -153,6 +184,7 @@ impl<N: Nic> Mover<N> {
             self.changed = true;
         }
         self.fetches.fail_all(link);
+        self.looks.fail_all(link);
     }
 
     fn destroy(&mut self, Over { pair, pieces }: Over<N::Pair>) {
@@ -198,6 +230,12 @@ impl<N: Nic> Mover<N> {
                     self.changed = true;
                 }
             }
+            Said::Table { lane, session, shape, regions } => {
+                if let Some(of) = self.lane(link, lane) {
+                    of.table(session, shape, &regions);
+                    self.changed = true;
+                }
+            }
         }
     }
 
@@ -232,11 +270,11 @@ impl<N: Nic> Mover<N> {
     pub(super) fn done(&mut self, now: Time, done: Done<N>) {
         match done {
             Done::Registered { group, memory, nic, parts: Ok(parts) } => {
-                let said = self.group(group).registered(memory, nic, parts);
+                let shown = self.group(group).registered(memory, nic, parts);
                 let guests = self.guests.iter().filter(|(_, guest)| guest.group == group);
                 for (link, guest) in guests {
                     for (lane, session) in guest.up_on(nic) {
-                        say_regions(&mut self.out, *link, lane, session, &said);
+                        show(&mut self.out, *link, lane, session, &shown);
                     }
                 }
                 self.changed = true;
@@ -286,8 +324,8 @@ impl<N: Nic> Mover<N> {
                 let nic = self.nics[index].name().to_owned();
                 let said = Said::Answer { lane, session, nic, end }.encode();
                 self.out.push_back(FromPaths::Say { link, said });
-                let regions = self.group(group).said(index);
-                say_regions(&mut self.out, link, lane, session, &regions);
+                let shown: Vec<Shown> = self.group(group).shown(index).collect();
+                shown.iter().for_each(|shown| show(&mut self.out, link, lane, session, shown));
             }
             (None, Some(next)) => self.begun(link, lane, next),
             (None, None) => {
@@ -319,6 +357,7 @@ impl<N: Nic> Mover<N> {
                 asking.take_back(now, op, deadline);
             }
         }
+        self.looks.expire(now);
         self.pump(now);
         self.end_fetches();
         if std::mem::take(&mut self.changed) || self.lanes_changed() {
@@ -350,15 +389,24 @@ impl<N: Nic> Mover<N> {
 
     fn pump(&mut self, now: Time) {
         loop {
+            for (link, piece) in self.looks.assign().into_iter().rev() {
+                match self.asking.get_mut(&link) {
+                    Some(asking) => asking.add_first(piece),
+                    None => self.looks.lost(&piece),
+                }
+            }
+            let place = |piece: &Piece| self.fetches.place(piece).or_else(|| self.looks.place(piece));
             for asking in self.asking.values_mut() {
                 let Some(memory) = self.groups.get(&asking.group) else { continue };
-                asking.pump(now, memory, &self.fetches, &mut self.changes, &mut self.nowhere);
+                asking.pump(now, memory, place, &mut self.changes, &mut self.nowhere);
             }
+            // What one lane did not take another may; and a window that is not read leaves its place to another.
+            let again = self.apply() | !self.nowhere.is_empty();
             for piece in self.nowhere.drain(..) {
+                self.looks.lost(&piece);
                 self.fetches.decide(piece.op, piece.block, Came::Not);
             }
-            // What one lane did not take another may.
-            if !self.apply() {
+            if !again {
                 break;
             }
         }
@@ -369,7 +417,13 @@ impl<N: Nic> Mover<N> {
         let mut again = false;
         for change in std::mem::take(&mut self.changes) {
             match change {
+                Change::Given(piece) if self.looks.has(&piece) => self.looks.given(&piece),
                 Change::Given(piece) => self.fetches.given(&piece),
+                Change::Whole(piece) if self.looks.has(&piece) => {
+                    self.looks.read(&piece);
+                    // It may have a second home, and its place is another's turn.
+                    again = true;
+                }
                 Change::Whole(piece) => {
                     if let Some(stored) = self.fetches.taken(&piece, true) {
                         self.work.push_back(Work::Check { op: piece.op, block: piece.block, stored });
@@ -383,13 +437,18 @@ impl<N: Nic> Mover<N> {
     }
 
     fn back(&mut self, piece: Piece) -> bool {
-        self.fetches.taken(&piece, false);
-        if piece.bytes == 0 || self.fetches.place(&piece).is_none() {
+        if self.looks.has(&piece) {
+            self.looks.back(&piece);
+        } else {
+            self.fetches.taken(&piece, false);
+        }
+        if piece.bytes == 0 || self.fetches.place(&piece).or_else(|| self.looks.place(&piece)).is_none() {
             return false;
         }
-        let link = self.fetches.link(piece.op);
+        let link = self.fetches.link(piece.op).or_else(|| self.looks.link(piece.op));
         let again = link.and_then(|link| self.asking.get_mut(&link)).is_some_and(|asking| asking.again(piece));
         if !again {
+            self.looks.lost(&piece);
             self.fetches.decide(piece.op, piece.block, Came::Not);
         }
         again
@@ -398,6 +457,9 @@ impl<N: Nic> Mover<N> {
     fn end_fetches(&mut self) {
         for (op, came) in self.fetches.ended() {
             self.out.push_back(FromPaths::Fetched { op, came, by: PathKind::Rdma });
+        }
+        while let Some((op, found)) = self.looks.ended() {
+            self.out.push_back(FromPaths::Looked { op, found });
         }
     }
 
@@ -426,9 +488,14 @@ impl<N: Nic> Mover<N> {
         self.work.pop_front()
     }
 
+    #[cfg(test)]
+    pub(super) fn looks_are_idle(&self) -> bool {
+        self.looks.is_idle()
+    }
+
     /// When to turn again if nothing happens.
     pub(super) fn next_at(&self) -> Option<Time> {
-        self.asking.values().filter_map(Asking::next_at).chain(self.fetches.next_at()).min()
+        self.asking.values().filter_map(Asking::next_at).chain(self.fetches.next_at()).chain(self.looks.next_at()).min()
     }
 
     /// Before sleep: the NICs tell of what completes from now on.
@@ -444,35 +511,13 @@ impl<N: Nic> Mover<N> {
     }
 }
 
-fn say_regions(out: &mut VecDeque<FromPaths>, link: LinkId, lane: u8, session: u32, regions: &[RegionSaid]) {
-    for regions in regions.chunks(REGIONS_MAX) {
-        let said = Said::Regions { lane, session, regions: regions.to_vec() }.encode();
-        out.push_back(FromPaths::Say { link, said });
+fn show(out: &mut VecDeque<FromPaths>, link: LinkId, lane: u8, session: u32, shown: &Shown) {
+    let mut say = |said: Said| out.push_back(FromPaths::Say { link, said: said.encode() });
+    match shown {
+        Shown::Nothing => {}
+        Shown::Blocks(regions) => regions
+            .chunks(REGIONS_MAX)
+            .for_each(|regions| say(Said::Regions { lane, session, regions: regions.to_vec() })),
+        Shown::Table(shape, regions) => say(Said::Table { lane, session, shape: *shape, regions: regions.clone() }),
     }
-}
-
-/// Which NIC here answers one of another host: of those whose address is of its kind the one of its name, as hosts of one
-/// make name what is on one network alike, else by the number of the lane.
-fn partner<'a>(
-    nics: impl Iterator<Item = (usize, (super::said::GidKind, &'a str))>,
-    name: &str,
-    kind: super::said::GidKind,
-    lane: u8,
-) -> Option<usize> {
-    let fit: Vec<(usize, &str)> =
-        nics.filter(|(_, (of, _))| *of == kind).map(|(index, (_, name))| (index, name)).collect();
-    let named = fit.iter().find(|(_, of)| *of == name);
-    let by_lane = || fit.get(usize::from(lane) % fit.len().max(1));
-    named.or_else(by_lane).map(|(index, _)| *index)
-}
-
-#[test]
-fn a_nic_is_answered_by_one_that_it_can_hear() {
-    use super::said::GidKind::{InfiniBand, RoceV2Ip4};
-    let nics = [(RoceV2Ip4, "mlx5_0"), (InfiniBand, "mlx5_1"), (RoceV2Ip4, "mlx5_2")];
-    let partner = |name, kind, lane| partner(nics.into_iter().enumerate(), name, kind, lane);
-    assert_eq!(partner("mlx5_2", RoceV2Ip4, 0), Some(2), "of the same name");
-    assert_eq!(partner("mlx5_1", RoceV2Ip4, 1), Some(2), "not of another kind");
-    assert_eq!((partner("a", RoceV2Ip4, 0), partner("a", RoceV2Ip4, 2)), (Some(0), Some(0)));
-    assert_eq!(partner("a", super::said::GidKind::RoceV1, 0), None);
 }

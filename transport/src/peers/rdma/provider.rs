@@ -9,6 +9,17 @@ use lapis_arena::Mapping;
 
 use super::said::{End, GidKind};
 
+/// What memory is made known for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Blocks: read by peers, and read into.
+    Blocks,
+    /// A block table: read by peers alone.
+    Table,
+    /// What is read in passing: read into alone.
+    Scratch,
+}
+
 /// A port of a NIC, open. Everything that is made from it keeps it open.
 pub trait Nic: Send + Sync + 'static {
     /// What may work together: memory and pairs of one trust group.
@@ -23,9 +34,15 @@ pub trait Nic: Send + Sync + 'static {
     /// Most bytes of one region.
     fn region_bytes_max(&self) -> u64;
     fn domain(&self) -> io::Result<Self::Domain>;
-    /// Makes memory known to the NIC: readable by the other sides of the domain's pairs, writable by its own READs alone.
-    /// Blocks, for about 0.1 s a GiB.
-    fn register(&self, domain: &Arc<Self::Domain>, mapping: &Mapping, range: Range<usize>) -> io::Result<Self::Region>;
+    /// Makes memory known to the NIC: as it is used readable by the other sides of the domain's pairs, or writable by its own
+    /// READs. Blocks, for about 0.1 s a GiB.
+    fn register(
+        &self,
+        domain: &Arc<Self::Domain>,
+        mapping: &Mapping,
+        range: Range<usize>,
+        what_for: Use,
+    ) -> io::Result<Self::Region>;
     /// Half of a connection, not connected. `reads_max`: how many READs it holds at once, and then the other side can read
     /// nothing by it; 0: the other side reads, this one does not.
     fn pair(&self, domain: &Arc<Self::Domain>, reads_max: u32) -> io::Result<Self::Pair>;

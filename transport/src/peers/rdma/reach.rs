@@ -8,7 +8,7 @@ use std::{
 
 use lapis_config::UNIT_BYTES;
 
-use super::memory::There;
+use super::memory::{From, There};
 use crate::peers::{
     links::LinkId,
     paths::{Fetch, Wanted},
@@ -44,6 +44,12 @@ impl Reaches {
         lanes.iter().filter(|lane| one(lane, &fetch.blocks[0], 0)).count()
     }
 
+    /// Whether a lane has a table.
+    pub(super) fn looks(&self, link: LinkId) -> bool {
+        let links = self.links.read().unwrap_or_else(PoisonError::into_inner);
+        links.get(&link).is_some_and(|lanes| lanes.iter().any(|(there, _)| there.table().is_some()))
+    }
+
     /// Whether every block has a lane for its first byte and one for its last.
     pub(super) fn takes(&self, fetch: &Fetch) -> bool {
         let links = self.links.read().unwrap_or_else(PoisonError::into_inner);
@@ -61,5 +67,5 @@ fn one((there, here): &(There, Spans), wanted: &Wanted, at: u32) -> bool {
     let from = u64::from(wanted.from.slot) * UNIT_BYTES + u64::from(at);
     let spans = here.get(&(wanted.into.mapping.as_ptr(0) as usize));
     let into = wanted.into.offset + at as usize;
-    there.at(from).is_some() && spans.is_some_and(|spans| spans.iter().any(|span| span.contains(&into)))
+    there.at(From::Blocks(from)).is_some() && spans.is_some_and(|spans| spans.iter().any(|span| span.contains(&into)))
 }

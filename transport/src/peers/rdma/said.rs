@@ -2,6 +2,8 @@
 //!
 //! Whoever fetches begins a lane, the owner answers with its own end, then tells the regions that can be read on it.
 
+use lapis_arena::table::TableShape;
+
 use crate::code::{CodeError, Reader, Writer};
 
 /// What is of another version is not answered.
@@ -19,6 +21,7 @@ const BEGIN: u8 = 1;
 const ANSWER: u8 = 2;
 const REFUSED: u8 = 3;
 const REGIONS: u8 = 4;
+const TABLE: u8 = 5;
 
 /// How a GID is meant: two ends of different kinds cannot hear each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -71,6 +74,8 @@ pub enum Said {
     Refused { lane: u8, session: u32, reason: String },
     /// By the owner: these too.
     Regions { lane: u8, session: u32, regions: Vec<RegionSaid> },
+    /// By the owner: its block table lies there, and no other one. `first` of a region counts from the first line.
+    Table { lane: u8, session: u32, shape: TableShape, regions: Vec<RegionSaid> },
 }
 
 impl Said {
@@ -99,13 +104,14 @@ impl Said {
             }
             Self::Regions { lane, session, regions } => {
                 head(&mut w, REGIONS, *lane, *session);
-                w.count(regions.len(), REGIONS_MAX);
-                for region in regions {
-                    w.u32(region.first);
-                    w.u32(region.units);
-                    w.u64(region.address);
-                    w.u32(region.key);
-                }
+                put_regions(&mut w, regions);
+            }
+            Self::Table { lane, session, shape, regions } => {
+                head(&mut w, TABLE, *lane, *session);
+                w.u64(shape.instance);
+                w.u32(shape.lines);
+                shape.secrets.iter().for_each(|secret| w.u64(*secret));
+                put_regions(&mut w, regions);
             }
         }
         out
@@ -125,11 +131,8 @@ impl Said {
             BEGIN => Self::Begin { lane, session, nic: r.text("nic", NIC_BYTES_MAX)?, end: end(&mut r)? },
             ANSWER => Self::Answer { lane, session, nic: r.text("nic", NIC_BYTES_MAX)?, end: end(&mut r)? },
             REFUSED => Self::Refused { lane, session, reason: r.text("reason", REASON_BYTES_MAX)? },
-            REGIONS => {
-                let count = r.count("regions", REGIONS_MAX)?;
-                let regions = (0..count).map(|_| region(&mut r)).collect::<Result<_, _>>()?;
-                Self::Regions { lane, session, regions }
-            }
+            REGIONS => Self::Regions { lane, session, regions: regions(&mut r)? },
+            TABLE => Self::Table { lane, session, shape: shape(&mut r)?, regions: regions(&mut r)? },
             kind => return Err(CodeError::UnknownKind { kind: kind.into() }),
         };
         r.end()?;
@@ -170,6 +173,30 @@ fn number(r: &mut Reader<'_>, field: &'static str) -> Result<u32, CodeError> {
     }
 }
 
+fn put_regions(w: &mut Writer<'_>, regions: &[RegionSaid]) {
+    w.count(regions.len(), REGIONS_MAX);
+    for region in regions {
+        w.u32(region.first);
+        w.u32(region.units);
+        w.u64(region.address);
+        w.u32(region.key);
+    }
+}
+
+fn regions(r: &mut Reader<'_>) -> Result<Vec<RegionSaid>, CodeError> {
+    let count = r.count("regions", REGIONS_MAX)?;
+    (0..count).map(|_| region(r)).collect()
+}
+
+fn shape(r: &mut Reader<'_>) -> Result<TableShape, CodeError> {
+    let (instance, lines) = (r.u64("instance")?, r.u32("lines")?);
+    let shape = TableShape { instance, lines, secrets: [r.u64("secret")?, r.u64("secret")?, r.u64("secret")?] };
+    if !shape.is_possible() {
+        return Err(CodeError::Value { field: "lines", value: lines.into() });
+    }
+    Ok(shape)
+}
+
 /// Neither its units nor its bytes go past the end of what their numbers can name.
 fn region(r: &mut Reader<'_>) -> Result<RegionSaid, CodeError> {
     let region =
@@ -192,6 +219,10 @@ mod tests {
         End { pair: 17, packet: 0xff_ffff, gid: [3; 16], kind: GidKind::RoceV2Ip4, lid: 9, mtu: 5, reads_max: 16 }
     }
 
+    fn a_shape() -> TableShape {
+        TableShape { instance: 9, lines: 1 << 20, secrets: [1, u64::MAX, 3] }
+    }
+
     fn samples() -> Vec<Said> {
         let region = RegionSaid { first: 3, units: 1 << 18, address: 0x7f00_0000_0000, key: 0x1234 };
         vec![
@@ -204,6 +235,7 @@ mod tests {
             },
             Said::Refused { lane: 1, session: 2, reason: "no NIC of its kind".into() },
             Said::Regions { lane: 1, session: 2, regions: vec![region; REGIONS_MAX] },
+            Said::Table { lane: 1, session: 2, shape: a_shape(), regions: vec![region; REGIONS_MAX] },
         ]
     }
 
@@ -249,6 +281,12 @@ mod tests {
         assert!(long(good).is_ok());
         assert!(long(RegionSaid { units: 2, ..good }).is_err(), "past the last unit");
         assert!(long(RegionSaid { address: u64::MAX - 4095, ..good }).is_err(), "past the last address");
+        for lines in [0, 127, u32::MAX] {
+            let shape = TableShape { lines, ..a_shape() };
+            let said = Said::Table { lane: 0, session: 0, shape, regions: Vec::new() };
+            let refused = Said::decode(&said.encode()).expect_err("no table has so many lines").to_string();
+            assert!(refused.contains("`lines`"), "{refused}");
+        }
     }
 
     #[test]
@@ -262,7 +300,7 @@ mod tests {
         #[test]
         fn no_bytes_break_the_decoder(mut bytes in prop::collection::vec(any::<u8>(), 0..200), honest in any::<bool>()) {
             if honest && bytes.len() > 2 {
-                (bytes[0], bytes[1], bytes[2]) = (VERSION, bytes[1] % 5, bytes[2] % 8);
+                (bytes[0], bytes[1], bytes[2]) = (VERSION, bytes[1] % 6, bytes[2] % 8);
             }
             if let Ok(said) = Said::decode(&bytes) {
                 prop_assert_eq!(Said::decode(&said.encode()), Ok(said));

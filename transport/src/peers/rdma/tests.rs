@@ -1,6 +1,8 @@
 //! RDMA paths over NICs that fail by a seed: two hosts, one owning blocks, one fetching them, with a time of their own.
 
+mod blocks;
 mod lane;
+mod looks;
 mod stale;
 mod world;
 
@@ -357,6 +359,7 @@ fn threads_carry_every_fetch_to_its_end() {
         while let Some(from) = asker.poll() {
             match from {
                 FromPaths::Say { link, said } => owner.submit(ToPaths::Heard { link, said }),
+                FromPaths::Looked { .. } => unreachable!("nothing is looked up"),
                 FromPaths::Fetched { op: ended, came, .. } => {
                     assert_eq!(ended, op);
                     fabric.unlend(blocks.address(0));

@@ -21,7 +21,10 @@ use super::{
     reach::Reaches,
     work::{Done, Work},
 };
-use crate::peers::paths::{Fetch, FromPaths, ToPaths};
+use crate::peers::{
+    links::LinkId,
+    paths::{Fetch, FromPaths, ToPaths},
+};
 
 /// Threads that make and connect pairs: each may wait a second for an address that nobody answers to.
 const CONNECTORS: usize = 2;
@@ -130,6 +133,10 @@ impl Threads {
 
     pub(super) fn takes(&self, fetch: &Fetch) -> bool {
         self.reaches.takes(fetch)
+    }
+
+    pub(super) fn looks(&self, link: LinkId) -> bool {
+        self.reaches.looks(link)
     }
 }
 

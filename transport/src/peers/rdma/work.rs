@@ -1,13 +1,13 @@
 //! What takes time, done on other threads than the one that reads: memory made known to a NIC, pairs made and connected,
 //! sums.
 
-use std::{io, sync::Arc};
+use std::{io, ops::Range, sync::Arc};
 
 use lapis_arena::{Mapping, StoredBlock};
 
 use super::{
     memory::{self, Part},
-    provider::Nic,
+    provider::{Nic, Use},
     said::End,
 };
 use crate::peers::links::LinkId;
@@ -31,6 +31,9 @@ pub(super) enum Work<N: Nic> {
         on: Arc<N>,
         domain: Arc<N::Domain>,
         mapping: Mapping,
+        /// From there on.
+        start: usize,
+        what_for: Use,
     },
     /// A pair of who fetches.
     Make {
@@ -101,8 +104,8 @@ impl<N: Nic> Work<N> {
         use super::provider::Pair;
 
         match self {
-            Self::Register { group, memory, nic, on, domain, mapping } => {
-                let parts = register(&*on, &domain, &mapping);
+            Self::Register { group, memory, nic, on, domain, mapping, start, what_for } => {
+                let parts = register(&*on, &domain, &mapping, start, what_for);
                 Done::Registered { group, memory, nic, parts }
             }
             Self::Make { which, on, domain } => Done::Made { which, pair: on.pair(&domain, DEPTH) },
@@ -118,12 +121,26 @@ impl<N: Nic> Work<N> {
                 drop(pair);
                 Done::Destroyed { number }
             }
-            Self::Check { op, block, stored } => Done::Checked { op, block, sound: stored.is_sound() },
+            Self::Check { op, block, stored } => {
+                // What was not lent may be reused while it is read, and its tail be another block's.
+                let sound = stored.is_sound() && stored.has_its_tail();
+                Done::Checked { op, block, sound }
+            }
         }
     }
 }
 
-fn register<N: Nic>(nic: &N, domain: &Arc<N::Domain>, mapping: &Mapping) -> io::Result<Vec<Part<N::Region>>> {
-    let ranges = memory::cut(mapping.len(), nic.region_bytes_max());
-    ranges.into_iter().map(|range| Ok(Part { region: nic.register(domain, mapping, range.clone())?, range })).collect()
+fn register<N: Nic>(
+    nic: &N,
+    domain: &Arc<N::Domain>,
+    mapping: &Mapping,
+    start: usize,
+    what_for: Use,
+) -> io::Result<Vec<Part<N::Region>>> {
+    let ranges = memory::cut(start..mapping.len(), nic.region_bytes_max());
+    let part = |range: Range<usize>| {
+        let region = nic.register(domain, mapping, range.clone(), what_for)?;
+        Ok(Part { range, region })
+    };
+    ranges.into_iter().map(part).collect()
 }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use lapis_arena::{Mapping, StoredBlock, sum};
+use lapis_arena::Mapping;
 use lapis_config::{Key, SlotId, Time, UNIT_BYTES};
 
 use super::super::{
@@ -17,11 +17,12 @@ use super::super::{
     said::{GidKind, Said},
     work::{Done, Work},
 };
+pub(super) use super::blocks::{Blocks, POOL, TAIL_BYTES, Table};
 use crate::peers::{
     directory::PeerId,
     links::LinkId,
     message::Located,
-    paths::{Came, Fetch, FromPaths, ToPaths, Wanted},
+    paths::{Came, Fetch, FromPaths, Look, ToPaths, Wanted},
 };
 
 pub(super) const LINK: LinkId = LinkId(1);
@@ -32,7 +33,6 @@ pub(super) const STEP_US: u64 = 100;
 pub(super) const LATE_US: u64 = 100 * STEP_US;
 /// Chunks that move in a step, at most.
 const MOVES: usize = 64;
-const SEED: u64 = 5;
 
 pub(super) struct Options {
     pub seed: u64,
@@ -57,109 +57,6 @@ impl Default for Options {
             memory_later: false,
             owner_kind: GidKind::RoceV2Ip4,
         }
-    }
-}
-
-/// A little less than the units hold, so that the last chunk is a short one.
-pub(super) fn block_bytes(units: u32) -> u32 {
-    units * UNIT_BYTES as u32 - TAIL_BYTES
-}
-
-/// What a slot holds after its block, and goes with it.
-pub(super) const TAIL_BYTES: u32 = 100;
-
-/// Memory of both hosts, and what lies in the owner's.
-pub(super) struct Blocks {
-    pub there: Mapping,
-    pub here: Mapping,
-    pub units: u32,
-    versions: Vec<u64>,
-}
-
-impl Blocks {
-    pub(super) fn new(slots: u32, units: u32) -> Self {
-        let bytes = u64::from(slots * units) * UNIT_BYTES;
-        let memory = || Mapping::anonymous(bytes).expect("memory");
-        let (there, here, versions) = (memory(), memory(), vec![1; slots as usize]);
-        let blocks = Self { there, here, units, versions };
-        (0..slots).for_each(|slot| blocks.there.copy_in(blocks.offset(slot), &blocks.payload(slot, 1)));
-        blocks
-    }
-
-    pub(super) fn bytes(&self) -> u32 {
-        block_bytes(self.units)
-    }
-
-    fn offset(&self, slot: u32) -> usize {
-        (u64::from(slot * self.units) * UNIT_BYTES) as usize
-    }
-
-    pub(super) fn address(&self, slot: u32) -> u64 {
-        self.here.as_ptr(self.offset(slot)) as u64
-    }
-
-    /// What a slot holds in a version; any 512 bytes of two versions differ.
-    pub(super) fn payload(&self, slot: u32, version: u64) -> Vec<u8> {
-        let word = |n: u64| ((u64::from(slot) << 40) ^ (version << 20) ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let words = (0..u64::from(self.bytes()).div_ceil(8)).flat_map(|n| word(n).to_le_bytes());
-        words.take(self.bytes() as usize).collect()
-    }
-
-    fn key(slot: u32, version: u64) -> Key {
-        Key([slot.into(), version, 3, 4])
-    }
-
-    pub(super) fn version(&self, slot: u32) -> u64 {
-        self.versions[slot as usize]
-    }
-
-    /// The owner puts another block there, up to a place in it: what is located from now on is that.
-    pub(super) fn begin_write(&mut self, slot: u32) -> Vec<u8> {
-        self.versions[slot as usize] += 1;
-        self.payload(slot, self.version(slot))
-    }
-
-    pub(super) fn write(&self, slot: u32, at: usize, bytes: &[u8]) {
-        self.there.copy_in(self.offset(slot) + at, bytes);
-    }
-
-    pub(super) fn write_tail(&self, slot: u32, bytes: &[u8; TAIL_BYTES as usize]) {
-        self.there.copy_in(self.offset(slot) + self.bytes() as usize, bytes);
-    }
-
-    /// Of what is here.
-    pub(super) fn tail(&self, into: u32) -> Vec<u8> {
-        self.here.to_vec(self.offset(into) + self.bytes() as usize, TAIL_BYTES as usize)
-    }
-
-    pub(super) fn wanted(&self, slot: u32, into: u32, version: u64) -> Wanted {
-        let (key, bytes) = (Self::key(slot, version), self.bytes());
-        let sum = sum::of_bytes(SEED, &key, &self.payload(slot, version));
-        let (index, follows) = (0, false);
-        let from = Located { index, follows, line: slot, generation: version, slot: slot * self.units, bytes, sum };
-        let into = StoredBlock {
-            mapping: self.here.clone(),
-            offset: self.offset(into),
-            key,
-            bytes,
-            pieces: 1,
-            block_bytes: bytes.into(),
-            pool_seed: SEED,
-            sum,
-        };
-        Wanted { from, span: bytes + TAIL_BYTES, into }
-    }
-
-    /// Each into the slot of its index.
-    pub(super) fn fetch(&self, op: u64, link: LinkId, slots: &[u32], within: Duration) -> Fetch {
-        let one = |(into, slot): (usize, &u32)| self.wanted(*slot, into as u32, self.version(*slot));
-        let blocks = slots.iter().enumerate().map(one).collect();
-        Fetch { op, link, token: op, first: 0, blocks, within }
-    }
-
-    /// Whether what is in a slot here is just that version of the owner's block.
-    pub(super) fn is(&self, into: u32, slot: u32, version: u64) -> bool {
-        self.here.to_vec(self.offset(into), self.bytes() as usize) == self.payload(slot, version)
     }
 }
 
@@ -223,7 +120,8 @@ pub(super) struct World {
     /// Slots here of fetches under way, and when they must have ended.
     under_way: BTreeMap<u64, (Vec<u32>, u64)>,
     ended: BTreeMap<u64, Vec<Came>>,
-    op: u64,
+    pub looked: BTreeMap<u64, Option<Vec<Located>>>,
+    pub op: u64,
     pub random: fastrand::Rng,
     memory_later: bool,
 }
@@ -251,6 +149,7 @@ impl World {
             owner_is_deaf: false,
             under_way: BTreeMap::new(),
             ended: BTreeMap::new(),
+            looked: BTreeMap::new(),
             op: 0,
             random,
             memory_later: options.memory_later,
@@ -282,7 +181,46 @@ impl World {
     }
 
     pub(super) fn slots(&self) -> u32 {
-        self.blocks.versions.len() as u32
+        self.blocks.slots()
+    }
+
+    // ---- Looks ----
+
+    /// Both hosts show a table; the owner's has all its blocks.
+    pub(super) fn add_table(&mut self, lines: u32) -> Table {
+        let mut table = Table::new(lines);
+        (0..self.slots()).for_each(|slot| table.publish(&self.blocks, slot));
+        self.owner.tell(self.now, table.shown(0));
+        self.asker.tell(self.now, Table::new(lines).shown(0));
+        table
+    }
+
+    pub(super) fn look(&mut self, keys: Vec<Key>, within: Duration) -> u64 {
+        self.op += 1;
+        let (op, link, pool) = (self.op, LINK, POOL);
+        self.asker.tell(self.now, ToPaths::Look(Look { op, link, pool, keys, within }));
+        op
+    }
+
+    pub(super) fn until_looked(&mut self, op: u64) -> Option<Vec<Located>> {
+        for _ in 0..1_000_000 {
+            if let Some(found) = self.looked.remove(&op) {
+                return found;
+            }
+            self.turn();
+            if !self.looked.contains_key(&op) {
+                self.step();
+            }
+        }
+        panic!("look {op} never ended");
+    }
+
+    pub(super) fn until_table(&mut self) {
+        let end = self.now + 200 * SECOND_US;
+        while !self.asker.reaches.looks(LINK) {
+            assert!(self.now < end, "no table");
+            self.run(STEP_US * 10);
+        }
     }
 
     // ---- Steps ----
@@ -329,6 +267,7 @@ impl World {
                     self.said.extend(Said::decode(&said));
                     self.wire.push_back((true, link, said));
                 }
+                FromPaths::Looked { op, found } => drop(self.looked.insert(op, found)),
                 FromPaths::Fetched { op, came, .. } => {
                     let (slots, deadline) = self.under_way.remove(&op).expect("one that was begun, once");
                     assert!(self.now <= deadline + LATE_US, "fetch {op} ended {} us late", self.now - deadline);

@@ -15,7 +15,7 @@ use rustix::fs::OFlags;
 
 use super::{library::Library, types as v};
 use crate::peers::rdma::{
-    provider::{Completion, Nic, Pair, Read, Region},
+    provider::{Completion, Nic, Pair, Read, Region, Use},
     rank::{Candidate, Layer},
     said::{End, GidKind},
     sysfs,
@@ -194,10 +194,20 @@ impl Nic for VerbsNic {
         Ok(Domain { pd, open: self.open.clone() })
     }
 
-    fn register(&self, domain: &Arc<Domain>, mapping: &Mapping, range: Range<usize>) -> io::Result<MemoryRegion> {
+    fn register(
+        &self,
+        domain: &Arc<Domain>,
+        mapping: &Mapping,
+        range: Range<usize>,
+        what_for: Use,
+    ) -> io::Result<MemoryRegion> {
         assert!(mapping.is_writable() && range.end <= mapping.len(), "{range:?} of {mapping:?}");
         // Never REMOTE_WRITE: whoever wants bytes reads them.
-        let access = v::ACCESS_LOCAL_WRITE | v::ACCESS_REMOTE_READ;
+        let access = match what_for {
+            Use::Blocks => v::ACCESS_LOCAL_WRITE | v::ACCESS_REMOTE_READ,
+            Use::Table => v::ACCESS_REMOTE_READ,
+            Use::Scratch => v::ACCESS_LOCAL_WRITE,
+        };
         let start: *mut c_void = mapping.as_ptr(range.start).cast();
         // SAFETY: the range is mapped, as just checked, and stays so while the region holds the mapping. What the NIC
         // writes there is memory that is read by copies alone.
