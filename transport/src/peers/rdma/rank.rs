@@ -12,6 +12,8 @@ use super::said::GidKind;
 pub enum Layer {
     InfiniBand,
     Ethernet,
+    /// RDMA over TCP: its pairs connect by a manager of connections alone.
+    Iwarp,
 }
 
 /// How good an address is; the first is the best.
@@ -46,6 +48,7 @@ pub struct Candidate {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unused {
     NotNamed,
+    Iwarp,
     State(String),
     /// Its interface is in another network namespace.
     Elsewhere(String),
@@ -81,6 +84,7 @@ impl fmt::Display for Unused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotNamed => f.write_str("not named in peers.rdma_devices"),
+            Self::Iwarp => f.write_str("it speaks iWARP; RoCE and InfiniBand are known here"),
             Self::State(state) => write!(f, "its port is {state}"),
             Self::Elsewhere(interface) => write!(f, "its interface {interface} is in another network namespace"),
             Self::Better { index, rank } => write!(f, "index {index} of its port is preferred ({rank})"),
@@ -139,6 +143,7 @@ impl fmt::Display for Address {
 pub fn choose(candidates: &[Candidate], named: &[String], max: usize) -> Vec<Result<(), Unused>> {
     let fit = |c: &Candidate| match &c.interface {
         _ if !named.is_empty() && !named.contains(&c.device) => Err(Unused::NotNamed),
+        _ if c.layer == Layer::Iwarp => Err(Unused::Iwarp),
         _ if c.state != "ACTIVE" => Err(Unused::State(c.state.clone())),
         Some((interface, false)) => Err(Unused::Elsewhere(interface.clone())),
         _ => Ok(()),
@@ -240,8 +245,10 @@ mod tests {
         all.extend(usual("b"));
         all.iter_mut().filter(|c| c.device == "b").for_each(|c| c.interface = Some(("v1".into(), false)));
         all.push(of("c", 0, "fe80::3", true));
+        all.push(Candidate { layer: Layer::Iwarp, ..of("i", 0, "10.0.0.9", true) });
         assert_eq!(chosen(&all, &[]), [("c".into(), 0)]);
         let verdicts = choose(&all, &[], 8);
+        assert_eq!(verdicts[11], Err(Unused::Iwarp));
         assert_eq!(verdicts[4].as_ref().map_err(ToString::to_string), Err("its port is DOWN".into()));
         let elsewhere = "its interface v1 is in another network namespace";
         assert_eq!(verdicts[9].as_ref().map_err(ToString::to_string), Err(elsewhere.into()));

@@ -38,7 +38,9 @@ fn found_in(devices: &Path, interfaces: &Path) -> io::Result<Vec<Candidate>> {
 fn of_port(device: &str, port: u8, folder: &Path, interfaces: &Path, found: &mut Vec<Candidate>) -> io::Result<()> {
     let state = text(&folder.join("state")).unwrap_or_default();
     let state = state.split_once(": ").map_or(state.as_str(), |(_, name)| name).to_owned();
+    let is_iwarp = text(&folder.join("../../node_type")).is_some_and(|kind| kind.contains("RNIC"));
     let layer = match text(&folder.join("link_layer")).as_deref() {
+        _ if is_iwarp => Layer::Iwarp,
         Some("InfiniBand") => Layer::InfiniBand,
         _ => Layer::Ethernet,
     };
@@ -117,6 +119,10 @@ mod tests {
                 ("ib/mlx5_0/ports/2/state", "1: DOWN\n"),
                 ("ib/mlx5_0/ports/2/link_layer", "InfiniBand\n"),
                 ("ib/mlx5_0/ports/2/gids/0", "fe80:0000:0000:0000:9803:9b03:0001:0002\n"),
+                ("ib/rxe0/node_type", "1: CA\n"),
+                ("ib/iw0/node_type", "4: RNIC\n"),
+                ("ib/iw0/ports/1/link_layer", "Ethernet\n"),
+                ("ib/iw0/ports/1/gids/0", "aabb:0000:0000:0000:0000:0000:0000:0000\n"),
                 ("net/v0/mtu", "9000\n"),
             ],
         );
@@ -126,17 +132,18 @@ mod tests {
         assert_eq!(
             short,
             [
+                ("iw0", 1, 0, false, Layer::Iwarp),
                 ("mlx5_0", 2, 0, false, Layer::InfiniBand),
                 ("rxe0", 1, 0, false, ethernet),
                 ("rxe0", 1, 1, true, ethernet),
                 ("rxe0", 1, 10, true, ethernet)
             ]
         );
-        assert_eq!((found[0].state.as_str(), found[2].state.as_str()), ("DOWN", "ACTIVE"));
-        assert_eq!(found[1].interface, None);
-        assert_eq!(found[2].interface, Some(("v0".into(), true)));
-        assert_eq!(found[3].interface, Some(("v1".into(), false)));
-        assert_eq!(found[2].address().to_string(), "10.77.0.1");
+        assert_eq!((found[1].state.as_str(), found[3].state.as_str()), ("DOWN", "ACTIVE"));
+        assert_eq!(found[2].interface, None);
+        assert_eq!(found[3].interface, Some(("v0".into(), true)));
+        assert_eq!(found[4].interface, Some(("v1".into(), false)));
+        assert_eq!(found[3].address().to_string(), "10.77.0.1");
     }
 
     #[test]
