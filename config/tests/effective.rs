@@ -310,3 +310,18 @@ fn what_is_said_of_etcd_is_not_used_without_it() {
     let effective = load(Some(text), &[], Flags::default());
     assert_eq!(effective.notes, ["peers.advertise, peers.etcd_ttl, peers.etcd_login: not used without peers.etcd"]);
 }
+
+#[test]
+fn what_needs_rdma_is_not_used_without_it() {
+    let notes = |switch: &[&str]| {
+        let files = ["--peers-ca", "/c", "--peers-certificate", "/d", "--peers-key", "/k"];
+        let words = ["--peers-listen", "127.0.0.1:1", "--peers-locate", "onesided", "--peers-rdma-devices", "mlx5_0"];
+        let words = [&words[..], &files].concat();
+        load(None, &[], flags(&[&words[..], switch].concat())).notes
+    };
+    assert_eq!(notes(&[]), [""; 0]);
+    let unused = "peers.rdma_devices, peers.locate: not used with";
+    assert_eq!(notes(&["--peers-rdma", "off"]), [format!("{unused} peers.rdma = \"off\"")]);
+    let encrypted = notes(&["--peers-encrypt-blocks"]);
+    assert_eq!(encrypted, [format!("{unused} peers.encrypt_blocks, as RDMA does not encrypt")]);
+}

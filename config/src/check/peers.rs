@@ -8,7 +8,7 @@ use crate::load::{Loading, group_key};
 use crate::machine::Machine;
 use crate::mistake::{Mistake, Source};
 use crate::nearest::nearest;
-use crate::options::Options;
+use crate::options::{Options, Rdma};
 use crate::units::host_name;
 
 const LISTEN: &str = "peers.listen";
@@ -35,6 +35,22 @@ pub(super) fn peers(loading: &mut Loading, machine: &Machine) {
     own_place(loading);
     etcd::etcd(loading);
     who_may_ask(loading);
+    rdma(loading);
+}
+
+/// What is only used with RDMA, where there is none.
+fn rdma(loading: &mut Loading) {
+    let options = &loading.options;
+    let why = match (options.peers_rdma, options.peers_encrypt_blocks) {
+        (Rdma::Off, _) => "peers.rdma = \"off\"",
+        (Rdma::Auto, true) => "peers.encrypt_blocks, as RDMA does not encrypt",
+        (Rdma::Auto, false) => return,
+    };
+    let is_given = |name: &&str| loading.sources.contains_key(*name);
+    let unused: Vec<&str> = ["peers.rdma_devices", "peers.locate"].into_iter().filter(is_given).collect();
+    if !unused.is_empty() {
+        loading.notes.push(format!("{}: not used with {why}", unused.join(", ")));
+    }
 }
 
 /// Nothing is listened on: what is said of peers is not used, and those that are named would wait for this host.
