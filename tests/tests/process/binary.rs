@@ -55,9 +55,9 @@ fn find_or_build(file: &str, sources: &[&str], package: &[&str]) -> PathBuf {
     binary
 }
 
-/// When the newest file in it was changed.
+/// When the newest file in it was changed. What builds leave behind is no source.
 fn newest(path: &Path) -> Option<SystemTime> {
-    let own = fs::metadata(path).ok()?;
+    let own = fs::metadata(path).ok().filter(|_| path.file_name().is_none_or(|name| name != "target"))?;
     if !own.is_dir() {
         let counts = path.extension().is_some_and(|extension| extension == "rs" || extension == "toml");
         return own.modified().ok().filter(|_| counts);
