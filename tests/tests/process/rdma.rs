@@ -104,12 +104,17 @@ impl Net {
     }
 }
 
+/// Of a daemon's status. The processor is emulated: it may take a while.
+fn now(socket: &Path, of: &str) -> u64 {
+    at(&eventually("a status", || status(socket)), of)
+}
+
 fn by_rdma(socket: &Path) -> u64 {
-    at(&status(socket).expect("a daemon"), "/peers/bytes_read_rdma")
+    now(socket, "/peers/bytes_read_rdma")
 }
 
 fn looked_up(socket: &Path) -> u64 {
-    at(&status(socket).expect("a daemon"), "/peers/blocks_looked_up")
+    now(socket, "/peers/blocks_looked_up")
 }
 
 /// Puts blocks, however slow the processor is.
@@ -266,7 +271,7 @@ fn links_and_owners_fail_in_mid_transfer_and_heal() {
         println!("longest calls, of a deadline of {DEADLINE:?}: {longest:?}");
         assert!(longest.into_iter().all(|longest| longest < DEADLINE + LATE), "{longest:?}");
     });
-    let now = status(&socket).expect("a daemon");
+    let now = eventually("a status", || status(&socket));
     println!(
         "{} bytes came, {} of them by RDMA; {} blocks did not come, {} did not fit their sum",
         at(&now, "/peers/bytes_read"),

@@ -64,16 +64,16 @@ impl<P> Guest<P> {
         self.lanes.into_values().filter_map(Stand::pair)
     }
 
-    /// A pair was made and connected. Its NIC here; and what was begun meanwhile, which is to be looked at again: then the
-    /// pair is not wanted any more.
-    pub(super) fn made(&mut self, lane: u8, session: u32, pair: Option<P>) -> (Option<usize>, Option<Begun>) {
+    /// A pair was made and connected, and is taken. Its NIC here; and what was begun meanwhile, which is to be looked at
+    /// again: then the pair is not wanted any more.
+    pub(super) fn made(&mut self, lane: u8, session: u32, pair: &mut Option<P>) -> (Option<usize>, Option<Begun>) {
         let Some(Stand::Making { session: of, nic, next }) = self.lanes.get_mut(&lane) else { return (None, None) };
         if *of != session {
             return (None, None);
         }
         let (nic, next) = (*nic, next.take());
         self.lanes.remove(&lane);
-        let Some(pair) = pair.filter(|_| next.is_none()) else { return (None, next) };
+        let Some(pair) = pair.take_if(|_| next.is_none()) else { return (None, next) };
         self.lanes.insert(lane, Stand::Up { session, nic, pair });
         (Some(nic), None)
     }
@@ -105,11 +105,13 @@ mod tests {
         for session in [5, 9, 7] {
             assert!(guest.begun(0, begun(session)).is_none());
         }
-        let (nic, next) = guest.made(0, 1, Some("first"));
-        assert_eq!((nic, next.map(|next| next.session)), (None, Some(9)));
+        let mut first = Some("first");
+        let (nic, next) = guest.made(0, 1, &mut first);
+        assert_eq!((nic, next.map(|next| next.session), first), (None, Some(9), Some("first")));
         guest.making(0, 9, 3);
-        assert_eq!(guest.made(0, 1, Some("late")).0, None, "of another session");
-        assert_eq!(guest.made(0, 9, Some("second")).0, Some(3));
+        assert_eq!(guest.made(0, 1, &mut Some("late")).0, None, "of another session");
+        let mut second = Some("second");
+        assert_eq!((guest.made(0, 9, &mut second).0, second), (Some(3), None));
         assert_eq!(guest.up_on(3).collect::<Vec<_>>(), [(0, 9)]);
         assert!(guest.begun(0, begun(9)).is_none() && guest.begun(0, begun(8)).is_none(), "old sessions");
         assert!(guest.begun(0, begun(10)).is_some() && guest.begun(1, begun(1)).is_some());
@@ -119,7 +121,7 @@ mod tests {
     fn a_pair_that_could_not_be_made_leaves_room_for_the_next() {
         let mut guest: Guest<&str> = Guest::new(0);
         guest.making(2, 4, 0);
-        assert!(matches!(guest.made(2, 4, None), (None, None)));
+        assert!(matches!(guest.made(2, 4, &mut None), (None, None)));
         assert!(guest.begun(2, begun(5)).is_some());
         assert_eq!(guest.up_on(0).count(), 0);
     }

@@ -154,6 +154,7 @@ impl<P: Pair> Lane<P> {
     /// What the owner is to be told of it.
     pub(super) fn made(&mut self, now: Time, session: u32, pair: io::Result<P>) -> Option<End> {
         if session != self.session || !matches!(self.stand, Stand::Making) {
+            self.unwanted(pair);
             return None;
         }
         match pair {
@@ -190,12 +191,17 @@ impl<P: Pair> Lane<P> {
 
     pub(super) fn connected(&mut self, now: Time, session: u32, pair: io::Result<P>) {
         if session != self.session || !matches!(self.stand, Stand::Connecting) {
-            return;
+            return self.unwanted(pair);
         }
         match pair {
             Ok(pair) => self.stand = Stand::Trying { up: Box::new(Up::new(pair)), until: None },
             Err(error) => self.rest(now, &format!("not connected: {error}")),
         }
+    }
+
+    /// Of a former session. Destroyed elsewhere, which may take long.
+    fn unwanted(&mut self, pair: io::Result<P>) {
+        self.over.extend(pair.ok().map(|pair| Over { pair, pieces: Vec::new() }));
     }
 
     /// Posts the first READ, once: into memory that is nobody's.

@@ -195,6 +195,13 @@ impl<N: Nic> Mover<N> {
         self.work.push_back(Work::Destroy { number: self.destroyed, pair });
     }
 
+    /// What nobody waits for any more.
+    fn destroy_unused(&mut self, pair: Option<N::Pair>) {
+        if let Some(pair) = pair {
+            self.destroy(Over { pair, pieces: Vec::new() });
+        }
+    }
+
     /// Nothing is read by these from now on; they are destroyed when there is time for it.
     fn destroy_guests(&mut self, pairs: impl IntoIterator<Item = N::Pair>) {
         for mut pair in pairs {
@@ -292,7 +299,13 @@ impl<N: Nic> Mover<N> {
             Done::Made { which: Which { link, lane, session }, pair } => {
                 let nic = self.asking.get(&link).and_then(|asking| asking.lanes.get(usize::from(lane)));
                 let nic = nic.map(|lane| self.nics[lane.nic].name().to_owned());
-                let end = self.lane(link, lane).and_then(|lane| lane.made(now, session, pair));
+                let end = match self.lane(link, lane) {
+                    Some(lane) => lane.made(now, session, pair),
+                    None => {
+                        self.destroy_unused(pair.ok());
+                        None
+                    }
+                };
                 if let (Some(nic), Some(end)) = (nic, end) {
                     let said = Said::Begin { lane, session, nic, end }.encode();
                     self.out.push_back(FromPaths::Say { link, said });
@@ -302,6 +315,8 @@ impl<N: Nic> Mover<N> {
                 if let Some(of) = self.lane(link, lane) {
                     of.connected(now, session, pair);
                     self.changed = true;
+                } else {
+                    self.destroy_unused(pair.ok());
                 }
             }
             Done::Accepted { which, pair } => self.accepted(which, pair),
@@ -317,10 +332,12 @@ impl<N: Nic> Mover<N> {
     }
 
     fn accepted(&mut self, Which { link, lane, session }: Which, pair: std::io::Result<N::Pair>) {
-        let Some(guest) = self.guests.get_mut(&link) else { return };
+        let Some(guest) = self.guests.get_mut(&link) else { return self.destroy_unused(pair.ok()) };
         let (group, end) = (guest.group, pair.as_ref().ok().map(Pair::end));
         let why = pair.as_ref().err().map(ToString::to_string);
-        let (nic, next) = guest.made(lane, session, pair.ok());
+        let mut pair = pair.ok();
+        let (nic, next) = guest.made(lane, session, &mut pair);
+        self.destroy_unused(pair);
         match (nic.zip(end), next) {
             (Some((index, end)), _) => {
                 let nic = self.nics[index].name().to_owned();
