@@ -299,8 +299,11 @@ def test_readers_of_an_upserted_key_see_an_old_value_a_new_one_or_none(host, ope
 
     thread = threading.Thread(target=read)
     thread.start()
-    for n in range(12):
+    # The reader may not have had a turn yet.
+    n, end = 0, time.monotonic() + 30
+    while n < 12 or (len(seen) < 2 and time.monotonic() < end):
         assert writer.upsert("a", values[n % 4]) == 0
+        n += 1
     done.set()
     thread.join()
     assert seen - {b""} <= set(values) and len(seen) > 1
