@@ -383,6 +383,14 @@ fn threads_carry_every_fetch_to_its_end() {
     let nothing = |op| Fetch { op, blocks: Vec::new(), ..blocks.fetch(0, LINK, &[], SECOND) };
     while !asker.takes(&nothing(op)) {
         assert!(began.elapsed() < Duration::from_secs(180), "no lane is up");
+        // The last one may have failed with the last fetch: others are made only if either side hears of it.
+        while let Some(FromPaths::Say { link, said }) = owner.poll() {
+            asker.submit(ToPaths::Heard { link, said });
+        }
+        while let Some(FromPaths::Say { link, said }) = asker.poll() {
+            owner.submit(ToPaths::Heard { link, said });
+        }
+        let _ = news.recv_timeout(Duration::from_millis(5));
     }
     while !asker.is_over() {
         op += 1;
