@@ -82,3 +82,20 @@ fn a_read_that_only_tells_of_others_is_waited_for_if_the_nic_may_have_it() {
         assert_eq!(lane.over[0].pieces.len(), is_with_nic, "what its fetch waits for");
     }
 }
+
+/// To destroy one takes a second on a link that is dead: nothing is dropped where all lanes are turned.
+#[test]
+fn pairs_of_former_sessions_are_left_to_be_destroyed() {
+    let pair = || Scripted { posts: VecDeque::new(), done: None };
+    let now = Time(0);
+    let mut lane = Lane::new(now, 0, "a lane".into());
+    let session = lane.begin(now).expect("at once");
+    assert_eq!(lane.made(now, session + 1, Ok(pair())), None);
+    assert_eq!(lane.over.len(), 1);
+    lane.made(now, session, Ok(pair())).expect("asked for");
+    lane.answered(now, session, &END).expect("to be connected");
+    lane.connected(now, session + 1, Ok(pair()));
+    assert_eq!(lane.over.len(), 2);
+    lane.connected(now, session, Ok(pair()));
+    assert_eq!(lane.over.len(), 2, "that one is wanted");
+}
