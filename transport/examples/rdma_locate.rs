@@ -8,8 +8,9 @@
 //! same rounds. The owner answers out of the same table: without the pins, the counting of use and the TLS of a daemon, so that
 //! asking costs less here than in truth. Its exit status is 1 if the two do not find the same, or nothing.
 
+mod frames;
+
 use std::{
-    io::{Read, Write},
     net::{TcpListener, TcpStream},
     sync::{
         Arc,
@@ -28,10 +29,12 @@ use lapis_config::{Key, PoolId, SlotId, UNIT_BYTES, Wait};
 use lapis_transport::peers::{
     directory::PeerId,
     links::LinkId,
-    message::{HEAD_BYTES, Located, PeerMessage, head},
+    message::{Located, PeerMessage},
     paths::{FromPaths, Look, Paths, ToPaths, both::Fast},
     rdma::{RdmaOptions, RdmaPaths},
 };
+
+use self::frames::{receive, send};
 
 const BATCHES: [usize; 4] = [1, 8, 32, 128];
 /// Blocks of the owner, and lines of its table.
@@ -77,21 +80,6 @@ fn start(device: &str, news: &Sender<News>, writer: &TableWriter, mapping: Mappi
     paths.submit(ToPaths::Memory { group: GROUP, first: SlotId(0), mapping: blocks });
     paths.submit(ToPaths::Table { group: GROUP, mapping, shape: TableShape::of(writer.table()) });
     Ok(paths)
-}
-
-fn send(stream: &mut TcpStream, message: &PeerMessage) -> std::io::Result<()> {
-    let mut bytes = Vec::new();
-    message.encode(&mut bytes);
-    stream.write_all(&bytes)
-}
-
-fn receive(stream: &mut TcpStream) -> anyhow::Result<PeerMessage> {
-    let mut start = [0; HEAD_BYTES];
-    stream.read_exact(&mut start)?;
-    let (kind, bytes) = head(&start)?;
-    let mut body = vec![0; bytes];
-    stream.read_exact(&mut body)?;
-    Ok(PeerMessage::decode(kind, &body)?)
 }
 
 /// Tells of what comes on a connection until it ends.

@@ -10,9 +10,10 @@
 //! sums that the paths check. Either gives up when that takes a minute longer. Twice a second it prints a line for each owner: what has come so far, what has not, how late the latest
 //! fetch ended; at its end the rate while blocks came. Its exit status is 1 if a byte was wrong.
 
+mod frames;
+
 use std::{
     collections::BTreeMap,
-    io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
@@ -28,10 +29,12 @@ use lapis_config::{Key, SlotId, UNIT_BYTES};
 use lapis_transport::peers::{
     directory::PeerId,
     links::LinkId,
-    message::{HEAD_BYTES, Located, PeerMessage, head},
+    message::{Located, PeerMessage},
     paths::{Came, Fetch, FromPaths, Paths, ToPaths, Wanted, both::Fast},
     rdma::{RdmaOptions, RdmaPaths},
 };
+
+use self::frames::{receive, send};
 
 /// Blocks of one fetch, and fetches of one owner under way at once.
 const BATCH: usize = 16;
@@ -120,12 +123,6 @@ fn memory(mapping: &Mapping) -> ToPaths {
     ToPaths::Memory { group: GROUP, first: SlotId(0), mapping: mapping.clone() }
 }
 
-fn send(stream: &mut TcpStream, message: &PeerMessage) -> std::io::Result<()> {
-    let mut bytes = Vec::new();
-    message.encode(&mut bytes);
-    stream.write_all(&bytes)
-}
-
 /// Tells of what comes on a connection until it ends.
 fn listen(mut stream: TcpStream, link: LinkId, news: Sender<News>) {
     thread::spawn(move || {
@@ -136,15 +133,6 @@ fn listen(mut stream: TcpStream, link: LinkId, news: Sender<News>) {
         }
         news.send(News::Lost(link)).unwrap_or_default();
     });
-}
-
-fn receive(stream: &mut TcpStream) -> anyhow::Result<PeerMessage> {
-    let mut start = [0; HEAD_BYTES];
-    stream.read_exact(&mut start)?;
-    let (kind, bytes) = head(&start)?;
-    let mut body = vec![0; bytes];
-    stream.read_exact(&mut body)?;
-    Ok(PeerMessage::decode(kind, &body)?)
 }
 
 // ---- Who owns ----
