@@ -110,6 +110,8 @@ const SEGMENTS: u64 = 64;
 /// How long a device may say nothing while it is opened. A scan of tens of gigabytes of contents takes longer and says
 /// how far it is; a device that hangs does not.
 pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// A daemon that looks so much later than it would was stopped, with its devices' threads, or its host slept.
+const LATE_US: u64 = 1_000_000;
 
 /// The size of segments: that of the log if there is one, else what fits the devices.
 pub(crate) fn segment_bytes(found: &[Found], least: u64) -> u64 {
@@ -210,6 +212,16 @@ impl Tier {
         awaited.map(|((device, drive), _)| (drive.heard.after(SILENCE_MAX), device)).min()
     }
 
+    /// The device that hangs while the tier is opened. Who was stopped itself cannot tell who was silent: all begin anew.
+    pub(crate) fn hanging(&mut self, now: Time) -> Option<usize> {
+        let (until, device) = self.opens_until().filter(|(until, _)| now >= *until)?;
+        if now.since_us(until) <= LATE_US {
+            return Some(device);
+        }
+        self.drives.iter_mut().for_each(|drive| drive.heard = now);
+        None
+    }
+
     pub(crate) fn poll_timeout(&self) -> Option<Time> {
         if !self.serves() {
             return self.opens_until().map(|(until, _)| until);
@@ -220,5 +232,34 @@ impl Tier {
     /// From when the tier was opened until it served, us.
     pub fn recovery_us(&self) -> Option<u64> {
         self.served.map(|at| at.since_us(self.began))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_silent_only_to_a_daemon_that_listened() {
+        let options = TierOptions {
+            names: vec!["a".into(), "b".into()],
+            identity: Identity { host: [0; 16], instance: [0; 16] },
+            segment_bytes_min: 64 << 20,
+            list_after_us: 100_000,
+            durable: false,
+            required: true,
+            wall_s: 0,
+        };
+        let start = Time(5_000_000);
+        let mut tier = Tier::new(options, start, LogId::default());
+        let until = start.after(SILENCE_MAX);
+        tier.drives[0].heard = start.after(Duration::from_secs(1));
+        assert_eq!(tier.hanging(Time(until.0 - 1)), None);
+        assert_eq!(tier.hanging(until), Some(1));
+        // Stopped for a minute: nobody was heard, nobody is to blame.
+        let back = start.after(2 * SILENCE_MAX);
+        assert_eq!(tier.hanging(back), None);
+        assert_eq!(tier.hanging(Time(back.after(SILENCE_MAX).0 - 1)), None);
+        assert_eq!(tier.hanging(back.after(SILENCE_MAX)), Some(0));
     }
 }

@@ -275,15 +275,16 @@ impl<W: Wire, M: Movers> Engine<W, M> {
 
     /// Looks after devices: who is not well is not written, who does not recover goes.
     pub(super) fn care(&mut self, now: Time) {
-        let Some(tier) = &self.tier else { return };
-        if let Some((_, device)) = tier.opens_until().filter(|(until, _)| now >= *until) {
+        let Some(tier) = &mut self.tier else { return };
+        if let Some(device) = tier.hanging(now) {
             let silent = format!("{} has said nothing for {} s", self.device_name(device), SILENCE_MAX.as_secs());
             return self.no_tier(now, silent);
         }
         if !tier.serves() {
             return;
         }
-        for device in 0..tier.drives.len() {
+        let devices = tier.drives.len();
+        for device in 0..devices {
             loop {
                 let tier = self.tier.as_mut().expect("looked at above");
                 let drive = &mut tier.drives[device];
