@@ -118,12 +118,17 @@ class Engine:
         self.log, self._answers = [], []
         self._changed = threading.Condition()
         threading.Thread(target=self._read, daemon=True).start()
-        self._is_ready = False
+        self._is_ready, self._links = False, 1 + tp
 
     def ready(self):
         if not self._is_ready:
             assert self._answer() == "ready"
             self._is_ready = True
+        return self
+
+    def linked(self):
+        """Once it and all its ranks have found a daemon: on a busy machine the first attempt may be late."""
+        self.ready().said("KV cache from Lapis at", self._links)
         return self
 
     def _read(self):
@@ -177,6 +182,8 @@ class Engine:
         _until(lambda: len(self.lines(text)) >= times, f"{text!r} of the engine")
 
     def close(self):
+        # Shown where a test failed.
+        print(*self.lines("apis"), sep="\n")
         # With its core and workers; an orderly end of vLLM takes 5 s.
         if self.process.returncode is None:
             os.killpg(self.process.pid, signal.SIGKILL)

@@ -77,7 +77,7 @@ def warnings(engine, text: str) -> int:
 
 
 def test_tokens_are_the_same_cold_warm_and_after_kills(model, expected, host, engine, engines):
-    other = engines(model, connector(host))
+    other = engines(model, connector(host)).linked()
     assert serve(engine) == (expected, OWN), "cold"
     engine.forget()
     assert serve(engine) == (expected, WARM), "from memory"
@@ -154,7 +154,7 @@ def test_a_reset_of_the_connector_forgets_what_is_in_lapis(expected, engine):
 
 
 def test_two_ranks_have_blocks_of_their_own(model, expected, host, engine, engines):
-    two = engines(model, connector(host), tp=2)
+    two = engines(model, connector(host), tp=2).linked()
     tokens, cached = serve(two)
     assert cached == OWN
     two.forget()
@@ -172,7 +172,7 @@ def test_a_block_that_is_lost_or_a_daemon_that_dies_between_look_up_and_load_is_
         load: engines(model, connector(host, "FaultyConnector", load=load, load_seconds=2), fault=faults[load]) for load in loads
     }
     for one in faulty.values():
-        one.ready()
+        one.linked()
     for load, one in faulty.items():
         fault = faults[load]
         host.renew(3 * LINKS)
@@ -198,7 +198,7 @@ def test_a_block_that_is_lost_or_a_daemon_that_dies_between_look_up_and_load_is_
 def test_a_lost_block_ends_its_request_where_the_engine_is_told_so(model, expected, host, engine, engines, tmp_path):
     fault = tmp_path / "fault"
     # By a buffer, as on a GPU.
-    one = engines(model, connector(host, "FaultyConnector", policy="fail", staged=True), fault=fault)
+    one = engines(model, connector(host, "FaultyConnector", policy="fail", staged=True), fault=fault).linked()
     assert serve(one) == (expected, OWN)
     one.forget()
     assert serve(one) == (expected, WARM)
@@ -214,7 +214,7 @@ def test_an_engine_starts_and_serves_without_a_daemon_and_says_so_once(model, ex
     for each in hosts:
         each.folder.mkdir()
     try:
-        hosts[1].start().daemon.send_signal(signal.SIGSTOP)
+        hosts[1].start().serves_ssd().daemon.send_signal(signal.SIGSTOP)
         both = [engines(model, connector(each)) for each in hosts]
         for one in both:
             assert serve(one) == (expected, OWN)
@@ -247,7 +247,7 @@ def test_a_random_hash_seed_is_refused_with_the_fix(model, host):
 
 def test_a_model_of_two_groups_of_blocks_is_loaded_and_taken_back_by_request(tmp_path, host, engine, engines):
     fault = tmp_path / "fault"
-    two = engines(tiny.make(tmp_path / "model", window=64), connector(host, "FaultyConnector"), fault=fault)
+    two = engines(tiny.make(tmp_path / "model", window=64), connector(host, "FaultyConnector"), fault=fault).linked()
     tokens, cached = serve(two)
     assert cached == OWN
     assert {pool["label"] for pool in host.status()["pools"]} == {"g0s0", "g1s0"}

@@ -9,7 +9,9 @@ import lapis_kv
 # Below vLLM's own logger: its form, its level.
 logger = logging.getLogger("vllm.lapis")
 
-_RETRY_SECONDS = 5.0
+# Between attempts to connect: twice as long each time. A daemon may be late only because an engine's start keeps all cores busy.
+_RETRY_SECONDS = 0.5
+_RETRY_SECONDS_MAX = 5.0
 # How often a daemon is asked whether it answers, and how long it may take: longer than a busy host needs.
 _PING_SECONDS = 2.0
 _ANSWER_SECONDS = 5.0
@@ -52,11 +54,14 @@ class Link:
             self._say("no KV cache from Lapis yet, the engine goes on without", error, level)
             return
         self._client = client
-        self._well()
+        self._trouble = None
+        self._say_well()
 
     def _run(self):
-        while not self._stop.wait(_RETRY_SECONDS if self._client is None else _PING_SECONDS):
+        pause = _RETRY_SECONDS
+        while not self._stop.wait(pause if self._client is None else _PING_SECONDS):
             if self._client is None:
+                pause = min(2 * pause, _RETRY_SECONDS_MAX)
                 self._try()
             else:
                 self._ping()
@@ -71,7 +76,9 @@ class Link:
             self._say(what, error, self._level)
             return
         self._hangs = False
-        self._well()
+        if self._trouble is not None:
+            self._trouble = None
+            self._say_well()
 
     def _say(self, what: str, error, level: int):
         """Once, until all is well again or something else is wrong."""
@@ -79,10 +86,8 @@ class Link:
             self._trouble = what
             logger.log(level, "%s: %s (%s)", what, error, self._path)
 
-    def _well(self):
-        if self._trouble is not None:
-            self._trouble = None
-            logger.info("KV cache from Lapis at %s", self._path)
+    def _say_well(self):
+        logger.info("KV cache from Lapis at %s", self._path)
 
     @property
     def client(self):
