@@ -19,10 +19,14 @@ pub fn lapis() -> PathBuf {
     BUILT.get_or_init(|| find_or_build("lapis", &SOURCES, &["-p", "lapis", "--bin", "lapis"])).clone()
 }
 
+/// How the C library is built: with the features that `cargo test --workspace` gave what it stands on, which is not built
+/// anew then. A package alone would have others; a test among what is built makes those of tests count.
+const C_BUILD: [&str; 4] = ["--workspace", "--lib", "--test", "header"];
+
 /// The folder that has the C library, shared and static.
 pub fn c_library() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    let library = BUILT.get_or_init(|| find_or_build("liblapis.so", &C_SOURCES, &["-p", "lapis-client-c", "--lib"]));
+    let library = BUILT.get_or_init(|| find_or_build("liblapis.so", &C_SOURCES, &C_BUILD));
     library.parent().expect("a file lies in a folder")
 }
 
