@@ -164,13 +164,10 @@ impl Memory {
                 let start = host.start + (at - base);
                 Ok(Spot { bytes: Bytes { key: host.key, start, end: start + bytes }, ..unregistered })
             }
-            // Registered in chunks that lie end to end: the bytes are one range all the same.
+            // Also where the next registration begins right there: CUDA copies within one.
             Some((base, host)) => {
-                let here = host.bytes - (at - base);
-                self.host_spot(at + here, bytes - here, context, false)
-                    .map_err(|(_, rest)| (Kind::OutOfBounds, format!("{bytes} bytes at {at:#x}: {rest}")))?;
-                let start = host.start + (at - base);
-                Ok(Spot { bytes: Bytes { key: host.key, start, end: start + bytes }, ..unregistered })
+                let what = format!("{bytes} bytes at {} of a registration of {}", at - base, host.bytes);
+                Err((Kind::OutOfBounds, what))
             }
             None if self.mapping(at).is_some() => Err((Kind::WildPointer, format!("{at:#x} is device memory"))),
             None if self.was_freed(at) => Err((Kind::UseAfterFree, format!("{at:#x} was device memory"))),
@@ -267,16 +264,16 @@ mod tests {
     }
 
     #[test]
-    fn host_memory_that_is_registered_in_chunks_is_one_range() {
+    fn a_copy_of_host_memory_lies_within_one_registration() {
         let mut memory = Memory::default();
         let block = vec![0u8; 8192];
         let at = block.as_ptr() as u64;
         for half in [at, at + 4096] {
             memory.hosts.insert(half, Memory::host_range(half, 4096, 1, false, false));
         }
-        assert!(memory.host_spot(at + 10, 8182, 1, false).is_ok());
         let kind = |at, bytes, context| memory.host_spot(at, bytes, context, false).map_err(|e| e.0).err();
-        assert_eq!(kind(at + 10, 8183, 1), Some(Kind::OutOfBounds));
+        assert_eq!(kind(at + 10, 4086, 1), None);
+        assert_eq!(kind(at + 10, 4087, 1), Some(Kind::OutOfBounds));
         assert_eq!(kind(at + 8192, 1, 1), Some(Kind::Pageable));
         assert_eq!(kind(at, 1, 2), Some(Kind::WrongContext));
     }
