@@ -239,6 +239,11 @@ pub fn enter_of(mut held: Held, context: u64, call: &'static str) -> Outcome<Hel
         return Err(CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED);
     };
     held.look_at_device(device);
+    unless_fallen(held, context)
+}
+
+/// The error of a context that has failed, when nothing of it runs any more.
+pub fn unless_fallen(held: Held, context: u64) -> Outcome<Held> {
     match held.sticky(context) {
         None => Ok(held),
         Some(error) => {
@@ -248,10 +253,14 @@ pub fn enter_of(mut held: Held, context: u64, call: &'static str) -> Outcome<Hel
     }
 }
 
-/// Returns when nothing of a context runs: what has failed moves no bytes after it has said so.
+/// Returns when nothing of a context runs: what has failed moves no bytes after it has said so, and who heard it knows that.
 pub fn quiet(mut held: Held, context: u64) -> Held {
     while held.streams.values().any(|stream| stream.context == context && stream.is_running()) {
         held = wait(held);
+    }
+    let World { host, streams, .. } = &mut *held;
+    for stream in streams.values().filter(|stream| stream.context == context) {
+        host.join(&stream.clock);
     }
     held
 }

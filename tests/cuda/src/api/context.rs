@@ -11,7 +11,7 @@ use super::put;
 use crate::{
     misuse::Kind,
     stream::{self, Work},
-    world::{CURRENT, Context, Mark, Outcome, end_context, enter, enter_context, enter_of, wait},
+    world::{CURRENT, Context, Mark, Outcome, end_context, enter, enter_context, enter_of, unless_fallen, wait},
 };
 
 fn pointer(context: u64) -> CUcontext {
@@ -129,10 +129,7 @@ api! {
         for point in marks.iter().filter_map(|mark| mark.get()) {
             held.host.join(&point.clock);
         }
-        match held.sticky(context) {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
+        unless_fallen(held, context).map(drop)
     }
 
     fn cuCtxEnablePeerAccess(peer: CUcontext, flags: c_uint) {

@@ -14,7 +14,7 @@ use crate::{
     misuse::Kind,
     options::Fault,
     stream::{self, Work},
-    world::{Held, Mark, Outcome, World, enter_context, enter_of, wait, wait_a_little},
+    world::{Held, Mark, Outcome, World, enter_context, enter_of, unless_fallen, wait, wait_a_little},
 };
 
 fn known(held: &World, event: CUevent, call: &str) -> Outcome<u64> {
@@ -163,9 +163,7 @@ api! {
                 Last::Mark(_) => wait(held),
                 Last::Shared(..) => wait_a_little(held),
             };
-            if let Some(error) = held.sticky(context) {
-                return Err(error);
-            }
+            held = unless_fallen(held, context)?;
         }
         match &last {
             Last::Mark(mark) => {
@@ -175,10 +173,7 @@ api! {
             }
             Last::Shared(..) => learn(&mut held, id),
         }
-        match held.sticky(context) {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
+        unless_fallen(held, context).map(drop)
     }
 
     fn cuEventElapsedTime(milliseconds: *mut f32, from: CUevent, to: CUevent) {

@@ -8,7 +8,7 @@ use super::put;
 use crate::{
     misuse::Kind,
     stream::{self, HostCall, Until, Work},
-    world::{Held, Mark, Outcome, World, enter, enter_context, enter_of, wait},
+    world::{Held, Mark, Outcome, World, enter, enter_context, enter_of, unless_fallen, wait},
 };
 
 /// The stream of a handle, in a call that puts work into it or waits for it. It need not be of the current context.
@@ -57,10 +57,7 @@ pub(super) fn wait_for(mut held: Held, id: u64, call: &'static str) -> Outcome<H
     if let Some(point) = mark.get() {
         held.host.join(&point.clock);
     }
-    match held.sticky(context) {
-        Some(error) => Err(error),
-        None => Ok(held),
-    }
+    unless_fallen(held, context)
 }
 
 fn create(out: *mut CUstream, flags: c_uint, priority: c_int, call: &'static str) -> Outcome {

@@ -15,7 +15,7 @@ use crate::{
     memory::{Handle, Mapped, Origin},
     misuse::Kind,
     object::{Object, reserve},
-    world::{Held, Outcome, World, enter, give_up, lock},
+    world::{Held, Outcome, World, enter, give_up, lock, unless_fallen},
 };
 
 /// What a device has it by.
@@ -37,13 +37,12 @@ fn device_at(held: &World, location: &CUmemLocation) -> Outcome<usize> {
 }
 
 /// A device that is lost, or whose context has failed, answers that.
-fn works(held: &mut World, device: usize) -> Outcome {
+fn works(mut held: Held, device: usize) -> Outcome<Held> {
     held.look_at_device(device);
-    let sticky = held.devices[device].context.and_then(|context| held.sticky(context));
-    match sticky.or(held.devices[device].lost.then_some(held.options.lost_as)) {
-        Some(error) => Err(error),
-        None => Ok(()),
+    if let Some(context) = held.devices[device].context {
+        held = unless_fallen(held, context)?;
     }
+    if held.devices[device].lost { Err(held.options.lost_as) } else { Ok(held) }
 }
 
 fn known(held: &World, handle: u64, call: &str) -> Outcome {
@@ -96,7 +95,7 @@ api! {
         let mut held = enter_vmm()?;
         let properties = take(properties)?;
         let device = device_at(&held, &properties.location)?;
-        works(&mut held, device)?;
+        held = works(held, device)?;
         whole(bytes as u64)?;
         let pinned = properties.type_ == CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
         let exportable = properties.requestedHandleTypes == DESCRIPTOR;
@@ -208,7 +207,7 @@ api! {
         let mut held = enter_vmm()?;
         known(&held, handle, CALL)?;
         let object = held.memory.handles[&handle].object.clone();
-        works(&mut held, object.device)?;
+        held = works(held, object.device)?;
         let (bytes, offset) = (bytes as u64, offset as u64);
         whole(bytes)?;
         let fits = held.memory.reservation(at).is_some_and(|(base, room)| at + bytes <= base + room);
@@ -250,7 +249,7 @@ api! {
         let all = filling(&held, at, bytes as u64).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
         for description in access {
             let device = device_at(&held, &description.location)?;
-            works(&mut held, device)?;
+            held = works(held, device)?;
             let has_peers = held.options.has_peers;
             for (base, _) in &all {
                 let Some(mapped) = held.memory.mapped.get_mut(base) else { continue };
@@ -311,7 +310,7 @@ api! {
         if object.device >= held.devices.len() {
             return Err(CUresult::CUDA_ERROR_INVALID_DEVICE);
         }
-        works(&mut held, object.device)?;
+        held = works(held, object.device)?;
         let object = held.memory.adopt(object);
         let id = held.handle();
         held.memory.handles.insert(id, Handle { object, references: 1, exportable: true });
