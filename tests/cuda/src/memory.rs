@@ -258,7 +258,7 @@ mod tests {
         let range = |object: &Object| Memory::host_range(object.at(4096) as u64, 4096, 1, true, false).all();
         assert_eq!(range(&object), range(&twin));
         assert_eq!(range(&object), Bytes { key: object.key, start: 4096, end: 8192 });
-        let own = vec![0u8; 100];
+        let own = [0u8; 100];
         let own = Memory::host_range(own.as_ptr() as u64, 100, 1, true, false);
         assert_eq!(own.key, (0, 0));
     }

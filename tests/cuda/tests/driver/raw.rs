@@ -105,8 +105,8 @@ fn ordered() {
     ok!(sys::cuStreamWaitValue32_v2(two, flag, 5, 1));
     ok!(sys::cuMemcpyDtoHAsync_v2(to.at(), block, BYTES, two));
     ok!(sys::cuMemsetD8Async(block, 9, BYTES, one));
-    ok!(sys::cuStreamWriteValue32_v2(one, flag, 5, 0));
     fails!(sys::cuStreamQuery(two), CUDA_ERROR_NOT_READY);
+    ok!(sys::cuStreamWriteValue32_v2(one, flag, 5, 0));
     ok!(sys::cuStreamSynchronize(two));
     assert_eq!(to.0, [9; BYTES]);
 
@@ -163,7 +163,8 @@ fn ordered() {
     for event in [done, later] {
         ok!(sys::cuEventDestroy_v2(event));
     }
-    (from.end(), to.end());
+    from.end();
+    to.end();
     ok!(sys::cuMemFree_v2(block));
     ok!(sys::cuMemFree_v2(flag));
     ok!(sys::cuDevicePrimaryCtxRelease_v2(0));
