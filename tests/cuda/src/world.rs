@@ -302,6 +302,11 @@ pub fn end_context(mut held: Held, context: u64, counts_leaks: bool, call: &'sta
             held.memory.bury(at, bytes);
         }
     }
+    // What it could reach of others it reaches no more.
+    for other in held.memory.mapped.values_mut().filter(|mapped| mapped.object.device != device) {
+        other.read.remove(&device);
+        other.write.remove(&device);
+    }
     held.memory.hosts.retain(|_, host| host.context != context);
     held.events.retain(|_, event| event.context != context);
     for stream in held.streams.values_mut().filter(|stream| stream.context == context) {

@@ -2,7 +2,7 @@
 
 use std::{fs, sync::Arc, time::Instant};
 
-use lapis_arena::hbm::{Copier, CopyJob, Device, HbmError, HbmExtent};
+use lapis_arena::hbm::{Copier, CopyJob, CudaCopier, Device, HbmError, HbmExtent};
 
 use super::{
     harness::{Scenario, WORD, cuda, open, word},
@@ -136,6 +136,46 @@ fn one_device_of_two_is_lost_and_nothing_else() {
         let scenario = Scenario::new("errors::lost").with("LAPIS_CUDA_DEVICES", "2").with(WORD, gone);
         let scenario = scenario.with("LAPIS_CUDA_LOSE", format!("0@{gone}")).with("LAPIS_CUDA_LOST_AS", lost_as);
         scenario.with("LAPIS_CUDA_LATENCY_US", "2000-8000").run_clean();
+    }
+}
+
+/// The other device and its memory stay as they are while the lost one comes back, and reaches that memory again.
+#[test]
+#[ignore = "in a process of its own"]
+fn back() {
+    let Some(cuda) = cuda() else { return };
+    let gone = word();
+    let mut copier = CudaCopier::new(8);
+    let (zero, one) = (open(&cuda, 0), open(&cuda, 1));
+    let there = HbmExtent::create(&one, 4 * BLOCK, std::slice::from_ref(&zero)).expect("memory");
+    let address = there.address();
+    fs::write(&gone, "").expect("a file");
+    assert!(zero.memory().expect_err("gone").is_lost());
+    drop(zero);
+    assert!(Device::open(&cuda, 0).is_err(), "not back yet");
+    fs::remove_file(&gone).expect("a file");
+    let zero = open(&cuda, 0);
+    let mut there = there;
+    there.let_in(&zero).expect("it reaches it");
+    assert_eq!(there.address(), address);
+    for device in [&zero, &one] {
+        copier.add_device(device).expect("streams");
+    }
+    let here = HbmExtent::create(&zero, 4 * BLOCK, &[one]).expect("memory");
+    copier.add_extent(Arc::new(here));
+    copier.add_extent(Arc::new(there));
+    all_well(&mut copier, &[job(1, device(1, 0), device(0, 1)), job(2, device(0, 2), device(1, 3))]);
+}
+
+#[test]
+fn a_device_that_is_back_reaches_what_stayed() {
+    for without in ["", "vmm"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let gone = folder.path().join("gone");
+        let gone = gone.to_str().expect("a path");
+        let scenario = Scenario::new("errors::back").with("LAPIS_CUDA_DEVICES", "2").with(WORD, gone);
+        let scenario = scenario.with("LAPIS_CUDA_LOSE", format!("0@{gone}")).with("LAPIS_CUDA_WITHOUT", without);
+        scenario.run_clean();
     }
 }
 

@@ -16,7 +16,7 @@ use std::sync::Arc;
 const LIBRARY: &str = "LAPIS_TEST_CUDA";
 /// What else a child is told.
 pub const WORD: &str = "LAPIS_TEST_WORD";
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The stand-in, as cargo has built it for this test.
 pub fn stand_in() -> PathBuf {

@@ -43,8 +43,8 @@ enum Kind {
 #[derive(Debug)]
 pub struct HbmExtent {
     device: Arc<Device>,
-    /// Other devices that reach it; they must not be let go before it.
-    peers: Vec<Arc<Device>>,
+    /// Other devices that reach it, by their indexes.
+    peers: Vec<u16>,
     base: CUdeviceptr,
     bytes: u64,
     kind: Kind,
@@ -53,17 +53,13 @@ pub struct HbmExtent {
 impl HbmExtent {
     /// New memory of a device, which `peers` reach too as far as they can. What is in it is anything.
     pub fn create(device: &Arc<Device>, bytes: u64, peers: &[Arc<Device>]) -> Result<Self, HbmError> {
-        let peers = reaching(device, peers)?;
-        let current = device.enter()?;
+        let _current = device.enter()?;
         if !device.info().has_descriptors {
             let mut base = 0;
             // SAFETY: `base` is written where it succeeds.
             let code = unsafe { sys::cuMemAlloc_v2(&raw mut base, bytes as usize) };
             full(device, bytes, "cuMemAlloc", code)?;
-            drop(current);
-            let extent = Self { device: device.clone(), peers, base, bytes, kind: Kind::Allocated };
-            extent.let_peers_in()?;
-            return Ok(extent);
+            return Self::of(device, base, bytes, Kind::Allocated).with(peers);
         }
         let properties = properties(device);
         let reserved = rounded(device, bytes, &properties)?;
@@ -71,13 +67,12 @@ impl HbmExtent {
         // SAFETY: `properties` outlives the call; `handle` is written where it succeeds.
         let code = unsafe { sys::cuMemCreate(&raw mut handle, reserved as usize, &raw const properties, 0) };
         full(device, bytes, "cuMemCreate", code)?;
-        Self::map(device, peers, bytes, reserved, handle)
+        Self::map(device, bytes, reserved, handle)?.with(peers)
     }
 
     /// The extent of `bytes` that another process, or this one before a restart, has shared; its bytes are what they were. The
     /// descriptor may be closed afterwards.
     pub fn import(device: &Arc<Device>, shared: &Shared, bytes: u64, peers: &[Arc<Device>]) -> Result<Self, HbmError> {
-        let peers = reaching(device, peers)?;
         let _current = device.enter()?;
         match shared {
             Shared::Descriptor(fd) => {
@@ -95,7 +90,8 @@ impl HbmExtent {
                     release(device, handle);
                     return Err(error);
                 }
-                Self::map(device, peers, bytes, reserved, handle).map_err(|error| foreign(device, bytes, error))
+                let mapped = Self::map(device, bytes, reserved, handle);
+                mapped.map_err(|error| foreign(device, bytes, error))?.with(peers)
             }
             Shared::Ipc(words) => {
                 if !device.cuda.has_ipc {
@@ -106,7 +102,8 @@ impl HbmExtent {
                 // SAFETY: any 64 bytes may be asked about; `base` is written where it succeeds.
                 let code = unsafe { sys::cuIpcOpenMemHandle_v2(&raw mut base, handle, IPC_LAZY) };
                 device.check("cuIpcOpenMemHandle", code)?;
-                Ok(Self { device: device.clone(), peers, base, bytes, kind: Kind::Opened })
+                // Who opens it reaches it, whichever device that is.
+                Ok(Self::of(device, base, bytes, Kind::Opened))
             }
         }
     }
@@ -165,13 +162,50 @@ impl HbmExtent {
 
     /// Whether that device reaches it.
     pub(super) fn is_reached_by(&self, device: u16) -> bool {
-        self.device.index() == device || self.peers.iter().any(|peer| peer.index() == device)
+        self.device.index() == device || self.peers.contains(&device)
+    }
+
+    /// Lets another device reach it, if it can; also one that was lost and is open again, which has lost that too.
+    ///
+    /// Not for what another process allocated (CUDA IPC): who opens that lets its own devices in.
+    pub fn let_in(&mut self, peer: &Device) -> Result<(), HbmError> {
+        if peer.index() == self.device.index() || peer.is_lost() || !peer.can_reach(&self.device)? {
+            return Ok(());
+        }
+        self.peers.retain(|index| *index != peer.index());
+        match self.kind {
+            Kind::Mapped { reserved, .. } => {
+                let _current = self.device.enter()?;
+                self.grant(peer, reserved)?;
+            }
+            Kind::Allocated => {
+                let _current = peer.enter()?;
+                // SAFETY: both contexts are retained.
+                match unsafe { sys::cuCtxEnablePeerAccess(self.device.context, 0) } {
+                    CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => {}
+                    code => peer.check("cuCtxEnablePeerAccess", code)?,
+                }
+            }
+            Kind::Opened => return Ok(()),
+        }
+        self.peers.push(peer.index());
+        Ok(())
+    }
+
+    fn of(device: &Arc<Device>, base: CUdeviceptr, bytes: u64, kind: Kind) -> Self {
+        Self { device: device.clone(), peers: Vec::new(), base, bytes, kind }
+    }
+
+    fn with(mut self, peers: &[Arc<Device>]) -> Result<Self, HbmError> {
+        for peer in peers {
+            self.let_in(peer)?;
+        }
+        Ok(self)
     }
 
     /// Maps memory of a handle, which is given back if that fails.
     fn map(
         device: &Arc<Device>,
-        peers: Vec<Arc<Device>>,
         bytes: u64,
         reserved: u64,
         handle: CUmemGenericAllocationHandle,
@@ -194,25 +228,17 @@ impl HbmExtent {
             return Err(error);
         }
         // From here on dropping it undoes all.
-        let extent = Self { device: device.clone(), peers, base, bytes, kind: Kind::Mapped { handle, reserved } };
-        let access: Vec<_> = std::iter::once(device).chain(&extent.peers).map(|device| access(device)).collect();
-        // SAFETY: mapped above; the list outlives the call.
-        let code = unsafe { sys::cuMemSetAccess(base, size, access.as_ptr(), access.len()) };
-        device.check("cuMemSetAccess", code)?;
+        let extent = Self::of(device, base, bytes, Kind::Mapped { handle, reserved });
+        extent.grant(device, reserved)?;
         Ok(extent)
     }
 
-    /// What was allocated is reached by contexts that were let into its context.
-    fn let_peers_in(&self) -> Result<(), HbmError> {
-        for peer in &self.peers {
-            let _current = peer.enter()?;
-            // SAFETY: both contexts are retained.
-            match unsafe { sys::cuCtxEnablePeerAccess(self.device.context, 0) } {
-                CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => {}
-                code => peer.check("cuCtxEnablePeerAccess", code)?,
-            }
-        }
-        Ok(())
+    /// Lets a device read and write what is mapped.
+    fn grant(&self, to: &Device, reserved: u64) -> Result<(), HbmError> {
+        let access = access(to);
+        // SAFETY: mapped, of that size; the description outlives the call.
+        let code = unsafe { sys::cuMemSetAccess(self.base, reserved as usize, &raw const access, 1) };
+        self.device.check("cuMemSetAccess", code)
     }
 }
 
@@ -235,17 +261,6 @@ impl Drop for HbmExtent {
             Kind::Opened => said(device, "cuIpcCloseMemHandle", unsafe { sys::cuIpcCloseMemHandle(self.base) }),
         }
     }
-}
-
-/// Of `peers` those that can reach memory of the device.
-fn reaching(device: &Device, peers: &[Arc<Device>]) -> Result<Vec<Arc<Device>>, HbmError> {
-    let mut reaching = Vec::new();
-    for peer in peers.iter().filter(|peer| peer.index() != device.index() && !peer.is_lost()) {
-        if peer.can_reach(device)? {
-            reaching.push(peer.clone());
-        }
-    }
-    Ok(reaching)
 }
 
 fn location(device: u16) -> CUmemLocation {

@@ -28,7 +28,7 @@ pub enum NoCuda {
     Shadowed { asked: String, got: String },
     #[error("the CUDA library of this process is {loaded}; {asked} cannot be loaded beside it")]
     Loaded { loaded: String, asked: String },
-    #[error("the CUDA library has no function {function}: install a newer driver (CUDA 11.4 or later)")]
+    #[error("the CUDA library has no function {function}: install a newer driver")]
     Function { function: &'static str },
     #[error("the CUDA library is a stub for linking, without a driver: install NVIDIA's driver")]
     Stub,
