@@ -1,4 +1,5 @@
-//! Shared memory of the tiers: memfds, mappings, the block table, hazard pages, sums, copy kernels, extents.
+//! Shared memory of the tiers: memfds, mappings, the block table, hazard pages, sums, copy kernels, extents, and
+//! memory of GPUs.
 //!
 //! Invariant: no `&T` or `&[u8]` is ever formed over bytes that another process may write; words are atomics, payloads
 //! move by `asm!`. The one exception is [`map::Private`], which holds a lock on its memory.
@@ -12,6 +13,7 @@ pub mod error;
 pub mod extent;
 mod fused;
 pub mod hazard;
+pub mod hbm;
 pub mod map;
 pub mod memfd;
 pub mod stored;
