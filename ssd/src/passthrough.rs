@@ -54,8 +54,8 @@ type Ring = ring::Ring<squeue::Entry128, cqueue::Entry32>;
 
 /// `NVME_URING_CMD_IO`.
 const NVME_COMMAND: u32 = opcode::read_write::<Command>(b'N', 0x80) as u32;
-/// With fewer, an operation of several commands would have them one after the other.
-const COMMANDS_MIN: usize = 16;
+/// As many commands at once for each operation at once: with fewer, large operations would have theirs one after the other.
+const COMMANDS_EACH: usize = 4;
 /// A thread that polls looks at its bell each so many times.
 const LOOKS_A_BELL: u32 = 16;
 
@@ -113,7 +113,7 @@ impl Found {
             return Err(Refusal::NoPolledQueues);
         }
         probe::probe(&namespace, block, polled)?;
-        let commands = depth.max(COMMANDS_MIN).min(namespace.limits.commands_max);
+        let commands = (depth * COMMANDS_EACH).min(namespace.limits.commands_max);
         let ring = Ring::set_up_as(commands, &ring::SETUPS, polled).map_err(|error| Refusal::Ring(Box::new(error)))?;
         let bytes = (ring.depth() * size_of::<Range>()).next_multiple_of(PAGE_BYTES);
         let ranges = Mapping::anonymous(bytes as u64)
