@@ -13,7 +13,10 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use lapis_config::{Bytes, DRAM_BYTES_MIN, DRAM_STEP_BYTES, Key, Machine};
 
-use self::{progress::Progress, ssd::Tiers};
+use self::{
+    progress::Progress,
+    ssd::{Tier, Tiers},
+};
 use crate::{
     host::{Host, HostOptions},
     load::{self, Load},
@@ -42,6 +45,12 @@ pub struct DemoArgs {
     /// File of the SSD tier in the temporary folder, 0 for none; by default 4GiB, or less where the disk has less room
     #[arg(long, value_name = "SIZE", value_parser = ssd::size)]
     pub ssd: Option<u64>,
+    /// Devices of the SSD tier in place of that file, commas between; blank, or of a former demo: what is on them is lost
+    #[arg(long, value_name = "PATHS", value_delimiter = ',', conflicts_with_all = ["ssd", "hosts"])]
+    pub ssd_paths: Vec<PathBuf>,
+    /// How they are driven, as in ssd.engine
+    #[arg(long, value_name = "ENGINE", default_value = "auto")]
+    pub ssd_engine: String,
     /// Seed of the generated trace and of the bytes
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -72,8 +81,9 @@ pub fn run(args: DemoArgs) -> anyhow::Result<()> {
         return hosts::run(&args, count.into(), &requests, dram_bytes);
     }
     let stop = Stop::on_signals()?;
-    let (ssd_bytes, ssd_note) = ssd::bytes(args.ssd)?;
-    let mut host = Host::start(HostOptions { ssd_bytes, ..HostOptions::here(dram_bytes)? })?;
+    let Tier { bytes: ssd_bytes, flags, name: tier, note: ssd_note } = ssd::tier(&args)?;
+    let has_ssd = tier.is_some();
+    let mut host = Host::start(HostOptions { ssd_bytes, flags, ..HostOptions::here(dram_bytes)? })?;
     let client = host.connect("demo")?;
     let pool = client.pool(&load::shape("demo", args.block_bytes))?;
 
@@ -82,7 +92,7 @@ pub fn run(args: DemoArgs) -> anyhow::Result<()> {
     if let Some(note) = ssd_note {
         progress.say(&note);
     }
-    let tier = ssd_bytes.map_or("no SSD".into(), |bytes| format!("{} on SSD", Bytes(bytes)));
+    let tier = tier.unwrap_or("no SSD".into());
     progress.say(&format!(
         "{} requests for {total} blocks of {} through {} of DRAM and {tier}, daemon {} in {}",
         requests.len(),
@@ -109,7 +119,7 @@ pub fn run(args: DemoArgs) -> anyhow::Result<()> {
     let killed = killed.expect("a trace has a middle");
     let wrong_bytes = load.counts().wrong_bytes + killed.wrong_bytes;
     let elapsed = started.elapsed();
-    let tiers = ssd_bytes.map(|_| Tiers::now(&host)).transpose()?;
+    let tiers = has_ssd.then(|| Tiers::now(&host)).transpose()?;
     let tiers = tiers.map(|end| Tiers { hits_ssd: end.hits_ssd - killed.sample.hits_ssd, ..end });
     let tiers = tiers.map(|end| killed.tiers.through(&end));
     let text = table::render(&mut load, &killed, tiers.as_ref(), elapsed);
@@ -203,6 +213,16 @@ mod tests {
         std::fs::write(file.path(), br#"{"timestamp":0,"input_length":600,"output_len"#).expect("written");
         let cut = error(&file.path().display().to_string());
         assert!(cut.contains("cut short") && !cut.contains('\n'), "{cut}");
+    }
+
+    #[test]
+    fn devices_take_the_place_of_the_file_and_are_a_demos_own() {
+        let tier = ssd::tier(&parse("--ssd-paths /dev/a,/dev/b --ssd-engine uring").expect("good arguments"));
+        let Tier { bytes, flags, name, note } = tier.expect("nothing is looked at");
+        assert_eq!((bytes, name.as_deref(), note), (None, Some("/dev/a, /dev/b by uring"), None));
+        let flags = flags.join(" ");
+        assert_eq!(flags, "--ssd-engine uring --ssd-paths /dev/a,/dev/b --ssd-instance demo");
+        assert!(parse("--ssd-paths /dev/a --ssd 1GiB").is_err() && parse("--ssd-paths /dev/a --hosts 2").is_err());
     }
 
     #[test]

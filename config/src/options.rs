@@ -123,8 +123,12 @@ pub enum Locate {
 /// How the SSD tier's reads and writes reach the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SsdEngine {
-    /// io_uring where the kernel allows it, else threads.
+    /// The first of NVMe commands, io_uring and threads that can be had for a path.
     Auto,
+    /// NVMe commands past the block layer.
+    Passthrough,
+    /// The same, completions looked for without an interrupt.
+    PassthroughPolled,
     Uring,
     Threads,
 }
@@ -225,15 +229,24 @@ options! {
         "How long a put may take, unless the call says otherwise; its bytes are allowed extra time at \
          client.get_rate_min.";
     "ssd.paths" ssd_paths: Vec<PathBuf> = "[]", Paths { most: SSD_PATHS_MAX },
-        "Files or block devices of the SSD tier, all used at once; none given: DRAM alone. As in \
+        "Files, block devices or NVMe namespaces (/dev/nvme0n1 and /dev/ng0n1 name the same one) of the SSD tier, all \
+         used at once; none given: DRAM alone. As in \
          paths = [\"/var/lib/lapis/blocks.ssd\"]; in a flag or a variable with commas between, as in \
          /dev/nvme0n1,/data/lapis.ssd.";
     "ssd.bytes" ssd_bytes: u64 = "64GiB", Size { least: SSD_BYTES_MIN, most: 256 * TIB, auto: false },
         "Bytes of each path that is a file, preallocated at start; of a block device the whole is used.";
     "ssd.engine" ssd_engine: SsdEngine = "auto",
-        Choice(&[("auto", SsdEngine::Auto), ("uring", SsdEngine::Uring), ("threads", SsdEngine::Threads)]),
-        "How the devices are read and written: by io_uring where the kernel allows it, else by threads (auto), or by \
-         one of them alone.";
+        Choice(&[
+            ("auto", SsdEngine::Auto),
+            ("passthrough", SsdEngine::Passthrough),
+            ("passthrough-polled", SsdEngine::PassthroughPolled),
+            ("uring", SsdEngine::Uring),
+            ("threads", SsdEngine::Threads),
+        ]),
+        "How the devices are read and written: by NVMe commands past the block layer where the path is a local NVMe \
+         namespace that takes them from this user, else by io_uring where the kernel allows it, else by threads (auto), \
+         or by one of them alone. passthrough-polled looks for completions instead of sleeping, which takes a processor \
+         for each busy device, where the nvme driver has queues for it (nvme.poll_queues); auto never does.";
     "ssd.required" ssd_required: bool = "true", Switch,
         "If false, a tier that cannot be opened is said in the log and the daemon serves DRAM alone.";
     "ssd.queue_depth" ssd_queue_depth: u64 = "128", Count { least: 1, most: 4096, auto: false },

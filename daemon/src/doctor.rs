@@ -8,6 +8,7 @@ use std::fmt;
 use lapis_config::Effective;
 use serde::Serialize;
 
+mod engines;
 mod etcd;
 mod facts;
 mod host;
@@ -97,6 +98,12 @@ pub fn examine(effective: &Effective) -> Report {
     let mut checks = host::judge(options, &facts);
     let probes: Vec<ssd::Probe> = options.ssd_paths.iter().map(|path| ssd::probe(path)).collect();
     checks.extend(ssd::judge(options, &probes));
+    checks.extend(
+        options
+            .ssd_paths
+            .iter()
+            .map(|path| engines::judge(options, path, &engines::try_commands(options, path), facts.uring)),
+    );
     checks.extend(sockets::examine(options));
     checks.extend(peers::examine(options));
     checks.extend(etcd::examine(options));

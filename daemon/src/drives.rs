@@ -4,7 +4,10 @@
 //! A device that hangs does not hold up the daemon's end: such a thread is left behind.
 
 use std::{
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::FileTypeExt,
+    },
     path::PathBuf,
     sync::{
         Arc,
@@ -106,8 +109,9 @@ struct Turner {
 impl Turner {
     fn run(&mut self, options: &DriveOptions) {
         match open(options) {
-            Ok(device) => {
-                self.said.push(FromDrive::Started { engine: device.name(), bytes: device.bytes() });
+            Ok(started) => {
+                let (why, device) = (started.why(), started.engine);
+                self.said.push(FromDrive::Started { engine: device.name(), why, bytes: device.bytes() });
                 self.turn(device);
             }
             Err(error) => {
@@ -177,7 +181,7 @@ impl Turner {
     }
 }
 
-fn open(options: &DriveOptions) -> Result<engine::Engine, SsdError> {
+fn open(options: &DriveOptions) -> Result<engine::Started, SsdError> {
     let started = Instant::now();
     let file = loop {
         match open_file(options) {
@@ -189,20 +193,24 @@ fn open(options: &DriveOptions) -> Result<engine::Engine, SsdError> {
     };
     let direct = file.is_direct();
     let started = engine::start(file, options.engine, options.depth, options.threads)?;
-    if let Some(refused) = &started.refused {
-        let reason = chain(refused);
-        tracing::warn!(path = %options.path.display(), reason, "io_uring is not to be had: threads read and write");
-    }
     if !direct {
         tracing::warn!(path = %options.path.display(), "the file system has no O_DIRECT: the page cache is used");
     }
-    tracing::info!(path = %options.path.display(), engine = started.engine.name(), "a device of the SSD tier");
-    Ok(started.engine)
+    let (path, engine) = (options.path.display(), started.engine.name());
+    match started.why() {
+        Some(why) => tracing::warn!(%path, engine, why, "a device of the SSD tier, driven by less than there is"),
+        None => tracing::info!(%path, engine, "a device of the SSD tier"),
+    }
+    Ok(started)
 }
 
-/// Opens, or makes and allocates, what the tier is to use. Also asked before the daemon says that it is ready.
+/// Opens, or makes and allocates, what the tier is to use: all of a device. Also asked before the daemon says that it is
+/// ready.
 pub fn open_file(options: &DriveOptions) -> Result<DeviceFile, SsdError> {
-    DeviceFile::open(&options.path, Some(options.bytes))
+    let is_device =
+        |found: std::fs::Metadata| found.file_type().is_block_device() || found.file_type().is_char_device();
+    let whole = std::fs::metadata(&options.path).is_ok_and(is_device);
+    DeviceFile::open(&options.path, (!whole).then_some(options.bytes))
 }
 
 /// An error with its causes, in a line.

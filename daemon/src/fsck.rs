@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::Args;
-use lapis_ssd::fsck::{self, Checked};
+use lapis_ssd::{
+    fsck::{self, Checked},
+    passthrough::block_beside,
+};
 use rustix::fs::FlockOperation;
 use serde_json::{Value, json};
 
@@ -69,7 +72,10 @@ fn status(looked: &Looked) -> u8 {
 }
 
 fn look(path: &Path, args: &FsckArgs) -> anyhow::Result<Looked> {
-    let file = File::open(path).context("cannot be opened")?;
+    // A namespace's generic device is another name of its block device.
+    let file = File::open(block_beside(path).as_deref().unwrap_or(path)).context("cannot be opened")?;
+    // What is written by NVMe commands the page cache does not see; it lasts as long as a daemon has the device open.
+    let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
     let kind = file.metadata().context("cannot be looked at")?.file_type();
     if !kind.is_file() && !kind.is_block_device() {
         bail!("is neither a regular file nor a block device");

@@ -184,6 +184,8 @@ fn entropy() -> u64 {
 fn drive_options(options: &Options) -> Vec<DriveOptions> {
     let engine = match options.ssd_engine {
         SsdEngine::Auto => EngineChoice::Auto,
+        SsdEngine::Passthrough => EngineChoice::Passthrough { polled: false },
+        SsdEngine::PassthroughPolled => EngineChoice::Passthrough { polled: true },
         SsdEngine::Uring => EngineChoice::Uring,
         SsdEngine::Threads => EngineChoice::Threads,
     };

@@ -263,5 +263,8 @@ fn device_line(device: &Device) -> String {
             size(load.written_bytes)
         );
     }
+    if let Some(why) = &device.engine_why {
+        text += &format!("; {why}");
+    }
     text
 }

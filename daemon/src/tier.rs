@@ -67,8 +67,9 @@ pub(crate) struct DriveState {
     /// Operations that the drive has, by when it got them.
     pub under_way: BTreeMap<OpId, Time>,
     pub order: VecDeque<(Time, OpId)>,
-    /// What drives it, and its size, once it is open.
+    /// What drives it, why nothing faster does, and its size, once it is open.
     pub engine: Option<&'static str>,
+    pub engine_why: Option<String>,
     pub bytes: u64,
     pub segments: u32,
     /// What went to it and came from it since the start, as counted beside the device.
@@ -134,6 +135,7 @@ impl DriveState {
             under_way: BTreeMap::new(),
             order: VecDeque::new(),
             engine: None,
+            engine_why: None,
             bytes: 0,
             segments: 0,
             counters: Counters::default(),

@@ -33,9 +33,10 @@ pub enum ToDrive {
 /// What a drive says.
 #[derive(Debug)]
 pub enum FromDrive {
-    /// Of whoever turns it: the device is open, and by what it is driven.
+    /// Of whoever turns it: the device is open, by what it is driven, and why not by something faster.
     Started {
         engine: &'static str,
+        why: Option<String>,
         bytes: u64,
     },
     /// What went to the device and came from it so far; said when that changed, before the reports that made it so.

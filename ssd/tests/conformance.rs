@@ -1,23 +1,29 @@
 //! What every device must do, asked of each: io_uring, threads, memory, and the faulty twin without faults.
+//!
+//! `LAPIS_TEST_NAMESPACE` names an NVMe namespace (`/dev/ng0n1` or `/dev/nvme0n1`) of which the first 4 MiB may be lost:
+//! then io_uring, threads and NVMe commands are asked over it too. One test at a time has it (`--test-threads=1`).
 
 use std::{
     cell::RefCell,
     collections::BTreeSet,
-    io::ErrorKind,
+    io::{ErrorKind, Write},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::MetadataExt,
     },
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use lapis_arena::Mapping;
 use lapis_ssd::{
+    SsdError,
     device::{Completion, Device, DeviceFile, Io, IoId, IoKind, Memory, Waits},
     disk::Disk,
     engine::{self, Engine, EngineChoice},
     faulty::{Faults, Faulty},
     memory::MemDevice,
+    passthrough::block_beside,
     threads::THREADS_DEFAULT,
 };
 use proptest::{prelude::*, test_runner::TestRunner};
@@ -40,8 +46,18 @@ enum Driven {
 struct Subject {
     name: String,
     driven: Driven,
-    /// Where the file is, of those that have one.
-    dir: TempDir,
+    path: PathBuf,
+    /// Keeps the file, of those that have one.
+    dir: Option<TempDir>,
+}
+
+/// How to make one.
+#[derive(Clone, Copy, Debug)]
+enum Recipe {
+    File { choice: EngineChoice, direct: bool },
+    Namespace(EngineChoice),
+    Memory,
+    Faulty,
 }
 
 impl Subject {
@@ -88,26 +104,15 @@ impl Subject {
             result.unwrap_or_else(|error| panic!("{}: {id:?}: {error}", self.name));
         }
     }
-
-    fn file(&self) -> std::path::PathBuf {
-        self.dir.path().join("device")
-    }
 }
 
-fn temporary() -> TempDir {
-    tempfile::tempdir().expect("a directory")
-}
-
-/// None where this host forbids the engine.
-fn real_subject(choice: EngineChoice, direct: bool) -> Option<Subject> {
-    let dir = temporary();
-    let open = if direct { DeviceFile::open } else { DeviceFile::open_buffered };
-    let file = open(&dir.path().join("device"), Some(DEVICE_BYTES)).expect("a file");
-    let name = format!("{choice:?}, {}", if file.is_direct() { "direct" } else { "buffered" });
+/// None where this host forbids the engine, and says so.
+fn real(name: String, file: DeviceFile, choice: EngineChoice, dir: Option<TempDir>) -> Option<Subject> {
+    let path = file.path().to_owned();
     match engine::start(file, choice, DEPTH, THREADS_DEFAULT) {
         Ok(started) => {
             let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).expect("a descriptor");
-            Some(Subject { name, driven: Driven::Real { engine: started.engine, bell }, dir })
+            Some(Subject { name, driven: Driven::Real { engine: started.engine, bell }, path, dir })
         }
         Err(error) => {
             println!("skipped: {name}: {error:?}");
@@ -116,19 +121,79 @@ fn real_subject(choice: EngineChoice, direct: bool) -> Option<Subject> {
     }
 }
 
-fn real_subjects() -> Vec<Subject> {
-    let choices = [EngineChoice::Uring, EngineChoice::Threads];
-    choices.into_iter().flat_map(|choice| [true, false].map(|direct| real_subject(choice, direct))).flatten().collect()
+impl Recipe {
+    fn make(self) -> Option<Subject> {
+        let plain = |name: &str, driven| Some(Subject { name: name.into(), driven, path: PathBuf::new(), dir: None });
+        match self {
+            Self::File { choice, direct } => {
+                let dir = tempfile::tempdir().expect("a directory");
+                let open = if direct { DeviceFile::open } else { DeviceFile::open_buffered };
+                let file = open(&dir.path().join("device"), Some(DEVICE_BYTES)).expect("a file");
+                let name = format!("{choice:?}, {}", if file.is_direct() { "direct" } else { "buffered" });
+                real(name, file, choice, Some(dir))
+            }
+            Self::Namespace(choice) => {
+                let path = namespace()?;
+                // Not by the engine: that would make it this thread's.
+                let block = block_beside(&path).unwrap_or_else(|| path.clone());
+                let mut blank = std::fs::File::options().write(true).open(block).expect("a block device");
+                blank
+                    .write_all(&vec![0; DEVICE_BYTES as usize])
+                    .and_then(|()| blank.sync_all())
+                    .expect("it takes zeros");
+                drop(blank);
+                let file = opened(&path).expect("a namespace that nobody has");
+                let name = format!("{choice:?} over {}", path.display());
+                real(name, file, choice, None)
+            }
+            Self::Memory => plain("memory", Driven::Memory(MemDevice::new(&Disk::new(DEVICE_BYTES), DEPTH))),
+            Self::Faulty => {
+                let device = Faulty::new(&Disk::new(DEVICE_BYTES), DEPTH, Faults::NONE, 1);
+                plain("faulty", Driven::Faulty(Box::new(device)))
+            }
+        }
+    }
 }
 
-fn subjects() -> Vec<Subject> {
-    let disk = || Disk::new(DEVICE_BYTES);
-    let memory = Driven::Memory(MemDevice::new(&disk(), DEPTH));
-    let faulty = Driven::Faulty(Box::new(Faulty::new(&disk(), DEPTH, Faults::NONE, 1)));
-    let mut subjects = real_subjects();
-    subjects.push(Subject { name: "memory".into(), driven: memory, dir: temporary() });
-    subjects.push(Subject { name: "faulty".into(), driven: faulty, dir: temporary() });
-    subjects
+/// As the daemon opens a device: a claim that is only just given up is waited for.
+fn opened(path: &Path) -> Result<DeviceFile, SsdError> {
+    let start = Instant::now();
+    loop {
+        match DeviceFile::open(path, Some(DEVICE_BYTES)) {
+            Err(error) if error.is_transient() && start.elapsed() < Duration::from_secs(5) => std::thread::yield_now(),
+            opened => return opened,
+        }
+    }
+}
+
+fn namespace() -> Option<PathBuf> {
+    let named = std::env::var_os("LAPIS_TEST_NAMESPACE");
+    if named.is_none() {
+        println!("skipped: LAPIS_TEST_NAMESPACE names no NVMe namespace (tests/testbed/nvme has one)");
+    }
+    named.map(PathBuf::from)
+}
+
+/// Each is made when the last one has gone: a namespace has one user.
+fn made(recipes: impl IntoIterator<Item = Recipe>) -> impl Iterator<Item = Subject> {
+    recipes.into_iter().filter_map(Recipe::make)
+}
+
+const COMMANDS: EngineChoice = EngineChoice::Passthrough { polled: false };
+
+fn files() -> Vec<Recipe> {
+    let choices = [EngineChoice::Uring, EngineChoice::Threads];
+    choices.into_iter().flat_map(|choice| [true, false].map(|direct| Recipe::File { choice, direct })).collect()
+}
+
+fn real_subjects() -> impl Iterator<Item = Subject> {
+    let polled = EngineChoice::Passthrough { polled: true };
+    let choices = [COMMANDS, polled, EngineChoice::Uring, EngineChoice::Threads];
+    made(files().into_iter().chain(choices.map(Recipe::Namespace)))
+}
+
+fn subjects() -> impl Iterator<Item = Subject> {
+    real_subjects().chain(made([Recipe::Memory, Recipe::Faulty]))
 }
 
 fn mapping(bytes: usize) -> Mapping {
@@ -240,9 +305,14 @@ fn registered_memory_and_any_other_give_the_same() {
         let name = subject.name.clone();
         let (known, other) = (mapping(64 * PAGE), mapping(64 * PAGE));
         let registered = subject.device().register(&known);
-        if let Driven::Real { engine: Engine::Uring(ring), .. } = &subject.driven {
+        let known_bytes = match &subject.driven {
+            Driven::Real { engine: Engine::Uring(ring), .. } => Some(ring.registered_bytes()),
+            Driven::Real { engine: Engine::Passthrough(ring), .. } => Some(ring.registered_bytes()),
+            _ => None,
+        };
+        if let Some(bytes) = known_bytes {
             match registered {
-                Ok(()) => assert_eq!(ring.registered_bytes(), known.len(), "{name}"),
+                Ok(()) => assert_eq!(bytes, known.len(), "{name}"),
                 // A small limit of locked memory: then all memory is as any other.
                 Err(error) => println!("{name}: not registered: {error:?}"),
             }
@@ -283,8 +353,8 @@ fn what_leaves_the_device_is_an_error_and_the_rest_goes_on() {
 /// The file was cut behind our back.
 #[test]
 fn a_read_that_meets_the_end_of_the_file_is_an_error() {
-    for mut subject in real_subjects() {
-        let file = std::fs::File::options().write(true).open(subject.file()).expect("it is there");
+    for mut subject in made(files()) {
+        let file = std::fs::File::options().write(true).open(&subject.path).expect("it is there");
         file.set_len(DEVICE_BYTES / 2 + 100).expect("a shorter file");
         subject.submit(Io::read(IoId(1), DEVICE_BYTES / 2 - 4 * PAGE as u64, filled(&[0; 8 * PAGE])));
         subject.submit(Io::read(IoId(2), DEVICE_BYTES - PAGE as u64, filled(&[0; PAGE])));
@@ -305,7 +375,8 @@ fn a_flush_and_a_discard_end_well_and_a_file_keeps_its_room() {
         subject.submit(Io::flush(IoId(2)));
         subject.submit(Io::discard(IoId(3), 0, DEVICE_BYTES));
         subject.all_well(2);
-        if let Ok(found) = std::fs::metadata(subject.file()) {
+        if subject.dir.is_some() {
+            let found = std::fs::metadata(&subject.path).expect("it is there");
             assert!(found.blocks() * 512 >= DEVICE_BYTES, "{}: {} blocks", subject.name, found.blocks());
         }
     }
@@ -352,7 +423,9 @@ fn is_readable(bell: BorrowedFd<'_>) -> bool {
 
 #[test]
 fn a_device_with_operations_under_way_is_dropped_at_once() {
-    for mut subject in subjects() {
+    // A namespace stays claimed until this process ends: one engine has it, and this test comes last.
+    let recipes = files().into_iter().chain([Recipe::Memory, Recipe::Faulty, Recipe::Namespace(COMMANDS)]);
+    for mut subject in made(recipes) {
         let memory = mapping(64 * PAGE);
         for slot in 0..DEPTH {
             subject.submit(Io::write(IoId(slot as u64), 0, Memory::new(&memory, 0, 64 * PAGE)));
@@ -371,9 +444,10 @@ fn an_idle_device_gives_its_file_back() {
     for mut subject in real_subjects() {
         subject.submit(Io::write(IoId(1), 0, filled(&[3; PAGE])));
         subject.all_well(1);
-        let Subject { name, driven, dir } = subject;
+        let Subject { name, driven, path, dir } = subject;
         drop(driven);
-        let opened = DeviceFile::open(&dir.path().join("device"), Some(DEVICE_BYTES));
+        // The claim on a block device goes with the last descriptor: threads may have theirs for a moment yet.
+        let opened = if dir.is_some() { DeviceFile::open(&path, Some(DEVICE_BYTES)) } else { opened(&path) };
         opened.unwrap_or_else(|error| panic!("{name}: {error}"));
     }
 }

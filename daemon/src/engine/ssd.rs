@@ -41,9 +41,10 @@ impl<W: Wire, M: Movers> Engine<W, M> {
             tier.drives[device].heard = now;
         }
         match said {
-            FromDrive::Started { engine, bytes } => {
+            FromDrive::Started { engine, why, bytes } => {
                 let Some(tier) = &mut self.tier else { return };
-                (tier.drives[device].engine, tier.drives[device].bytes) = (Some(engine), bytes);
+                let drive = &mut tier.drives[device];
+                (drive.engine, drive.engine_why, drive.bytes) = (Some(engine), why, bytes);
             }
             FromDrive::Counted(counters) => {
                 let Some(tier) = &mut self.tier else { return };

@@ -17,6 +17,7 @@ mod floods;
 mod groups;
 mod machine;
 mod many_hosts;
+mod nvme;
 mod offline;
 mod peers;
 mod quiet;

@@ -27,25 +27,34 @@ pub const FILL: u64 = 2 * DRAM / SMALL as u64;
 /// What a daemon says when its tier serves.
 const SERVES: &str = "the SSD tier serves";
 
-/// Files for a tier; gone with this.
+/// Files for a tier, gone with this; or devices in their place.
 pub struct Files {
-    folder: TempDir,
-    count: usize,
+    paths: Vec<PathBuf>,
+    engine: &'static str,
+    _folder: TempDir,
 }
 
 impl Files {
     pub fn new(count: usize) -> Self {
-        Self { folder: tempfile::tempdir().expect("a folder"), count }
+        let folder = tempfile::tempdir().expect("a folder");
+        let paths = (0..count).map(|index| folder.path().join(format!("{index}.ssd"))).collect();
+        Self { paths, engine: "auto", _folder: folder }
+    }
+
+    /// Devices, driven so.
+    pub fn over(paths: Vec<PathBuf>, engine: &'static str) -> Self {
+        Self { paths, engine, _folder: tempfile::tempdir().expect("a folder") }
     }
 
     pub fn path(&self, index: usize) -> PathBuf {
-        self.folder.path().join(format!("{index}.ssd"))
+        self.paths[index].clone()
     }
 
     /// Flags of `lapis serve` that name them.
     pub fn flags(&self) -> Vec<String> {
-        let paths: Vec<String> = (0..self.count).map(|index| self.path(index).display().to_string()).collect();
-        ["--ssd-paths", &paths.join(","), "--ssd-bytes", &format!("{FILE}B")].map(String::from).into()
+        let paths: Vec<String> = self.paths.iter().map(|path| path.display().to_string()).collect();
+        let bytes = format!("{FILE}B");
+        ["--ssd-paths", &paths.join(","), "--ssd-bytes", &bytes, "--ssd-engine", self.engine].map(String::from).into()
     }
 
     /// A running host over these files, with more flags; it may not serve from them yet.

@@ -17,7 +17,7 @@ use super::{
     ssd::{DRAM, Entries, FILL, fill, says, serves},
 };
 
-const DEADLINE: Duration = Duration::from_millis(500);
+pub const DEADLINE: Duration = Duration::from_millis(500);
 /// Under an emulated processor, with the machine's other work.
 const LATE: Duration = Duration::from_secs(5);
 
@@ -87,14 +87,19 @@ impl Drop for Mapped {
     }
 }
 
-fn wipe(device: &str) {
+pub fn wipe(device: &str) {
     use std::io::Write;
     let mut file = fs::File::options().write(true).open(device).expect("a block device");
     file.write_all(&vec![0; 8 << 20]).and_then(|()| file.sync_all()).expect("it takes zeros");
 }
 
 fn over(path: &str) -> (Host, Client, Pool, Vec<u64>) {
-    let mut host = host_with(DRAM, &["--ssd-paths", path, "--ssd-bytes", "512MiB"]);
+    over_by(path, "auto")
+}
+
+/// A host over these paths, driven so, with what is on SSD of what was put.
+pub fn over_by(paths: &str, engine: &str) -> (Host, Client, Pool, Vec<u64>) {
+    let mut host = host_with(DRAM, &["--ssd-paths", paths, "--ssd-bytes", "512MiB", "--ssd-engine", engine]);
     serves(&mut host, 1);
     let client = connect(&mut host);
     let pool = blocks::pool(&client, SMALL);
@@ -103,7 +108,7 @@ fn over(path: &str) -> (Host, Client, Pool, Vec<u64>) {
 }
 
 /// Reads these by a deadline; how many are hits. No byte is wrong.
-fn read(client: &Client, pool: &Pool, ids: &[u64], deadline: Duration) -> usize {
+pub fn read(client: &Client, pool: &Pool, ids: &[u64], deadline: Duration) -> usize {
     let options = GetOptions { deadline: Some(deadline), ..GetOptions::default() };
     let keys: Vec<_> = ids.iter().flat_map(|id| keys(*id..*id + 1)).collect();
     let started = Instant::now();
@@ -113,18 +118,18 @@ fn read(client: &Client, pool: &Pool, ids: &[u64], deadline: Duration) -> usize 
     got.hits
 }
 
-fn read_all(client: &Client, pool: &Pool, ids: &[u64]) -> usize {
+pub fn read_all(client: &Client, pool: &Pool, ids: &[u64]) -> usize {
     ids.chunks(32).map(|ids| read(client, pool, ids, PATIENCE)).sum()
 }
 
-fn only_on_ssd(client: &Client, pool: &Pool, ids: &[u64]) -> Vec<u64> {
+pub fn only_on_ssd(client: &Client, pool: &Pool, ids: &[u64]) -> Vec<u64> {
     let session = client.session().expect("here");
     let there = |id: &u64| session.find(pool, &keys(*id..*id + 1)[0]).is_some_and(|found| !found.state.is_readable());
     ids.iter().copied().filter(there).collect()
 }
 
 /// Puts and hits in memory go on, and the daemon answers.
-fn serves_on(host: &mut Host, client: &Client, pool: &Pool, first: u64) {
+pub fn serves_on(host: &mut Host, client: &Client, pool: &Pool, first: u64) {
     for batch in blocks::batches(first..first + 128) {
         let started = Instant::now();
         blocks::put(client, pool, &keys(batch.clone()));
@@ -136,7 +141,7 @@ fn serves_on(host: &mut Host, client: &Client, pool: &Pool, first: u64) {
 }
 
 /// New blocks reach the device again.
-fn written_again(host: &Host, client: &Client, pool: &Pool, first: u64) {
+pub fn written_again(host: &Host, client: &Client, pool: &Pool, first: u64) {
     blocks::put_all(client, pool, first..first + FILL);
     let on_ssd = Entries::of(host).on_ssd(client, pool, first..first + FILL);
     assert!(on_ssd.len() as u64 > FILL / 4, "{} blocks of {FILL} are on SSD\n{}", on_ssd.len(), host.log_tail());

@@ -151,9 +151,12 @@ fn send(worker: &Worker, signal: Signal) {
 
 fn kills(files: usize) {
     let _alone = alone();
-    let kills = asked("LAPIS_SSD_KILLS", 8).div_ceil(2);
-    let files = Files::new(files);
-    let mut scene = Scene::new(&files);
+    kills_over(&Files::new(files), asked("LAPIS_SSD_KILLS", 8).div_ceil(2));
+}
+
+/// So many kills of a daemon over these.
+pub fn kills_over(files: &Files, kills: u64) {
+    let mut scene = Scene::new(files);
     for round in 0..kills {
         scene.round(round, round % 2 == 1);
     }
