@@ -55,5 +55,6 @@ def test_a_first_attempt_that_is_late_is_made_up_for_by_the_second_and_said(tmp_
     assert len(attempts) == 2 and made.client is not None and made.made == "pools"
     assert pauses == [0.5, 2, 2], "from then on it asks whether the daemon answers"
     said = [record.getMessage() for record in caplog.records]
-    assert sum("no KV cache from Lapis yet" in line for line in said) == 1
-    assert sum("KV cache from Lapis at" in line for line in said) == 1
+    assert [line for line in said if "no KV cache from Lapis yet" in line and line.endswith(f"({tmp_path / 'nobody'}, test)")]
+    assert [line for line in said if "KV cache from Lapis at" in line] == [f"KV cache from Lapis at {tmp_path / 'nobody'} (test)"]
+    assert len(said) == 2
