@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,11 @@ BINARY = Path(os.environ.get("LAPIS_BINARY", HERE.parents[1] / "target/release/l
 MIB = 1 << 20
 # A first request of an engine on two busy cores.
 PATIENCE = 240.0
+# A line of a link; see lapis_kv/vllm/link.py.
+LINK = re.compile(
+    r"(?P<what>no KV cache from Lapis yet|KV cache from Lapis at|no daemon of Lapis any more|Lapis does not answer)"
+    r".*[(, ](?P<name>vllm (scheduler|worker \d+))\)"
+)
 # Of the daemon: from the end of a block's write to its line.
 LIST_AFTER = 0.02
 
@@ -127,9 +133,20 @@ class Engine:
         return self
 
     def linked(self):
-        """Once it and all its ranks have found a daemon: on a busy machine the first attempt may be late."""
-        self.ready().said("KV cache from Lapis at", self._links)
+        """Once it and all its ranks have a daemon that answers, as their last lines say.
+
+        On a busy machine the first attempt may be late; and a link asks every 2 s whether its daemon is there, so that one of
+        them, or all, or none of them has seen that the daemon was another one for a while.
+        """
+        self.ready()
+        _until(lambda: list(self._said_last().values()) == [True] * self._links, "all links of the engine")
         return self
+
+    def _said_last(self) -> dict[str, bool]:
+        """Whether each link that has said anything said last that all is well."""
+        with self._changed:
+            said = [LINK.search(line) for line in self.log]
+        return {found["name"]: found["what"].startswith("KV cache") for found in said if found}
 
     def _read(self):
         for line in self.process.stdout:

@@ -49,7 +49,7 @@ def expected(first):
 @pytest.fixture
 def engine(first, host, expected):
     host.renew(LINKS)
-    first[1].forget()
+    first[1].linked().forget()
     return first[1]
 
 
@@ -89,14 +89,16 @@ def test_tokens_are_the_same_cold_warm_and_after_kills(model, expected, host, en
             assert serve(each) == (expected, WARM)
     other.close()
 
+    gone = "no daemon of Lapis any more"
+    lines, warned = len(engine.lines(gone)), warnings(engine, gone)
     host.kill()
     engine.forget()
     assert serve(engine)[0] == expected, "while the daemon is dead"
-    engine.said("no daemon of Lapis any more", LINKS)
+    engine.said(gone, lines + LINKS)
     host.start().met(LINKS)
-    engine.forget()
+    engine.linked().forget()
     assert serve(engine) == (expected, WARM), "after a kill of the daemon"
-    assert warnings(engine, "no daemon of Lapis any more") == 1
+    assert warnings(engine, gone) == warned + 1
 
     blocks = host.written_ahead()
     host.kill(holder=True)
@@ -110,7 +112,6 @@ def test_tokens_are_the_same_cold_warm_and_after_kills(model, expected, host, en
 
 def test_a_daemon_that_hangs_is_no_cache_and_one_warning(expected, host, engine):
     assert serve(engine) == (expected, OWN)
-    back = len(engine.lines("KV cache from Lapis at"))
     host.daemon.send_signal(signal.SIGSTOP)
     try:
         engine.forget()
@@ -120,8 +121,7 @@ def test_a_daemon_that_hangs_is_no_cache_and_one_warning(expected, host, engine)
         assert serve(engine) == (expected, OWN), "as without a cache"
     finally:
         host.daemon.send_signal(signal.SIGCONT)
-    engine.said("KV cache from Lapis at", back + LINKS)
-    engine.forget()
+    engine.linked().forget()
     assert serve(engine) == (expected, WARM)
     assert warnings(engine, "Lapis does not answer") == 1
 
@@ -225,8 +225,7 @@ def test_an_engine_starts_and_serves_without_a_daemon_and_says_so_once(model, ex
         hosts[0].start()
         hosts[1].daemon.send_signal(signal.SIGCONT)
         for one in both:
-            one.said("KV cache from Lapis at", LINKS)
-            one.forget()
+            one.linked().forget()
             assert serve(one)[0] == expected
             one.forget()
             assert serve(one) == (expected, WARM)

@@ -164,6 +164,10 @@ fn seeds_that_showed_bugs_show_none() {
         // There were no other hosts then.
         sim::run(Plan::of(seed).alone()).unwrap_or_else(|wrong| fails(seed, wrong));
     }
+    let among_others = [1_795_730_860_190_219];
+    for seed in among_others {
+        sim::run(Plan::of(seed)).unwrap_or_else(|wrong| fails(seed, wrong));
+    }
 }
 
 #[test]

@@ -200,17 +200,6 @@ fn read(client: &Client, pool: &Pool, ids: Range<u64>, heard: &Heard, stop: &Ato
     longest
 }
 
-/// How much too long a short sleep was at most: for so long no thread of the machine could do anything about it.
-fn stall_max(stop: &AtomicBool) -> Duration {
-    let (nap, mut longest) = (Duration::from_millis(10), Duration::ZERO);
-    while !stop.load(Ordering::Relaxed) {
-        let began = Instant::now();
-        thread::sleep(nap);
-        longest = longest.max(began.elapsed().saturating_sub(nap));
-    }
-    longest
-}
-
 /// More than now of a count.
 fn more(what: &str, count: impl Fn() -> u64) {
     let (before, end) = (count(), Instant::now() + 4 * PATIENCE);
@@ -246,7 +235,6 @@ fn links_and_owners_fail_in_mid_transfer_and_heal() {
     };
     let link = |state: &str| run("ip", &["-n", &there.namespace, "link", "set", &device, state]);
     thread::scope(|scope| {
-        let stalls = scope.spawn(|| stall_max(&stop));
         let readers = [0, 1].map(|n: u64| {
             let (client, pool, heard, stop) = (&client, &pool, &heard[n as usize], &stop);
             scope.spawn(move || read(client, pool, n * BLOCKS..(n + 1) * BLOCKS, heard, stop))
@@ -280,9 +268,8 @@ fn links_and_owners_fail_in_mid_transfer_and_heal() {
         });
         stop.store(true, Ordering::Relaxed);
         let longest = readers.map(|reader| reader.join().expect("no wrong byte, no panic"));
-        let stall = stalls.join().expect("it only sleeps");
-        println!("longest calls, of a deadline of {DEADLINE:?}: {longest:?}; longest stall of the machine: {stall:?}");
-        assert!(longest.into_iter().all(|longest| longest < DEADLINE + LATE + 2 * stall), "{longest:?}, {stall:?}");
+        println!("longest calls, of a deadline of {DEADLINE:?}: {longest:?}");
+        assert!(longest.into_iter().all(|longest| longest < DEADLINE + LATE), "{longest:?}");
     });
     let now = eventually("a status", || status(&socket));
     println!(

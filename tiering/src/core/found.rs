@@ -170,18 +170,20 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     /// Removals that came before anything was found are over as far as they hang on that.
     pub(super) fn settle_early(&mut self) {
-        let removed = std::mem::take(&mut self.ssd.removals.removed_early);
-        for ticket in removed.into_values().flatten() {
-            self.ticket_step(ticket);
-        }
         for (pool, tickets) in std::mem::take(&mut self.ssd.removals.purged_early) {
             for ticket in tickets {
-                for _ in 0..self.ssd.log.as_mut().map_or(0, |log| log.purge(pool, ticket)) {
-                    self.ticket_counts(ticket);
-                }
+                self.list_purge(pool, ticket);
                 self.ticket_step(ticket);
             }
         }
+        for ((pool, _), tickets) in std::mem::take(&mut self.ssd.removals.removed_early) {
+            for ticket in tickets {
+                self.ssd.removals.ticket = ticket;
+                self.wait_until_purged(pool);
+                self.ticket_step(ticket);
+            }
+        }
+        self.ssd.removals.ticket = 0;
     }
 
     /// The device is out: what is only there is gone, what is also in DRAM is dirty.

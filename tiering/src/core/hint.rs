@@ -165,6 +165,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             return self.removed(to, 0);
         }
         self.ticket_opened(to);
+        self.wait_until_purged(pool);
         let mut removed = 0;
         for key in keys {
             if self.is_coming() && !planted::is(Bug::EarlyRemovalForgotten) {

@@ -32,6 +32,13 @@ struct Forgetting {
     tickets: Vec<u64>,
 }
 
+/// A purge that is not listed on so many devices yet, and who waits for it: its own call, and removals of what it took.
+struct Purge {
+    pool: PoolId,
+    lines: u64,
+    tickets: Vec<u64>,
+}
+
 #[derive(Default)]
 pub(super) struct Removals {
     /// What was removed before it could be found, and who waits for that.
@@ -42,6 +49,8 @@ pub(super) struct Removals {
     /// Of the removal under way; 0: nobody waits.
     pub ticket: u64,
     forgetting: Map<(PoolId, Key), Forgetting>,
+    /// By their tickets.
+    purges: BTreeMap<u64, Purge>,
     tickets: BTreeMap<u64, Ticket>,
     ticket_last: u64,
 }
@@ -65,6 +74,33 @@ impl<K: Kept, P: Policy> Core<K, P> {
         if let (Some(forgetting), true) = (self.ssd.removals.forgetting.get_mut(&(pool, key)), ticket != 0) {
             forgetting.tickets.push(ticket);
             self.ticket_counts(ticket);
+        }
+    }
+
+    /// The call under way waits for purges of the pool: what they took from the table may still be found after a restart.
+    pub(super) fn wait_until_purged(&mut self, pool: PoolId) {
+        let ticket = self.ssd.removals.ticket;
+        let purges = self.ssd.removals.purges.values_mut().filter(|purge| purge.pool == pool);
+        let count = purges.map(|purge| purge.tickets.push(ticket)).count();
+        (0..count).for_each(|_| self.ticket_counts(ticket));
+    }
+
+    /// One device's line that says that a pool was purged is there for good.
+    pub(super) fn purged(&mut self, ticket: u64) {
+        let purge = self.ssd.removals.purges.get_mut(&ticket).expect("counted when it was asked for");
+        purge.lines -= 1;
+        if purge.lines == 0 {
+            let purge = self.ssd.removals.purges.remove(&ticket).expect("looked up above");
+            purge.tickets.into_iter().for_each(|ticket| self.ticket_step(ticket));
+        }
+    }
+
+    /// The purge of a ticket is to be listed on every device.
+    pub(super) fn list_purge(&mut self, pool: PoolId, ticket: u64) {
+        let lines = self.ssd.log.as_mut().map_or(0, |log| log.purge(pool, ticket));
+        if lines > 0 {
+            self.ticket_counts(ticket);
+            self.ssd.removals.purges.insert(ticket, Purge { pool, lines, tickets: vec![ticket] });
         }
     }
 
@@ -104,16 +140,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
         if begins || self.ssd.state == State::Off {
             return;
         }
-        match &mut self.ssd.log {
-            Some(log) if self.ssd.state == State::On => {
-                for _ in 0..log.purge(pool, ticket) {
-                    self.ticket_counts(ticket);
-                }
-            }
-            _ => {
-                self.ticket_counts(ticket);
-                self.ssd.removals.purged_early.entry(pool).or_default().push(ticket);
-            }
+        if self.ssd.log.is_some() && self.ssd.state == State::On {
+            self.list_purge(pool, ticket);
+        } else {
+            self.ticket_counts(ticket);
+            self.ssd.removals.purged_early.entry(pool).or_default().push(ticket);
         }
     }
 

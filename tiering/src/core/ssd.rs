@@ -346,7 +346,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
                     self.stored(line, SsdPlace::new(segment, record.start), record.pages)
                 }
                 Pending::Removal { pool, key, .. } => self.forgotten(pool, key),
-                Pending::Purge { ticket, .. } => self.ticket_step(ticket),
+                Pending::Purge { ticket, .. } => self.purged(ticket),
             }
         }
         self.lost(ended.failed);
@@ -364,7 +364,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 }
                 // Whatever was on a device that is lost is not served any more.
                 Pending::Removal { device, pool, key, .. } if !self.has_device(device) => self.forgotten(pool, key),
-                Pending::Purge { device, ticket, .. } if !self.has_device(device) => self.ticket_step(ticket),
+                Pending::Purge { device, ticket, .. } if !self.has_device(device) => self.purged(ticket),
                 again => self.ssd.log.as_mut().expect("it has the device").again(again),
             }
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::world::{World, key};
-use lapis_config::{ClientId, HitPolicy, Key, PolicyName, PoolId, Wait};
+use lapis_config::{ClientId, HitPolicy, Key, PolicyName, PoolId, Time, Wait};
 use lapis_tiering::{
     face::{Outcome, Parent},
     kept::{Kept, Tier},
@@ -70,4 +70,59 @@ fn a_removed_block_does_not_come_back_from_a_segment_that_was_given_up_and_is_no
         clean = in_memory(&mut world, true);
     }
     panic!("no block was left in memory alone by a segment's end");
+}
+
+/// Of a chain; its last block is a part of one and stays in memory.
+const ON_SSD: u32 = DEPTH - 1;
+
+/// A world with a chain that is on SSD.
+fn on_ssd() -> World {
+    let mut world = World::with_ssd(PolicyName::Lru, 768, 1);
+    world.populate(0, 512);
+    world.recover();
+    put_chain(&mut world, 0);
+    world.core().flush(Time(1), 1 << 30);
+    all_done(&mut world);
+    assert_eq!(world.core().counts().ssd_blocks, u64::from(ON_SSD));
+    world
+}
+
+fn all_done(world: &mut World) {
+    for _ in 0..20 {
+        world.wait(100_000);
+        world.check();
+        while world.ops() > 0 {
+            world.complete(0, Outcome::Ok);
+            world.check();
+        }
+    }
+}
+
+/// What a purge took is not there any more for a removal that comes behind it; a restart may find it all the same as long as
+/// the purge is not written down.
+#[test]
+fn a_removal_of_what_a_purge_took_is_not_over_before_the_purge_is() {
+    for purged_early in [false, true] {
+        let mut world = on_ssd();
+        if purged_early {
+            world.restart();
+        }
+        world.purge(CLIENT, POOL);
+        world.remove(CLIENT, POOL, 0, ON_SSD - 1);
+        world.check();
+        world.recover();
+        world.check();
+        // The daemon dies before the purge is listed: whatever was answered does not come back.
+        world.restart();
+        world.recover();
+        assert_eq!(world.core().counts().ssd_found, u64::from(ON_SSD), "the purge was not listed");
+
+        world.purge(CLIENT, POOL);
+        world.remove(CLIENT, POOL, 0, ON_SSD - 1);
+        all_done(&mut world);
+        world.restart();
+        world.recover();
+        assert_eq!(world.core().counts().ssd_found, 0);
+        world.end();
+    }
 }

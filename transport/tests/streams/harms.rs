@@ -9,7 +9,7 @@ use lapis_transport::peers::{
 
 use super::{
     proxy::{Harm, Proxy},
-    world::{BLANK, Blocks, FAR, Host, LINK, PATIENCE, WORD, one_stream, one_try, until, with_time_enough},
+    world::{BLANK, Blocks, FAR, Host, LINK, PATIENCE, WORD, one_stream, one_try, with_time_enough},
 };
 
 const BLOCK: u32 = 65_536;
@@ -89,9 +89,10 @@ fn a_peer_that_is_gone_ends_its_fetches_at_once() {
 
 #[test]
 fn another_peer_on_a_link_takes_the_place_of_the_former() {
-    let (owner, proxy, mut reader, blocks) = world(Harm::Stall(0), one_try());
+    let (owner, proxy, mut reader, blocks) = world(Harm::Stall(PAYLOAD), one_try());
     let op = reader.begin(&blocks.wanted, 0, FAR);
-    until("the stream", || proxy.made() == 1);
+    // The owner knows the stream: of two that greet it at once, whichever is heard later takes the other's place.
+    proxy.wait_passed(PAYLOAD);
     reader.peer(owner.address(), WORD);
     assert_eq!(reader.ended(), (op, first(0)));
     assert_eq!(reader.fetch(&blocks), first(8));

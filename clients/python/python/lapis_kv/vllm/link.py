@@ -84,10 +84,10 @@ class Link:
         """Once, until all is well again or something else is wrong."""
         if self._trouble != what:
             self._trouble = what
-            logger.log(level, "%s: %s (%s)", what, error, self._path)
+            logger.log(level, "%s: %s (%s, %s)", what, error, self._path, self._name)
 
     def _say_well(self):
-        logger.info("KV cache from Lapis at %s", self._path)
+        logger.info("KV cache from Lapis at %s (%s)", self._path, self._name)
 
     @property
     def client(self):
