@@ -3,6 +3,7 @@
 
 pub mod planted;
 pub mod sizes;
+pub mod topology;
 pub mod words;
 
 mod budget;
