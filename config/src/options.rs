@@ -184,6 +184,9 @@ options! {
          (LimitMEMLOCK=infinity in the unit, ulimit -l in a shell) or CAP_IPC_LOCK.";
     "dram.populate_threads" dram_populate_threads: u64 = "2", Count { least: 1, most: 64, auto: false },
         "Threads that touch fresh memory in the background; a slot is handed out only once its memory is there.";
+    "topology.follow" topology_follow: bool = "true", Switch,
+        "Follow the host's NUMA nodes: memory is taken from each as it has NICs and SSDs that move blocks, and the threads of \
+         an SSD are kept on the CPUs of its node. `lapis topology` shows what comes of it. false: the kernel chooses.";
     "index.entries_max" index_entries_max: u64 = "auto",
         Count { least: 1024, most: INDEX_ENTRIES_MAX, auto: true },
         "Most blocks that can be known at once; a group with a lower DRAM ceiling gets its share. A full table \

@@ -133,8 +133,18 @@ impl Device {
         named.unwrap_or(&self.address)
     }
 
-    pub fn is_nic(&self) -> bool {
-        matches!(self.kind, Kind::Nic { .. })
+    /// Of its namespaces the block devices, if it is an NVMe controller that the kernel drives.
+    pub fn namespaces(&self) -> &[String] {
+        if let Kind::Nvme { namespaces, .. } = &self.kind { namespaces } else { &[] }
+    }
+
+    pub fn is_gpu(&self) -> bool {
+        matches!(self.kind, Kind::Gpu { .. })
+    }
+
+    /// Names of its devices of RDMA.
+    pub fn rdma(&self) -> &[String] {
+        if let Kind::Nic { rdma, .. } = &self.kind { rdma } else { &[] }
     }
 }
 

@@ -15,6 +15,7 @@ mod peers;
 mod rdma;
 mod sockets;
 mod ssd;
+mod topology;
 mod uring;
 
 /// How good a finding is; the worst decides over the exit status.
@@ -101,6 +102,7 @@ pub fn examine(effective: &Effective) -> Report {
     checks.extend(peers::examine(options));
     checks.extend(etcd::examine(options));
     checks.extend(rdma::examine(options));
+    checks.extend(topology::examine(options));
     Report { level: checks.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok), checks }
 }
 

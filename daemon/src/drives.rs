@@ -24,7 +24,7 @@ use lapis_ssd::{
 };
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::{movers::Done, serve};
+use crate::{movers::Done, serve, topology};
 
 /// How long a former daemon's hold on a device is waited for: the kernel lets go of a killed process's files a little
 /// later than of its pid (25 ms after kill -9 on a file, 50 ms on a block device).
@@ -46,6 +46,8 @@ pub struct DriveOptions {
     pub engine: EngineChoice,
     pub depth: usize,
     pub threads: usize,
+    /// CPUs near the device, which its threads are kept on; `None`: any.
+    pub cpus: Option<Vec<u32>>,
 }
 
 /// The engine's end of one drive.
@@ -105,6 +107,10 @@ struct Turner {
 
 impl Turner {
     fn run(&mut self, options: &DriveOptions) {
+        // Before the device's own threads are made: they are kept there too.
+        if let Some(cpus) = &options.cpus {
+            topology::keep_on(cpus);
+        }
         match open(options) {
             Ok(device) => {
                 self.said.push(FromDrive::Started { engine: device.name(), bytes: device.bytes() });

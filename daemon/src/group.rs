@@ -329,11 +329,22 @@ impl Group {
         (group, formers)
     }
 
-    /// Makes one more extent. It is usable as far as it gets populated.
-    pub fn add_extent(&mut self, bytes: u64, keeper: &mut dyn Keeper) -> Result<memfd::Pages, DaemonError> {
+    /// Makes one more extent, of memory of a NUMA node if one is named. It is usable as far as it gets populated.
+    pub fn add_extent(
+        &mut self,
+        bytes: u64,
+        node: Option<u32>,
+        keeper: &mut dyn Keeper,
+    ) -> Result<memfd::Pages, DaemonError> {
         let name = format!("{}.arena.{}", self.options.name, self.extents.len());
         let (fd, pages) = memfd::create(&name, bytes, self.options.huge)?;
         let mapping = Mapping::shared(fd.as_fd(), bytes, Access::ReadWrite)?;
+        if let Some(node) = node
+            && let Err(error) = mapping.prefer_node(node)
+        {
+            // As in a container that may not say: then it comes from where it is touched first.
+            tracing::warn!(%error, node, name, "an extent is not placed at its node");
+        }
         keeper.keep(&name, fd.as_fd()).map_err(DaemonError::keeper("keep"))?;
         if pages == memfd::Pages::Transparent {
             mapping.advise_huge();

@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::Context;
 use lapis_arena::memfd::Huge;
-use lapis_config::{Effective, HugePages, Options, REGISTER_BYTES, SsdEngine, Tables, Time, Verify};
+use lapis_config::{Effective, HugePages, Options, REGISTER_BYTES, SsdEngine, Tables, Time, Verify, topology::Spread};
 use lapis_ssd::{engine::EngineChoice, volume::open::Identity};
 use lapis_tiering::CoreOptions;
 use lapis_transport::{control, hello::CallDefaults, listen::Listener, unix::UnixWire};
@@ -29,6 +29,7 @@ use crate::{
     pace::Pace,
     state::Geometry,
     tier::{Tier, TierOptions},
+    topology::Layout,
 };
 
 use self::peers::Peering;
@@ -52,7 +53,7 @@ pub fn now() -> Time {
 }
 
 /// What the configuration means for the engine.
-pub fn engine_options(options: &Options) -> EngineOptions {
+pub fn engine_options(options: &Options, spread: Spread) -> EngineOptions {
     let extent_bytes_max = (options.dram_bytes / 64).next_multiple_of(REGISTER_BYTES).clamp(REGISTER_BYTES, 64 << 30);
     let groups = options
         .groups
@@ -95,6 +96,7 @@ pub fn engine_options(options: &Options) -> EngineOptions {
         clients_max: options.server_clients_max as usize,
         dram_bytes: options.dram_bytes,
         extent_bytes_max,
+        spread,
         magazine_bytes_max: options.client_magazine_bytes_max,
         tier: tier_options(options),
         call_defaults: CallDefaults {
@@ -120,7 +122,8 @@ pub fn run(effective: &Effective, reload: Reload) -> anyhow::Result<()> {
         may_lock(options.dram_bytes)?;
     }
     let signals = Signals::install().context("install signal handlers")?;
-    let drives = drive_options(options);
+    let layout = Layout::here(options);
+    let drives = drive_options(options, &layout);
     may_open(options, &drives)?;
     let mut passed = keeper::passed().context("take the descriptors that systemd passed")?;
     // The sockets first: their locks keep a second daemon from touching anything of the first.
@@ -142,7 +145,8 @@ pub fn run(effective: &Effective, reload: Reload) -> anyhow::Result<()> {
     let movers = Threads::start(options.dram_populate_threads as usize, VERIFY_THREADS, drives, move || waker.wake())
         .context("start movers")?;
     signals.wake_with(wire.waker());
-    let mut engine = Engine::open(now(), engine_options(options), wire, movers, keeper, found, Box::new(entropy))?;
+    let mut engine =
+        Engine::open(now(), engine_options(options, layout.spread()), wire, movers, keeper, found, Box::new(entropy))?;
     if let Some(peering) = &mut peering {
         peering.join(now(), &mut engine)?;
     }
@@ -181,15 +185,22 @@ fn entropy() -> u64 {
 }
 
 /// The devices of the SSD tier.
-fn drive_options(options: &Options) -> Vec<DriveOptions> {
+fn drive_options(options: &Options, layout: &Layout) -> Vec<DriveOptions> {
     let engine = match options.ssd_engine {
         SsdEngine::Auto => EngineChoice::Auto,
         SsdEngine::Uring => EngineChoice::Uring,
         SsdEngine::Threads => EngineChoice::Threads,
     };
     let (depth, threads) = (options.ssd_queue_depth as usize, options.ssd_threads as usize);
-    let of = |path: &PathBuf| DriveOptions { path: path.clone(), bytes: options.ssd_bytes, engine, depth, threads };
-    options.ssd_paths.iter().map(of).collect()
+    let of = |(index, path): (usize, &PathBuf)| DriveOptions {
+        path: path.clone(),
+        bytes: options.ssd_bytes,
+        engine,
+        depth,
+        threads,
+        cpus: layout.cpus_of(index),
+    };
+    options.ssd_paths.iter().enumerate().map(of).collect()
 }
 
 /// A tier that cannot be had stops the start before anybody is told that the daemon is ready. A device that a former

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Device, Kind, Topology};
+use super::{Device, Topology};
 
 /// Which node each extent of the DRAM tier is taken from: in turns, each node as often as it has devices that move blocks.
 /// The default spreads nothing: the kernel chooses.
@@ -99,7 +99,7 @@ pub fn mismatches(topology: &Topology, nics: &[Near], ssds: &[Near]) -> Vec<(Str
                 .into(),
         ));
     }
-    let gpus: Vec<&Device> = topology.devices.iter().filter(|d| matches!(d.kind, Kind::Gpu { .. })).collect();
+    let gpus: Vec<&Device> = topology.devices.iter().filter(|device| device.is_gpu()).collect();
     if let Some(of_gpus) = common_node(gpus.iter().copied()) {
         for (what, of) in [("NICs", nics), ("SSDs", ssds)] {
             if let Some(node) = at(of).filter(|node| *node != of_gpus) {

@@ -3,7 +3,7 @@
 
 use std::{
     fs, io,
-    path::{Component, Path, PathBuf},
+    path::{Component, Path},
     str::FromStr,
 };
 
@@ -238,13 +238,6 @@ fn bind_soft_rdma(root: &Path, devices: &mut [Device]) -> Vec<String> {
     left
 }
 
-impl Device {
-    /// Names of its devices of RDMA.
-    pub fn rdma(&self) -> &[String] {
-        if let Kind::Nic { rdma, .. } = &self.kind { rdma } else { &[] }
-    }
-}
-
 /// Addresses of the PCI devices that a block device lies on, by its number: several of a RAID or a volume.
 pub fn pci_of_block(root: &Path, major: u32, minor: u32) -> Vec<String> {
     let Ok(folder) = root.join(format!("dev/block/{major}:{minor}")).canonicalize() else { return Vec::new() };
@@ -297,9 +290,4 @@ pub fn is_pci_address(text: &str) -> bool {
     let [domain, bus, rest] = parts[..] else { return false };
     let Some((device, function)) = rest.split_once('.') else { return false };
     hex(domain, 4, 8) && hex(bus, 2, 2) && hex(device, 2, 2) && hex(function, 1, 1)
-}
-
-/// The folder that a device of the bus is, for whoever asks about one alone.
-pub fn pci_folder(root: &Path, address: &str) -> PathBuf {
-    root.join("bus/pci/devices").join(address)
 }

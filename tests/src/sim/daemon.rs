@@ -126,6 +126,7 @@ fn options(plan: &Plan, rng: &mut Rng) -> EngineOptions {
         clients_max: 16,
         dram_bytes,
         extent_bytes_max: EXTENT_BYTES,
+        spread: Default::default(),
         magazine_bytes_max,
         tier: plan.has_ssd().then(|| TierOptions {
             names: (0..plan.devices).map(|device| format!("disk {device}")).collect(),

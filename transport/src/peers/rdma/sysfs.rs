@@ -6,12 +6,18 @@ use lapis_config::topology::sysfs::{names, text};
 
 use super::rank::{Candidate, Layer};
 
+const SYS: &str = "/sys";
 const DEVICES: &str = "/sys/class/infiniband";
 const INTERFACES: &str = "/sys/class/net";
 
 /// Every address of every port, by device, port and index. No folder: no device.
 pub fn candidates() -> io::Result<Vec<Candidate>> {
-    found_in(Path::new(DEVICES), Path::new(INTERFACES))
+    candidates_in(Path::new(SYS))
+}
+
+/// Those of the host whose `/sys` is at `root`.
+pub fn candidates_in(root: &Path) -> io::Result<Vec<Candidate>> {
+    found_in(&root.join("class/infiniband"), &root.join("class/net"))
 }
 
 /// Every device, those without an address too.
