@@ -8,6 +8,7 @@ pub mod words;
 
 mod budget;
 mod check;
+mod controller;
 mod effective;
 mod file;
 mod flags;
@@ -20,6 +21,7 @@ mod quantity;
 mod tables;
 mod units;
 
+pub use controller::Controller;
 pub use effective::example;
 pub use flags::Flags;
 pub use load::{ConfigFile, Effective, LoadInput};

@@ -127,6 +127,8 @@ pub enum SsdEngine {
     Auto,
     Uring,
     Threads,
+    /// SPDK, of the controllers that are named by PCI address; these have it under `Auto` too.
+    Spdk,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -228,15 +230,24 @@ options! {
         "How long a put may take, unless the call says otherwise; its bytes are allowed extra time at \
          client.get_rate_min.";
     "ssd.paths" ssd_paths: Vec<PathBuf> = "[]", Paths { most: SSD_PATHS_MAX },
-        "Files or block devices of the SSD tier, all used at once; none given: DRAM alone. As in \
+        "Files or block devices of the SSD tier, or NVMe controllers for SPDK by PCI address (pci:0000:65:00.0, or with \
+         /2 for another namespace than the first), all used at once; none given: DRAM alone. As in \
          paths = [\"/var/lib/lapis/blocks.ssd\"]; in a flag or a variable with commas between, as in \
          /dev/nvme0n1,/data/lapis.ssd.";
     "ssd.bytes" ssd_bytes: u64 = "64GiB", Size { least: SSD_BYTES_MIN, most: 256 * TIB, auto: false },
         "Bytes of each path that is a file, preallocated at start; of a block device the whole is used.";
     "ssd.engine" ssd_engine: SsdEngine = "auto",
-        Choice(&[("auto", SsdEngine::Auto), ("uring", SsdEngine::Uring), ("threads", SsdEngine::Threads)]),
+        Choice(&[
+            ("auto", SsdEngine::Auto),
+            ("uring", SsdEngine::Uring),
+            ("threads", SsdEngine::Threads),
+            ("spdk", SsdEngine::Spdk),
+        ]),
         "How the devices are read and written: by io_uring where the kernel allows it, else by threads (auto), or by \
-         one of them alone.";
+         one of them alone. Controllers that are named by PCI address are SPDK's, under auto and spdk.";
+    "ssd.spdk_library" ssd_spdk_library: Option<PathBuf> = "auto", LibraryFolder,
+        "Folder of SPDK's shared libraries (libspdk_env_dpdk.so, libspdk_nvme.so), for paths like pci:0000:65:00.0. auto: \
+         where its installation usually puts them. docs/spdk.md says how to build it.";
     "ssd.required" ssd_required: bool = "true", Switch,
         "If false, a tier that cannot be opened is said in the log and the daemon serves DRAM alone.";
     "ssd.queue_depth" ssd_queue_depth: u64 = "128", Count { least: 1, most: 4096, auto: false },

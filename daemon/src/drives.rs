@@ -14,12 +14,13 @@ use std::{
 };
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
-use lapis_config::Time;
+use lapis_config::{Controller, Time};
 use lapis_ssd::{
     SsdError,
     device::{Device, DeviceFile, Waits},
     drive::{Drive, FromDrive, ToDrive},
     engine::{self, EngineChoice},
+    spdk::{self, Spdk},
     volume::WallClock,
 };
 use rustix::event::{EventfdFlags, eventfd};
@@ -46,8 +47,17 @@ pub struct DriveOptions {
     pub engine: EngineChoice,
     pub depth: usize,
     pub threads: usize,
+    /// Where SPDK's libraries are, for a controller; `None`: where they usually are.
+    pub spdk_library: Option<PathBuf>,
     /// CPUs near the device, which its threads are kept on; `None`: any.
     pub cpus: Option<Vec<u32>>,
+}
+
+impl DriveOptions {
+    /// Whether SPDK drives it.
+    fn is_controller(&self) -> bool {
+        Controller::is_meant(&self.path)
+    }
 }
 
 /// The engine's end of one drive.
@@ -184,15 +194,12 @@ impl Turner {
 }
 
 fn open(options: &DriveOptions) -> Result<engine::Engine, SsdError> {
-    let started = Instant::now();
-    let file = loop {
-        match open_file(options) {
-            Err(error) if error.is_transient() && started.elapsed() < LOCKED_WAIT => {
-                std::thread::sleep(LOCKED_PAUSE);
-            }
-            opened => break opened?,
-        }
-    };
+    if options.is_controller() {
+        let (path, folder) = (&options.path, options.spdk_library.as_deref());
+        let device = patiently(|| Spdk::open(path, folder, options.depth))?;
+        return Ok(engine::Engine::Spdk(device));
+    }
+    let file = patiently(|| open_file(options))?;
     let direct = file.is_direct();
     let started = engine::start(file, options.engine, options.depth, options.threads)?;
     if let Some(refused) = &started.refused {
@@ -206,8 +213,28 @@ fn open(options: &DriveOptions) -> Result<engine::Engine, SsdError> {
     Ok(started.engine)
 }
 
-/// Opens, or makes and allocates, what the tier is to use. Also asked before the daemon says that it is ready.
-pub fn open_file(options: &DriveOptions) -> Result<DeviceFile, SsdError> {
+/// Waits for what a former daemon has yet.
+fn patiently<T>(mut open: impl FnMut() -> Result<T, SsdError>) -> Result<T, SsdError> {
+    let started = Instant::now();
+    loop {
+        match open() {
+            Err(error) if error.is_transient() && started.elapsed() < LOCKED_WAIT => std::thread::sleep(LOCKED_PAUSE),
+            opened => return opened,
+        }
+    }
+}
+
+/// What can be seen of a device before the daemon says that it is ready: of a controller, whether SPDK is there.
+pub fn may_open(options: &DriveOptions) -> Result<(), SsdError> {
+    if options.is_controller() {
+        let failed = |source| SsdError::Spdk { path: options.path.clone(), source };
+        return spdk::look(options.spdk_library.as_deref()).map(drop).map_err(failed);
+    }
+    open_file(options).map(drop)
+}
+
+/// Opens, or makes and allocates, what the tier is to use.
+fn open_file(options: &DriveOptions) -> Result<DeviceFile, SsdError> {
     DeviceFile::open(&options.path, Some(options.bytes))
 }
 

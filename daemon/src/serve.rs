@@ -187,7 +187,8 @@ fn entropy() -> u64 {
 /// The devices of the SSD tier.
 fn drive_options(options: &Options, layout: &Layout) -> Vec<DriveOptions> {
     let engine = match options.ssd_engine {
-        SsdEngine::Auto => EngineChoice::Auto,
+        // Of files: controllers are SPDK's in any case.
+        SsdEngine::Auto | SsdEngine::Spdk => EngineChoice::Auto,
         SsdEngine::Uring => EngineChoice::Uring,
         SsdEngine::Threads => EngineChoice::Threads,
     };
@@ -198,6 +199,7 @@ fn drive_options(options: &Options, layout: &Layout) -> Vec<DriveOptions> {
         engine,
         depth,
         threads,
+        spdk_library: options.ssd_spdk_library.clone(),
         cpus: layout.cpus_of(index),
     };
     options.ssd_paths.iter().enumerate().map(of).collect()
@@ -207,7 +209,7 @@ fn drive_options(options: &Options, layout: &Layout) -> Vec<DriveOptions> {
 /// daemon still has is waited for later.
 fn may_open(options: &Options, drives: &[DriveOptions]) -> anyhow::Result<()> {
     for drive in drives.iter().filter(|_| options.ssd_required) {
-        match drives::open_file(drive) {
+        match drives::may_open(drive) {
             Err(error) if !error.is_transient() => {
                 return Err(error).context(
                     "open a device of the SSD tier (lapis doctor tells more; ssd.required = false serves DRAM alone)",

@@ -7,6 +7,7 @@ use lapis_arena::{ArenaError, Mapping};
 use crate::{
     SsdError,
     device::{Completion, Device, DeviceFile, Io, Waits},
+    spdk::Spdk,
     threads::Threads,
     uring::{Ring, Uring},
 };
@@ -25,6 +26,7 @@ pub enum EngineChoice {
 pub enum Engine {
     Uring(Box<Uring>),
     Threads(Threads),
+    Spdk(Spdk),
 }
 
 /// An engine, and why it is not the better one; for the log.
@@ -53,6 +55,7 @@ impl Engine {
         match self {
             Self::Uring(_) => "uring",
             Self::Threads(_) => "threads",
+            Self::Spdk(_) => "spdk",
         }
     }
 
@@ -60,6 +63,7 @@ impl Engine {
         match self {
             Self::Uring(device) => &mut **device,
             Self::Threads(device) => device,
+            Self::Spdk(device) => device,
         }
     }
 }
@@ -69,6 +73,7 @@ impl Device for Engine {
         match self {
             Self::Uring(device) => device.bytes(),
             Self::Threads(device) => device.bytes(),
+            Self::Spdk(device) => device.bytes(),
         }
     }
 
@@ -76,6 +81,7 @@ impl Device for Engine {
         match self {
             Self::Uring(device) => device.depth(),
             Self::Threads(device) => device.depth(),
+            Self::Spdk(device) => device.depth(),
         }
     }
 
@@ -101,6 +107,7 @@ impl Waits for Engine {
         match self {
             Self::Uring(device) => device.wait(bell, timeout),
             Self::Threads(device) => device.wait(bell, timeout),
+            Self::Spdk(device) => device.wait(bell, timeout),
         }
     }
 }

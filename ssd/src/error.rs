@@ -3,6 +3,8 @@
 
 use std::{io, path::PathBuf};
 
+use crate::spdk::NoSpdk;
+
 /// Why a device cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SsdError {
@@ -31,6 +33,9 @@ pub enum SsdError {
     /// This host forbids io_uring, or its kernel is too old: use the engine `threads`.
     #[error("io_uring cannot be used: {op}")]
     Uring { op: &'static str, source: io::Error },
+    /// SPDK is missing, or does not have the controller.
+    #[error("SPDK cannot be used for {path}")]
+    Spdk { path: PathBuf, source: NoSpdk },
     #[error("starting a thread for {path}")]
     Thread { path: PathBuf, source: io::Error },
 }
@@ -39,6 +44,10 @@ impl SsdError {
     /// True if the same call may succeed later without anyone's help: a process that was killed keeps lock and claim
     /// until the device has answered for its last operations, and for some 50 ms more.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Locked { .. } | Self::Busy { .. })
+        match self {
+            Self::Locked { .. } | Self::Busy { .. } => true,
+            Self::Spdk { source, .. } => source.is_transient(),
+            _ => false,
+        }
     }
 }

@@ -11,6 +11,11 @@ pub mod format;
 pub mod fsck;
 pub mod memory;
 pub mod recover;
+#[allow(
+    unsafe_code,
+    reason = "a library's functions are called by hand-written declarations, with addresses of shared memory"
+)]
+pub mod spdk;
 #[cfg(test)]
 mod testing;
 pub mod threads;
