@@ -14,7 +14,7 @@ mod ssd;
 use std::{collections::BTreeMap, time::Duration};
 
 use lapis_arena::StoredBlock;
-use lapis_config::{ClientId, Time, topology::Spread};
+use lapis_config::{ClientId, Time};
 use lapis_ssd::format::LogId;
 use lapis_tiering::{
     Shares,
@@ -53,8 +53,6 @@ pub struct EngineOptions {
     /// Bytes of DRAM over all groups.
     pub dram_bytes: u64,
     pub extent_bytes_max: u64,
-    /// Which NUMA node each extent is taken from.
-    pub spread: Spread,
     pub magazine_bytes_max: u64,
     /// `None`: DRAM alone.
     pub tier: Option<TierOptions>,
@@ -196,9 +194,9 @@ impl<W: Wire, M: Movers> Engine<W, M> {
     fn add_extent(&mut self, index: usize, bytes: u64) -> Result<(), DaemonError> {
         let group = &mut self.groups[index];
         let at = group.extents.len();
-        let node = self.options.spread.node_of(at);
-        let pages = group.add_extent(bytes, node, self.keeper.as_mut())?;
+        let pages = group.add_extent(bytes, self.keeper.as_mut())?;
         self.shares.taken(index, bytes);
+        let node = group.options.spread.node_of(at);
         tracing::info!(group = group.options.name, bytes, node, %pages, "one more extent");
         server::announce_extent(group, &mut self.wire, at);
         Ok(())

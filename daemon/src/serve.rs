@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::Context;
 use lapis_arena::memfd::Huge;
-use lapis_config::{Effective, HugePages, Options, REGISTER_BYTES, SsdEngine, Tables, Time, Verify, topology::Spread};
+use lapis_config::{Effective, HugePages, Options, REGISTER_BYTES, SsdEngine, Tables, Time, Verify};
 use lapis_ssd::{engine::EngineChoice, volume::open::Identity};
 use lapis_tiering::CoreOptions;
 use lapis_transport::{control, hello::CallDefaults, listen::Listener, unix::UnixWire};
@@ -53,7 +53,8 @@ pub fn now() -> Time {
 }
 
 /// What the configuration means for the engine.
-pub fn engine_options(options: &Options, spread: Spread) -> EngineOptions {
+pub fn engine_options(options: &Options, layout: &Layout) -> EngineOptions {
+    let spread = layout.spread();
     let extent_bytes_max = (options.dram_bytes / 64).next_multiple_of(REGISTER_BYTES).clamp(REGISTER_BYTES, 64 << 30);
     let groups = options
         .groups
@@ -75,6 +76,7 @@ pub fn engine_options(options: &Options, spread: Spread) -> EngineOptions {
                     HugePages::Off => Huge::Never,
                 },
                 lock: options.dram_lock,
+                spread: spread.clone(),
                 pin_bytes_max: options.client_pin_bytes_max,
                 pin_age_max: options.client_pin_age_max,
                 core: CoreOptions {
@@ -96,9 +98,8 @@ pub fn engine_options(options: &Options, spread: Spread) -> EngineOptions {
         clients_max: options.server_clients_max as usize,
         dram_bytes: options.dram_bytes,
         extent_bytes_max,
-        spread,
         magazine_bytes_max: options.client_magazine_bytes_max,
-        tier: tier_options(options),
+        tier: tier_options(options, layout),
         call_defaults: CallDefaults {
             lookup_us: options.client_lookup_deadline.as_micros() as u64,
             get_us: options.client_get_deadline.as_micros() as u64,
@@ -146,7 +147,7 @@ pub fn run(effective: &Effective, reload: Reload) -> anyhow::Result<()> {
         .context("start movers")?;
     signals.wake_with(wire.waker());
     let mut engine =
-        Engine::open(now(), engine_options(options, layout.spread()), wire, movers, keeper, found, Box::new(entropy))?;
+        Engine::open(now(), engine_options(options, &layout), wire, movers, keeper, found, Box::new(entropy))?;
     if let Some(peering) = &mut peering {
         peering.join(now(), &mut engine)?;
     }
@@ -230,10 +231,11 @@ fn identity(options: &Options) -> Identity {
     Identity { host, instance }
 }
 
-fn tier_options(options: &Options) -> Option<TierOptions> {
+fn tier_options(options: &Options, layout: &Layout) -> Option<TierOptions> {
     let wall_s = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |at| at.as_secs());
     (!options.ssd_paths.is_empty()).then(|| TierOptions {
         names: options.ssd_paths.iter().map(|path| path.display().to_string()).collect(),
+        nodes: layout.nodes_of_ssds(),
         identity: identity(options),
         segment_bytes_min: lapis_config::SSD_SEGMENT_BYTES_MIN,
         list_after_us: options.ssd_list_after.as_micros() as u64,

@@ -61,6 +61,12 @@ impl Layout {
         Spread::new(&self.topology, &devices)
     }
 
+    /// The node of each device of the SSD tier, in the order of `ssd.paths`: blocks go to those of their memory's node rather.
+    pub fn nodes_of_ssds(&self) -> Vec<Option<u32>> {
+        let follows = self.follow && self.topology.has_several_nodes();
+        self.ssds.iter().map(|near| near.node.filter(|_| follows)).collect()
+    }
+
     /// CPUs for the thread of a device of the SSD tier, by its index in `ssd.paths`; `None`: any.
     pub fn cpus_of(&self, ssd: usize) -> Option<Vec<u32>> {
         let node = self.ssds.get(ssd).filter(|_| self.follow)?.node;

@@ -242,13 +242,13 @@ fn bind_soft_rdma(root: &Path, devices: &mut [Device]) -> Vec<String> {
 pub fn pci_of_block(root: &Path, major: u32, minor: u32) -> Vec<String> {
     let Ok(folder) = root.join(format!("dev/block/{major}:{minor}")).canonicalize() else { return Vec::new() };
     let mut found = Vec::new();
-    pci_of(root, &folder, 0, &mut found);
+    pci_of(&folder, 0, &mut found);
     found.sort_unstable();
     found.dedup();
     found
 }
 
-fn pci_of(root: &Path, folder: &Path, depth: usize, found: &mut Vec<String>) {
+fn pci_of(folder: &Path, depth: usize, found: &mut Vec<String>) {
     if depth == SLAVES_DEEP {
         return;
     }
@@ -259,7 +259,7 @@ fn pci_of(root: &Path, folder: &Path, depth: usize, found: &mut Vec<String>) {
     }
     for slave in names(&disk.join("slaves")).unwrap_or_default() {
         if let Ok(folder) = disk.join("slaves").join(slave).canonicalize() {
-            pci_of(root, &folder, depth + 1, found);
+            pci_of(&folder, depth + 1, found);
         }
     }
     // A namespace with several paths lies at none of them: its controllers are beside it.
