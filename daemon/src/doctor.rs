@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use lapis_config::Effective;
+use lapis_config::{Controller, Effective};
 use serde::Serialize;
 
 mod etcd;
@@ -14,6 +14,7 @@ mod host;
 mod peers;
 mod rdma;
 mod sockets;
+mod spdk;
 mod ssd;
 mod topology;
 mod uring;
@@ -96,8 +97,10 @@ pub fn examine(effective: &Effective) -> Report {
     let options = &effective.options;
     let facts = facts::Facts::here();
     let mut checks = host::judge(options, &facts);
-    let probes: Vec<ssd::Probe> = options.ssd_paths.iter().map(|path| ssd::probe(path)).collect();
+    let files = options.ssd_paths.iter().filter(|path| !Controller::is_meant(path));
+    let probes: Vec<ssd::Probe> = files.map(|path| ssd::probe(path)).collect();
     checks.extend(ssd::judge(options, &probes));
+    checks.extend(spdk::examine(options, &facts));
     checks.extend(sockets::examine(options));
     checks.extend(peers::examine(options));
     checks.extend(etcd::examine(options));

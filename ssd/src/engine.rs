@@ -1,4 +1,5 @@
-//! Which engine drives a device: io_uring where this host has it for us, else threads.
+//! Which engine drives a device: io_uring where this host has it for us, else threads. Controllers are [`Spdk`]'s, which opens
+//! them itself.
 
 use std::{io, os::fd::BorrowedFd, time::Duration};
 
