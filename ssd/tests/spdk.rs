@@ -74,7 +74,7 @@ impl Scene {
     }
 
     /// At the end: nothing was called wrongly, and nothing is left.
-    fn is_clean(self) {
+    fn ends_clean(self) {
         let Self { standin, address, device, .. } = self;
         drop(device);
         let start = Instant::now();
@@ -122,7 +122,7 @@ fn registered_memory_is_reached_and_its_edges_are_copied() {
         scene.all_well(2);
         assert!(back.mapping.to_vec(0, 9 * MIB) == content && extent.to_vec(0, 9 * MIB) == content);
         let standin = scene.standin;
-        scene.is_clean();
+        scene.ends_clean();
         assert_eq!(standin.registered(), before, "given back");
     }
 }
@@ -139,7 +139,7 @@ fn two_controllers_share_what_is_registered() {
     assert!(standin.registered() > before, "the other has it yet");
     other.submit(Io::write(IoId(1), 0, Memory::new(&extent, 4 * MIB, MIB)));
     other.all_well(1);
-    other.is_clean();
+    other.ends_clean();
     assert_eq!(standin.registered(), before);
 }
 
@@ -157,7 +157,7 @@ fn a_queue_that_is_full_takes_the_rest_later() {
         scene.all_well(1);
         assert!(memory.mapping.to_vec(0, MIB / 2) == noise(id, MIB / 2), "{id}");
     }
-    scene.is_clean();
+    scene.ends_clean();
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn commands_that_end_in_any_order_make_whole_operations() {
         scene.all_well(1);
         assert!(memory.mapping.to_vec(0, 2 * MIB) == noise(56 + id, 2 * MIB), "{id}");
     }
-    scene.is_clean();
+    scene.ends_clean();
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn what_the_controller_refuses_fails_once_and_in_words() {
     scene.plan("");
     scene.submit(Io::flush(IoId(5)));
     scene.all_well(1);
-    scene.is_clean();
+    scene.ends_clean();
 }
 
 #[test]
@@ -209,7 +209,7 @@ fn discards_and_flushes_reach_the_controller() {
     scene.all_well(2);
     let count = |of: &str| scene.standin.count(&scene.address, of);
     assert_eq!((count("discards"), count("flushes")), (1, 1));
-    scene.is_clean();
+    scene.ends_clean();
 }
 
 #[test]
@@ -231,7 +231,7 @@ fn a_controller_that_fails_is_reset_and_what_it_had_ends() {
     scene.plan("");
     scene.submit(Io::write(IoId(1), 0, filled(&noise(1, MIB))));
     scene.all_well(1);
-    scene.is_clean();
+    scene.ends_clean();
 }
 
 #[test]
@@ -247,7 +247,7 @@ fn an_idle_controller_that_fails_is_seen_and_reset() {
     }
     scene.submit(Io::flush(IoId(2)));
     scene.all_well(1);
-    scene.is_clean();
+    scene.ends_clean();
 }
 
 #[test]
@@ -279,7 +279,7 @@ fn a_controller_that_is_pulled_ends_all_with_errors_and_serves_again_when_it_is_
     scene.submit(Io::read(IoId(3), 0, memory.clone()));
     scene.all_well(1);
     assert!(memory.mapping.to_vec(0, MIB) == noise(9, MIB));
-    scene.is_clean();
+    scene.ends_clean();
 }
 
 #[test]
@@ -291,13 +291,12 @@ fn a_controller_that_cannot_be_reset_is_given_up() {
     }
     assert!(scene.ended(4).values().all(Result::is_err));
     assert_eq!(scene.standin.count(&scene.address, "attached"), 0);
-    scene.is_clean();
+    scene.ends_clean();
 }
 
 #[test]
 fn a_controller_that_hangs_is_left_to_another_thread() {
     let Some(mut scene) = Scene::new(512, 4) else { return };
-    scene.plan("hang_after=0,delay_us=0");
     scene.plan("hang_after=1");
     let mapping = Mapping::anonymous(MIB as u64).expect("memory");
     scene.submit(Io::read(IoId(1), 0, Memory::new(&mapping, 0, MIB)));
@@ -340,11 +339,12 @@ fn a_write_that_was_aborted_leaves_old_sectors_or_new_ones() {
             assert!(sector == &old[place.clone()] || sector == &new[place], "seed {seed}, sector {at}");
         }
     }
-    scene.is_clean();
+    scene.ends_clean();
 }
 
 #[test]
 fn faults_of_all_kinds_by_seed_lose_nothing_and_break_no_rule() {
+    let _alone = Standin::alone();
     let Some(mut scene) = Scene::new(512, 16) else { return };
     let extent = Mapping::anonymous(16 * MIB as u64).expect("memory");
     scene.device.register(&extent).expect("it is registered");
@@ -372,7 +372,7 @@ fn faults_of_all_kinds_by_seed_lose_nothing_and_break_no_rule() {
         assert_eq!(scene.ended(count).len(), count, "seed {seed}");
         assert_eq!(scene.standin.misuse(), None, "seed {seed}");
     }
-    scene.is_clean();
+    scene.ends_clean();
 }
 
 #[test]
@@ -382,7 +382,7 @@ fn a_controller_has_one_user_and_is_free_again_afterwards() {
     let again = Spdk::open(path.as_ref(), Some(scene.standin.folder()), 4).map(drop).expect_err("it is taken");
     assert!(matches!(&again, SsdError::Spdk { source: NoSpdk::Taken { .. }, .. }) && again.is_transient(), "{again:?}");
     let (standin, address) = (scene.standin, scene.address.clone());
-    scene.is_clean();
+    scene.ends_clean();
     drop(standin.open(&address, 4));
     assert_eq!(standin.misuse(), None);
 }
@@ -425,5 +425,5 @@ fn memory_that_cannot_be_registered_is_copied() {
     scene.submit(Io::read(IoId(2), 0, Memory::new(&small, 0, MIB)));
     scene.all_well(1);
     assert!(small.to_vec(0, MIB) == noise(4, MIB));
-    scene.is_clean();
+    scene.ends_clean();
 }

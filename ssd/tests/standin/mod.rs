@@ -1,10 +1,12 @@
 //! The stand-in for SPDK: compiled from its C here, loaded by the code under test as SPDK would be, and told by tests what to
 //! do wrong. One a process: whoever holds it has it alone.
 
+#[path = "build.rs"]
+pub mod build;
+
 use std::{
     ffi::{CStr, CString, c_char, c_int},
     path::{Path, PathBuf},
-    process::Command,
     sync::{
         Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -15,29 +17,6 @@ use lapis_ssd::spdk::Spdk;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/standin");
-
-/// Compiles both libraries into a folder, as SPDK's installation has them: a file with its version, and a link. `None`: this
-/// host has no C compiler.
-pub fn build(folder: &Path) -> Option<()> {
-    for (source, name, version) in [("spdk_env", "libspdk_env_dpdk", "16.1"), ("spdk_nvme", "libspdk_nvme", "17.0")] {
-        let file = format!("{name}.so.{version}");
-        let source = format!("{SOURCES}/{source}.c");
-        let flags = ["-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", "-pthread", "-o"];
-        let made = Command::new("cc").args(flags).arg(folder.join(&file)).arg(&source).output();
-        match made {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                println!("skipped: no C compiler");
-                return None;
-            }
-            made => {
-                let made = made.expect("cc runs");
-                assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-            }
-        }
-        std::os::unix::fs::symlink(&file, folder.join(format!("{name}.so"))).expect("a link");
-    }
-    Some(())
-}
 
 type Drive = unsafe extern "C" fn(*const c_char, *const c_char, u64, u32, u32, u32) -> c_int;
 type Plan = unsafe extern "C" fn(*const c_char, *const c_char);
@@ -86,8 +65,8 @@ impl Standin {
     }
 
     fn load() -> Option<Self> {
-        let folder = tempfile::tempdir().expect("a folder").keep();
-        build(&folder)?;
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder").keep();
+        build::build(Path::new(SOURCES), &folder)?;
         let load = |name: &str| {
             // SAFETY: its initialisers do nothing.
             unsafe { Library::open(Some(folder.join(name)), RTLD_NOW | RTLD_GLOBAL) }.expect("just made")

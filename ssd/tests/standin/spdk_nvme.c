@@ -1,6 +1,8 @@
 /* The stand-in's libspdk_nvme: controllers over files or memory, one namespace each, with faults by plan. */
 #include "standin.h"
+#include <dlfcn.h>
 #include <fcntl.h>
+#include <libgen.h>
 #include <pthread.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -157,19 +159,32 @@ uint64_t standin_count(const char *address, const char *of)
 	       !strcmp(of, "qpairs") ? (uint64_t)d->qpairs : !strcmp(of, "attached") ? (uint64_t)d->attached : 0;
 }
 
-/* Drives of a process that nobody sets up: files in the folder SPDK_STANDIN, named by address. */
+/* Drives of a process that nobody sets up: files beside this library, named by address and bytes of a sector, as in
+ * "0000:65:00.0.512"; "0000:65:00.0.plan" is what goes wrong with it. */
 static struct spdk_nvme_ctrlr *from_folder(const char *address)
 {
-	const char *folder = getenv("SPDK_STANDIN"), *sector = getenv("SPDK_STANDIN_SECTOR");
-	char path[4096];
+	Dl_info here;
+	char library[3072], path[4096], plan[512] = "";
 	struct stat found;
-	if (!folder) return NULL;
-	snprintf(path, sizeof(path), "%s/%s", folder, address);
-	if (stat(path, &found)) return NULL;
-	uint32_t bytes = sector ? atoi(sector) : 512;
-	if (standin_drive(address, path, found.st_size, bytes, bytes, 128 << 10)) return NULL;
+	uint32_t sector = 512;
+	if (!dladdr((void *)&standin_drive, &here)) return NULL;
+	snprintf(library, sizeof(library), "%s", here.dli_fname);
+	const char *folder = dirname(library);
+	for (;; sector = 4096) {
+		snprintf(path, sizeof(path), "%s/%s.%u", folder, address, sector);
+		if (!stat(path, &found)) break;
+		if (sector == 4096) return NULL;
+	}
+	if (standin_drive(address, path, found.st_size, sector, sector, 128 << 10)) return NULL;
 	struct spdk_nvme_ctrlr *drive = known(address);
-	read_plan(&drive->plan, getenv("SPDK_STANDIN_PLAN"));
+	snprintf(path, sizeof(path), "%s/%s.plan", folder, address);
+	FILE *file = fopen(path, "r");
+	if (file) {
+		if (!fgets(plan, sizeof(plan), file)) plan[0] = 0;
+		fclose(file);
+	}
+	plan[strcspn(plan, "\n")] = 0;
+	read_plan(&drive->plan, plan);
 	drive->random = drive->plan.seed;
 	return drive;
 }

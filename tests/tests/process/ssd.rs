@@ -18,6 +18,16 @@ use super::{
     machine::{MIB, status_when},
 };
 
+#[path = "../../../ssd/tests/standin/build.rs"]
+mod build;
+
+/// The stand-in for SPDK.
+mod standin {
+    pub use super::build::build;
+
+    pub const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../ssd/tests/standin");
+}
+
 /// The least that the configuration takes for a path.
 pub const FILE: u64 = 512 * MIB;
 /// Little memory, so that blocks go to SSD.
@@ -31,11 +41,24 @@ const SERVES: &str = "the SSD tier serves";
 pub struct Files {
     folder: TempDir,
     count: usize,
+    /// They are drives of SPDK's stand-in, which lies in the same folder.
+    are_controllers: bool,
 }
 
 impl Files {
     pub fn new(count: usize) -> Self {
-        Self { folder: tempfile::tempdir().expect("a folder"), count }
+        Self { folder: tempfile::tempdir().expect("a folder"), count, are_controllers: false }
+    }
+
+    /// Controllers of SPDK's stand-in, one with sectors of 512 bytes and then one with 4096. `None`: no C compiler.
+    pub fn controllers(count: usize) -> Option<Self> {
+        let files = Self { are_controllers: true, ..Self::new(count) };
+        standin::build(Path::new(standin::SOURCES), files.folder.path())?;
+        for index in 0..count {
+            let name = format!("0000:0{index}:00.0.{}", [512, 4096][index % 2]);
+            File::create(files.folder.path().join(name)).and_then(|file| file.set_len(FILE)).expect("a sparse file");
+        }
+        Some(files)
     }
 
     pub fn path(&self, index: usize) -> PathBuf {
@@ -44,6 +67,11 @@ impl Files {
 
     /// Flags of `lapis serve` that name them.
     pub fn flags(&self) -> Vec<String> {
+        if self.are_controllers {
+            let paths: Vec<String> = (0..self.count).map(|index| format!("pci:0000:0{index}:00.0")).collect();
+            let library = self.folder.path().display().to_string();
+            return ["--ssd-paths", &paths.join(","), "--ssd-spdk-library", &library].map(String::from).into();
+        }
         let paths: Vec<String> = (0..self.count).map(|index| self.path(index).display().to_string()).collect();
         ["--ssd-paths", &paths.join(","), "--ssd-bytes", &format!("{FILE}B")].map(String::from).into()
     }
