@@ -248,7 +248,7 @@ const FILES: &[Case] = &[
         &[("f:11: group.ssd_floor:", "add up to 9GiB, more than the SSD tier has, 8GiB")],
     ),
     ("ceiling too small", "GROUP ssd_ceiling = \"1MiB\"", &[("f:4: group.ssd_ceiling:", "the least, 512MiB")]),
-    ("unknown engine", "[ssd]\nengine = \"spdk\"", &[("f:2: ssd.engine:", "is not one of \"auto\", \"uring\"")]),
+    ("unknown engine", "[ssd]\nengine = \"aio\"", &[("f:2: ssd.engine:", "is not one of \"auto\", \"uring\"")]),
     (
         "more clean memory than memory",
         "[ssd]\nwrite_back_ahead = \"8GiB\"",
