@@ -56,6 +56,6 @@ fn a_copy_of_another_hosts_files_says_where_its_controllers_are() {
         assert!(shown.lines().any(|found| found == line), "{shown}");
     }
     assert!(shown.contains("ssd: pci:0000:10:02.0: node 1, its thread on"), "{shown}");
-    let free = topology(&["--sys", &sys, "--ssd-paths", paths, "--topology-follow", "false"]);
+    let free = topology(&["--sys", &sys, "--ssd-paths", paths, "--topology-follow=false"]);
     assert!(free.contains("topology.follow = false"), "{free}");
 }
