@@ -169,13 +169,13 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_said_with_what_to_run() {
-        let good = nvme("vfio-pci", Some("41"));
-        let missing = said(&none(), 64, &[good.clone()], true);
+        let good = [nvme("vfio-pci", Some("41"))];
+        let missing = said(&none(), 64, &good, true);
         assert!(missing[0].0 == Level::Fail && missing[0].1.contains("ssd.spdk_library"), "{missing:?}");
-        assert_eq!(said(&none(), 64, &[good.clone()], false)[0].0, Level::Warn, "it may go without the tier");
-        let few = said(&libraries(), 63, &[good.clone()], true);
+        assert_eq!(said(&none(), 64, &good, false)[0].0, Level::Warn, "it may go without the tier");
+        let few = said(&libraries(), 63, &good, true);
         assert!(few[1].0 == Level::Warn && few[1].1.contains("63 huge pages of 2 MiB free, 64 needed"), "{few:?}");
-        assert_eq!(said(&libraries(), 0, &[good], true)[1].0, Level::Fail, "DPDK does not start");
+        assert_eq!(said(&libraries(), 0, &good, true)[1].0, Level::Fail, "DPDK does not start");
         let cases = [
             (Found::Nothing, Level::Fail, "no such PCI device"),
             (Found::Other, Level::Fail, "is no NVMe controller"),

@@ -90,17 +90,17 @@ pub fn text(layout: &Layout) -> String {
 
 /// GPUs first, then NICs and drives; with what each is called in the matrix.
 fn labelled(topology: &Topology) -> Vec<(String, &Device)> {
-    let kinds: [(&str, fn(&Kind) -> bool); 4] = [
-        ("GPU", |kind| matches!(kind, Kind::Gpu { .. })),
-        ("NIC", |kind| matches!(kind, Kind::Nic { .. })),
-        ("NVMe", |kind| matches!(kind, Kind::Nvme { .. })),
-        ("disk", |kind| matches!(kind, Kind::Disk { .. })),
-    ];
-    let of_kind = |(name, is): (&'static str, fn(&Kind) -> bool)| {
-        let devices = topology.devices.iter().filter(move |device| is(&device.kind));
+    let kind = |device: &Device| match device.kind {
+        Kind::Gpu { .. } => "GPU",
+        Kind::Nic { .. } => "NIC",
+        Kind::Nvme { .. } => "NVMe",
+        Kind::Disk { .. } => "disk",
+    };
+    let of_kind = |name: &'static str| {
+        let devices = topology.devices.iter().filter(move |device| kind(device) == name);
         devices.enumerate().map(move |(index, device)| (format!("{name}{index}"), device))
     };
-    kinds.into_iter().flat_map(of_kind).collect()
+    ["GPU", "NIC", "NVMe", "disk"].into_iter().flat_map(of_kind).collect()
 }
 
 fn of_node(node: &Node) -> String {
