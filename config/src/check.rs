@@ -5,10 +5,11 @@ mod peers;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use crate::controller::Controller;
 use crate::load::{Loading, group_key};
 use crate::machine::{Machine, RUNTIME_FOLDER};
 use crate::mistake::{Mistake, Source};
-use crate::options::{DRAM_STEP_BYTES, GROUPS_MAX, Group, INDEX_ENTRIES_MAX, Options, SSD_BYTES_MIN};
+use crate::options::{DRAM_STEP_BYTES, GROUPS_MAX, Group, INDEX_ENTRIES_MAX, Options, SSD_BYTES_MIN, SsdEngine};
 use crate::quantity::{Bytes, KIB, MIB};
 use crate::tables::Tables;
 
@@ -208,6 +209,9 @@ fn ssd(loading: &mut Loading) {
         }
         return;
     }
+    if let Some(mistake) = engine_of_paths(options) {
+        return loading.wrong(loading.source("ssd.engine"), "ssd.engine", mistake);
+    }
     let needed = SSD_BYTES_MIN * groups;
     if given < needed && !loading.is_broken("ssd.bytes") {
         let mistake = Mistake::SsdTooSmall { given, groups, needed, each: SSD_BYTES_MIN };
@@ -217,6 +221,19 @@ fn ssd(loading: &mut Loading) {
     if tier < dram && !loading.is_broken("ssd.bytes") && !loading.is_broken("dram.bytes") {
         let (tier, dram) = (Bytes(tier), Bytes(dram));
         loading.notes.push(format!("the SSD tier has {tier} if its paths are files, less than dram.bytes = {dram}"));
+    }
+}
+
+/// SPDK drives controllers, the kernel all else.
+fn engine_of_paths(options: &Options) -> Option<Mistake> {
+    let of_spdk = |path: &&PathBuf| Controller::is_meant(path);
+    let said = |path: &PathBuf| path.display().to_string();
+    match options.ssd_engine {
+        SsdEngine::Auto => None,
+        SsdEngine::Spdk => {
+            options.ssd_paths.iter().find(|path| !of_spdk(path)).map(|path| Mistake::NotForSpdk { path: said(path) })
+        }
+        _ => options.ssd_paths.iter().find(of_spdk).map(|path| Mistake::NotThisEngine { path: said(path) }),
     }
 }
 

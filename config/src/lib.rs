@@ -3,10 +3,12 @@
 
 pub mod planted;
 pub mod sizes;
+pub mod topology;
 pub mod words;
 
 mod budget;
 mod check;
+mod controller;
 mod effective;
 mod file;
 mod flags;
@@ -19,6 +21,7 @@ mod quantity;
 mod tables;
 mod units;
 
+pub use controller::Controller;
 pub use effective::example;
 pub use flags::Flags;
 pub use load::{ConfigFile, Effective, LoadInput};

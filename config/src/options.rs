@@ -131,6 +131,8 @@ pub enum SsdEngine {
     PassthroughPolled,
     Uring,
     Threads,
+    /// SPDK, of the controllers that are named by PCI address; these have it under `Auto` too.
+    Spdk,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -188,6 +190,9 @@ options! {
          (LimitMEMLOCK=infinity in the unit, ulimit -l in a shell) or CAP_IPC_LOCK.";
     "dram.populate_threads" dram_populate_threads: u64 = "2", Count { least: 1, most: 64, auto: false },
         "Threads that touch fresh memory in the background; a slot is handed out only once its memory is there.";
+    "topology.follow" topology_follow: bool = "true", Switch,
+        "Follow the host's NUMA nodes: memory is taken from each as it has NICs and SSDs that move blocks, and the threads of \
+         an SSD are kept on the CPUs of its node. `lapis topology` shows what comes of it. false: the kernel chooses.";
     "index.entries_max" index_entries_max: u64 = "auto",
         Count { least: 1024, most: INDEX_ENTRIES_MAX, auto: true },
         "Most blocks that can be known at once; a group with a lower DRAM ceiling gets its share. A full table \
@@ -229,7 +234,8 @@ options! {
         "How long a put may take, unless the call says otherwise; its bytes are allowed extra time at \
          client.get_rate_min.";
     "ssd.paths" ssd_paths: Vec<PathBuf> = "[]", Paths { most: SSD_PATHS_MAX },
-        "Files, block devices or NVMe namespaces (/dev/nvme0n1 and /dev/ng0n1 name the same one) of the SSD tier, all \
+        "Files, block devices or NVMe namespaces (/dev/nvme0n1 and /dev/ng0n1 name the same one) of the SSD tier, or NVMe \
+         controllers for SPDK by PCI address (pci:0000:65:00.0, or with /2 for another namespace than the first), all \
          used at once; none given: DRAM alone. As in \
          paths = [\"/var/lib/lapis/blocks.ssd\"]; in a flag or a variable with commas between, as in \
          /dev/nvme0n1,/data/lapis.ssd.";
@@ -242,11 +248,16 @@ options! {
             ("passthrough-polled", SsdEngine::PassthroughPolled),
             ("uring", SsdEngine::Uring),
             ("threads", SsdEngine::Threads),
+            ("spdk", SsdEngine::Spdk),
         ]),
         "How the devices are read and written: by NVMe commands past the block layer where the path is a local NVMe \
          namespace that takes them from this user, else by io_uring where the kernel allows it, else by threads (auto), \
          or by one of them alone. passthrough-polled looks for completions instead of sleeping, which takes a processor \
-         for each busy device, where the nvme driver has queues for it (nvme.poll_queues); auto never does.";
+         for each busy device, where the nvme driver has queues for it (nvme.poll_queues); auto never does. Controllers \
+         that are named by PCI address are SPDK's, under auto and spdk.";
+    "ssd.spdk_library" ssd_spdk_library: Option<PathBuf> = "auto", LibraryFolder,
+        "Folder of SPDK's shared libraries (libspdk_env_dpdk.so, libspdk_nvme.so), for paths like pci:0000:65:00.0. auto: \
+         where its installation usually puts them. docs/spdk.md says how to build it.";
     "ssd.required" ssd_required: bool = "true", Switch,
         "If false, a tier that cannot be opened is said in the log and the daemon serves DRAM alone.";
     "ssd.queue_depth" ssd_queue_depth: u64 = "128", Count { least: 1, most: 4096, auto: false },

@@ -5,13 +5,14 @@ mod etcd;
 mod hosts;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::controller::Controller;
 use crate::mistake::Mistake;
 use crate::quantity::{Bytes, Seconds, duration, size};
 
-pub use devices::Devices;
+pub use devices::{Devices, LibraryFolder};
 pub use etcd::{Advertised, Endpoint, Endpoints, KeyPrefix};
 pub use hosts::{FilePath, HostName, HostNames, Member, Members, host_name, host_port};
 
@@ -431,7 +432,21 @@ impl Unit for Uids {
     }
 }
 
-/// Absolute paths of files or devices, none twice.
+fn path_of_log(text: &str) -> Result<PathBuf, Mistake> {
+    if Controller::is_meant(Path::new(text)) {
+        let expected =
+            "a controller's PCI address, like pci:0000:65:00.0, or with its namespace, like pci:0000:65:00.0/2";
+        let controller = Controller::parse(text).ok_or_else(|| Mistake::NotA { given: text.into(), expected })?;
+        return Ok(controller.to_string().into());
+    }
+    if !text.starts_with('/') || text.ends_with('/') || text.contains('\0') {
+        return Err(Mistake::NotA { given: text.into(), expected: "an absolute path of a file or a device" });
+    }
+    // As paths, not as texts: "/a//b" is "/a/b".
+    Ok(PathBuf::from(text))
+}
+
+/// Absolute paths of files or devices, and controllers; none twice.
 pub struct Paths {
     pub most: usize,
 }
@@ -458,12 +473,13 @@ impl Unit for Paths {
         let mut paths: Vec<PathBuf> = Vec::with_capacity(items.len());
         for item in &items {
             let text = item.text("a path in quotes")?;
-            if !text.starts_with('/') || text.ends_with('/') || text.contains('\0') {
-                return Err(Mistake::NotA { given: text.into(), expected: "an absolute path of a file or a device" });
-            }
-            // As paths, not as texts: "/a//b" is "/a/b".
-            let path = PathBuf::from(text);
-            if paths.contains(&path) {
+            let path = path_of_log(text)?;
+            let same = |other: &PathBuf| match (Controller::of_path(other), Controller::of_path(&path)) {
+                // One controller has one user, whichever of its namespaces.
+                (Some(other), Some(this)) => other.address == this.address,
+                _ => *other == path,
+            };
+            if paths.iter().any(same) {
                 return Err(Mistake::Twice { given: text.into() });
             }
             paths.push(path);

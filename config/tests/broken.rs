@@ -196,6 +196,23 @@ const FILES: &[Case] = &[
     ("one device, no list", "[ssd]\npaths = \"/dev/x\"", &[("f:2: ssd.paths:", "expected a list of paths")]),
     ("a number for a device", "[ssd]\npaths = [1]", &[("f:2: ssd.paths:", "expected a path in quotes")]),
     ("device twice", "[ssd]\npaths = [\"/a/b\", \"/a//b\"]", &[("f:2: ssd.paths:", "\"/a//b\" is given twice")]),
+    ("half a controller", "[ssd]\npaths = [\"pci:65\"]", &[("f:2: ssd.paths:", "like pci:0000:65:00.0")]),
+    (
+        "controller twice",
+        "[ssd]\npaths = [\"pci:0000:65:00.0\", \"pci:65:00.0/2\"]",
+        &[("f:2: ssd.paths:", "\"pci:65:00.0/2\" is given twice")],
+    ),
+    (
+        "controller for the kernel",
+        "[ssd]\npaths = [\"/a\", \"pci:0000:65:00.0\"]\nengine = \"uring\"",
+        &[("f:3: ssd.engine:", "pci:0000:65:00.0 is a controller for SPDK")],
+    ),
+    (
+        "file for SPDK",
+        "[ssd]\npaths = [\"pci:0000:65:00.0\", \"/a\"]\nengine = \"spdk\"",
+        &[("f:3: ssd.engine:", "/a is the kernel's")],
+    ),
+    ("library nowhere", "[ssd]\nspdk_library = \"lib\"", &[("f:2: ssd.spdk_library:", "not an absolute path")]),
     ("small devices", "[ssd]\npaths = [\"/a\"]\nbytes = \"100MiB\"", &[("f:3: ssd.bytes:", "the least, 512MiB")]),
     (
         "devices too small for the groups",
@@ -231,7 +248,7 @@ const FILES: &[Case] = &[
         &[("f:11: group.ssd_floor:", "add up to 9GiB, more than the SSD tier has, 8GiB")],
     ),
     ("ceiling too small", "GROUP ssd_ceiling = \"1MiB\"", &[("f:4: group.ssd_ceiling:", "the least, 512MiB")]),
-    ("unknown engine", "[ssd]\nengine = \"spdk\"", &[("f:2: ssd.engine:", "is not one of \"auto\", \"passthrough\"")]),
+    ("unknown engine", "[ssd]\nengine = \"aio\"", &[("f:2: ssd.engine:", "is not one of \"auto\", \"passthrough\"")]),
     (
         "more clean memory than memory",
         "[ssd]\nwrite_back_ahead = \"8GiB\"",

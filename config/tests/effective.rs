@@ -111,6 +111,19 @@ fn an_ssd_tier_makes_a_larger_table_and_its_words_are_read_from_everywhere() {
 }
 
 #[test]
+fn controllers_are_paths_in_one_spelling_under_auto_and_spdk() {
+    for engine in ["auto", "spdk"] {
+        let text = format!(
+            "[ssd]\npaths = [\"pci:E1:00.0\", \"pci:0000:65:00.0/2\"]\nengine = \"{engine}\"\nspdk_library = \"/l\""
+        );
+        let options = load(Some(&text), &[], Flags::default()).options;
+        assert_eq!(options.ssd_paths, [Path::new("pci:0000:e1:00.0"), Path::new("pci:0000:65:00.0/2")]);
+        assert_eq!(options.ssd_spdk_library.as_deref(), Some(Path::new("/l")));
+    }
+    assert_eq!(load(None, &[], Flags::default()).options.ssd_spdk_library, None);
+}
+
+#[test]
 fn a_group_keeps_its_share_clean() {
     let text = "[dram]\nbytes = \"8GiB\"\n[ssd]\npaths = [\"/x\"]\nwrite_back_ahead = \"1GiB\"\n\
                 [[group]]\nname = \"a\"\nsocket = \"/s/a\"\ndram_ceiling = \"2GiB\"";

@@ -17,17 +17,18 @@ use std::{
 };
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
-use lapis_config::Time;
+use lapis_config::{Controller, Time};
 use lapis_ssd::{
     SsdError,
     device::{Device, DeviceFile, Waits},
     drive::{Drive, FromDrive, ToDrive},
     engine::{self, EngineChoice},
+    spdk::{self, Spdk},
     volume::WallClock,
 };
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::{movers::Done, serve};
+use crate::{movers::Done, serve, topology};
 
 /// How long a former daemon's hold on a device is waited for: the kernel lets go of a killed process's files a little
 /// later than of its pid (25 ms after kill -9 on a file, 50 ms on a block device).
@@ -49,6 +50,17 @@ pub struct DriveOptions {
     pub engine: EngineChoice,
     pub depth: usize,
     pub threads: usize,
+    /// Where SPDK's libraries are, for a controller; `None`: where they usually are.
+    pub spdk_library: Option<PathBuf>,
+    /// CPUs near the device, which its threads are kept on; `None`: any.
+    pub cpus: Option<Vec<u32>>,
+}
+
+impl DriveOptions {
+    /// Whether SPDK drives it.
+    fn is_controller(&self) -> bool {
+        Controller::is_meant(&self.path)
+    }
 }
 
 /// The engine's end of one drive.
@@ -108,6 +120,10 @@ struct Turner {
 
 impl Turner {
     fn run(&mut self, options: &DriveOptions) {
+        // Before the device's own threads are made: they are kept there too.
+        if let Some(cpus) = &options.cpus {
+            topology::keep_on(cpus);
+        }
         match open(options) {
             Ok(started) => {
                 let (why, device) = (started.why(), started.engine);
@@ -182,15 +198,12 @@ impl Turner {
 }
 
 fn open(options: &DriveOptions) -> Result<engine::Started, SsdError> {
-    let started = Instant::now();
-    let file = loop {
-        match open_file(options) {
-            Err(error) if error.is_transient() && started.elapsed() < LOCKED_WAIT => {
-                std::thread::sleep(LOCKED_PAUSE);
-            }
-            opened => break opened?,
-        }
-    };
+    if options.is_controller() {
+        let (path, folder) = (&options.path, options.spdk_library.as_deref());
+        let device = patiently(|| Spdk::open(path, folder, options.depth))?;
+        return Ok(engine::Started { engine: engine::Engine::Spdk(device), refused: Vec::new() });
+    }
+    let file = patiently(|| open_file(options))?;
     let direct = file.is_direct();
     let started = engine::start(file, options.engine, options.depth, options.threads)?;
     if !direct {
@@ -204,9 +217,28 @@ fn open(options: &DriveOptions) -> Result<engine::Started, SsdError> {
     Ok(started)
 }
 
-/// Opens, or makes and allocates, what the tier is to use: all of a device. Also asked before the daemon says that it is
-/// ready.
-pub fn open_file(options: &DriveOptions) -> Result<DeviceFile, SsdError> {
+/// Waits for what a former daemon has yet.
+fn patiently<T>(mut open: impl FnMut() -> Result<T, SsdError>) -> Result<T, SsdError> {
+    let started = Instant::now();
+    loop {
+        match open() {
+            Err(error) if error.is_transient() && started.elapsed() < LOCKED_WAIT => std::thread::sleep(LOCKED_PAUSE),
+            opened => return opened,
+        }
+    }
+}
+
+/// What can be seen of a device before the daemon says that it is ready: of a controller, whether SPDK is there.
+pub fn may_open(options: &DriveOptions) -> Result<(), SsdError> {
+    if options.is_controller() {
+        let failed = |source| SsdError::Spdk { path: options.path.clone(), source };
+        return spdk::look(options.spdk_library.as_deref()).map(drop).map_err(failed);
+    }
+    open_file(options).map(drop)
+}
+
+/// Opens, or makes and allocates, what the tier is to use: all of a device.
+fn open_file(options: &DriveOptions) -> Result<DeviceFile, SsdError> {
     let is_device =
         |found: std::fs::Metadata| found.file_type().is_block_device() || found.file_type().is_char_device();
     let whole = std::fs::metadata(&options.path).is_ok_and(is_device);

@@ -193,10 +193,11 @@ impl<W: Wire, M: Movers> Engine<W, M> {
 
     fn add_extent(&mut self, index: usize, bytes: u64) -> Result<(), DaemonError> {
         let group = &mut self.groups[index];
+        let at = group.extents.len();
         let pages = group.add_extent(bytes, self.keeper.as_mut())?;
         self.shares.taken(index, bytes);
-        tracing::info!(group = group.options.name, bytes, %pages, "one more extent");
-        let at = group.extents.len() - 1;
+        let node = group.options.spread.node_of(at);
+        tracing::info!(group = group.options.name, bytes, node, %pages, "one more extent");
         server::announce_extent(group, &mut self.wire, at);
         Ok(())
     }

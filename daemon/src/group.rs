@@ -12,7 +12,7 @@ use lapis_arena::{
     memfd::{self, Huge},
     sum, table,
 };
-use lapis_config::{ClientId, LineId, PolicyName, PoolId, PoolShape, SlotId, UNIT_BYTES};
+use lapis_config::{ClientId, LineId, PolicyName, PoolId, PoolShape, SlotId, UNIT_BYTES, topology::Spread};
 use lapis_tiering::{Chosen, Core, CoreOptions};
 use lapis_transport::{
     control::{self, Counters},
@@ -41,6 +41,8 @@ pub struct GroupOptions {
     pub huge: Huge,
     /// Lock the arena in memory.
     pub lock: bool,
+    /// Which NUMA node each extent is taken from.
+    pub spread: Spread,
     /// Bytes that one client may pin by views, and for how long it may be over.
     pub pin_bytes_max: u64,
     pub pin_age_max: Duration,
@@ -329,11 +331,17 @@ impl Group {
         (group, formers)
     }
 
-    /// Makes one more extent. It is usable as far as it gets populated.
+    /// Makes one more extent, of memory of its node where memory is spread. It is usable as far as it gets populated.
     pub fn add_extent(&mut self, bytes: u64, keeper: &mut dyn Keeper) -> Result<memfd::Pages, DaemonError> {
         let name = format!("{}.arena.{}", self.options.name, self.extents.len());
         let (fd, pages) = memfd::create(&name, bytes, self.options.huge)?;
         let mapping = Mapping::shared(fd.as_fd(), bytes, Access::ReadWrite)?;
+        if let Some(node) = self.options.spread.node_of(self.extents.len())
+            && let Err(error) = mapping.prefer_node(node)
+        {
+            // As in a container that may not say: then it comes from where it is touched first.
+            tracing::warn!(%error, node, name, "an extent is not placed at its node");
+        }
         keeper.keep(&name, fd.as_fd()).map_err(DaemonError::keeper("keep"))?;
         if pages == memfd::Pages::Transparent {
             mapping.advise_huge();
@@ -385,7 +393,8 @@ impl Group {
 
     fn add_mapped(&mut self, extent: Extent) {
         self.space.push(extent.mapping.clone()).expect("at most EXTENTS_MAX extents: `Shares` gives no more");
-        self.core.extent_added(extent.mapping.len() as u64);
+        let node = self.options.spread.node_of(self.extents.len());
+        self.core.extent_added_at(extent.mapping.len() as u64, node);
         self.extents.push(extent);
     }
 

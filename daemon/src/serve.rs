@@ -29,6 +29,7 @@ use crate::{
     pace::Pace,
     state::Geometry,
     tier::{Tier, TierOptions},
+    topology::Layout,
 };
 
 use self::peers::Peering;
@@ -52,7 +53,8 @@ pub fn now() -> Time {
 }
 
 /// What the configuration means for the engine.
-pub fn engine_options(options: &Options) -> EngineOptions {
+pub fn engine_options(options: &Options, layout: &Layout) -> EngineOptions {
+    let spread = layout.spread();
     let extent_bytes_max = (options.dram_bytes / 64).next_multiple_of(REGISTER_BYTES).clamp(REGISTER_BYTES, 64 << 30);
     let groups = options
         .groups
@@ -74,6 +76,7 @@ pub fn engine_options(options: &Options) -> EngineOptions {
                     HugePages::Off => Huge::Never,
                 },
                 lock: options.dram_lock,
+                spread: spread.clone(),
                 pin_bytes_max: options.client_pin_bytes_max,
                 pin_age_max: options.client_pin_age_max,
                 core: CoreOptions {
@@ -96,7 +99,7 @@ pub fn engine_options(options: &Options) -> EngineOptions {
         dram_bytes: options.dram_bytes,
         extent_bytes_max,
         magazine_bytes_max: options.client_magazine_bytes_max,
-        tier: tier_options(options),
+        tier: tier_options(options, layout),
         call_defaults: CallDefaults {
             lookup_us: options.client_lookup_deadline.as_micros() as u64,
             get_us: options.client_get_deadline.as_micros() as u64,
@@ -120,7 +123,8 @@ pub fn run(effective: &Effective, reload: Reload) -> anyhow::Result<()> {
         may_lock(options.dram_bytes)?;
     }
     let signals = Signals::install().context("install signal handlers")?;
-    let drives = drive_options(options);
+    let layout = Layout::here(options);
+    let drives = drive_options(options, &layout);
     may_open(options, &drives)?;
     let mut passed = keeper::passed().context("take the descriptors that systemd passed")?;
     // The sockets first: their locks keep a second daemon from touching anything of the first.
@@ -142,7 +146,8 @@ pub fn run(effective: &Effective, reload: Reload) -> anyhow::Result<()> {
     let movers = Threads::start(options.dram_populate_threads as usize, VERIFY_THREADS, drives, move || waker.wake())
         .context("start movers")?;
     signals.wake_with(wire.waker());
-    let mut engine = Engine::open(now(), engine_options(options), wire, movers, keeper, found, Box::new(entropy))?;
+    let mut engine =
+        Engine::open(now(), engine_options(options, &layout), wire, movers, keeper, found, Box::new(entropy))?;
     if let Some(peering) = &mut peering {
         peering.join(now(), &mut engine)?;
     }
@@ -181,24 +186,33 @@ fn entropy() -> u64 {
 }
 
 /// The devices of the SSD tier.
-fn drive_options(options: &Options) -> Vec<DriveOptions> {
+fn drive_options(options: &Options, layout: &Layout) -> Vec<DriveOptions> {
     let engine = match options.ssd_engine {
-        SsdEngine::Auto => EngineChoice::Auto,
+        // Of files and namespaces: controllers are SPDK's in any case.
+        SsdEngine::Auto | SsdEngine::Spdk => EngineChoice::Auto,
         SsdEngine::Passthrough => EngineChoice::Passthrough { polled: false },
         SsdEngine::PassthroughPolled => EngineChoice::Passthrough { polled: true },
         SsdEngine::Uring => EngineChoice::Uring,
         SsdEngine::Threads => EngineChoice::Threads,
     };
     let (depth, threads) = (options.ssd_queue_depth as usize, options.ssd_threads as usize);
-    let of = |path: &PathBuf| DriveOptions { path: path.clone(), bytes: options.ssd_bytes, engine, depth, threads };
-    options.ssd_paths.iter().map(of).collect()
+    let of = |(index, path): (usize, &PathBuf)| DriveOptions {
+        path: path.clone(),
+        bytes: options.ssd_bytes,
+        engine,
+        depth,
+        threads,
+        spdk_library: options.ssd_spdk_library.clone(),
+        cpus: layout.cpus_of(index),
+    };
+    options.ssd_paths.iter().enumerate().map(of).collect()
 }
 
 /// A tier that cannot be had stops the start before anybody is told that the daemon is ready. A device that a former
 /// daemon still has is waited for later.
 fn may_open(options: &Options, drives: &[DriveOptions]) -> anyhow::Result<()> {
     for drive in drives.iter().filter(|_| options.ssd_required) {
-        match drives::open_file(drive) {
+        match drives::may_open(drive) {
             Err(error) if !error.is_transient() => {
                 return Err(error).context(
                     "open a device of the SSD tier (lapis doctor tells more; ssd.required = false serves DRAM alone)",
@@ -219,10 +233,11 @@ fn identity(options: &Options) -> Identity {
     Identity { host, instance }
 }
 
-fn tier_options(options: &Options) -> Option<TierOptions> {
+fn tier_options(options: &Options, layout: &Layout) -> Option<TierOptions> {
     let wall_s = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |at| at.as_secs());
     (!options.ssd_paths.is_empty()).then(|| TierOptions {
         names: options.ssd_paths.iter().map(|path| path.display().to_string()).collect(),
+        nodes: layout.nodes_of_ssds(),
         identity: identity(options),
         segment_bytes_min: lapis_config::SSD_SEGMENT_BYTES_MIN,
         list_after_us: options.ssd_list_after.as_micros() as u64,

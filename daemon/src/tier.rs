@@ -22,6 +22,8 @@ use lapis_tiering::{health::DeviceHealth, segments::Segments};
 pub struct TierOptions {
     /// How the devices are called in logs and in the status.
     pub names: Vec<String>,
+    /// The NUMA node of each, where it is known and followed.
+    pub nodes: Vec<Option<u32>>,
     pub identity: Identity,
     /// Least bytes of a segment of a log that is made.
     pub segment_bytes_min: u64,

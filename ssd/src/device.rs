@@ -1,5 +1,5 @@
 //! What a device can do for the log: reads and writes of whole pages, flushes, discards, many at a time. Behind it are
-//! io_uring, a pool of threads, and a faulty twin in memory.
+//! io_uring, a pool of threads, SPDK, and a faulty twin in memory.
 //!
 //! Invariant: memory that was handed over belongs to its operation until the completion, whoever has lost interest.
 //! Invariant: every submitted operation completes once, in any order, unless the device hangs; then it never does, and

@@ -1,5 +1,5 @@
 //! Which engine drives a device: NVMe commands where the path is a namespace that takes them from us, else io_uring where
-//! this host has it for us, else threads.
+//! this host has it for us, else threads. Controllers are [`Spdk`]'s, which opens them itself.
 
 use std::{io, os::fd::BorrowedFd, time::Duration};
 
@@ -9,6 +9,7 @@ use crate::{
     SsdError,
     device::{Completion, Device, DeviceFile, Io, Waits},
     passthrough::{Found, Passthrough, Refusal},
+    spdk::Spdk,
     threads::Threads,
     uring::{Ring, Uring},
 };
@@ -32,6 +33,7 @@ pub enum Engine {
     Passthrough(Box<Passthrough>),
     Uring(Box<Uring>),
     Threads(Threads),
+    Spdk(Spdk),
 }
 
 /// An engine, and why it is not a faster one: for the log and the status.
@@ -101,6 +103,7 @@ impl Engine {
             Self::Passthrough(device) => device.name(),
             Self::Uring(_) => "uring",
             Self::Threads(_) => "threads",
+            Self::Spdk(_) => "spdk",
         }
     }
 
@@ -109,6 +112,7 @@ impl Engine {
             Self::Passthrough(device) => &mut **device,
             Self::Uring(device) => &mut **device,
             Self::Threads(device) => device,
+            Self::Spdk(device) => device,
         }
     }
 }
@@ -119,6 +123,7 @@ impl Device for Engine {
             Self::Passthrough(device) => device.bytes(),
             Self::Uring(device) => device.bytes(),
             Self::Threads(device) => device.bytes(),
+            Self::Spdk(device) => device.bytes(),
         }
     }
 
@@ -127,6 +132,7 @@ impl Device for Engine {
             Self::Passthrough(device) => device.depth(),
             Self::Uring(device) => device.depth(),
             Self::Threads(device) => device.depth(),
+            Self::Spdk(device) => device.depth(),
         }
     }
 
@@ -153,6 +159,7 @@ impl Waits for Engine {
             Self::Passthrough(device) => device.wait(bell, timeout),
             Self::Uring(device) => device.wait(bell, timeout),
             Self::Threads(device) => device.wait(bell, timeout),
+            Self::Spdk(device) => device.wait(bell, timeout),
         }
     }
 }

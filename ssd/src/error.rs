@@ -3,7 +3,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::passthrough::Refusal;
+use crate::{passthrough::Refusal, spdk::NoSpdk};
 
 /// Why a device cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +39,9 @@ pub enum SsdError {
     /// Do what the refusal advises, or use the engine `uring`.
     #[error("{path} cannot be driven by NVMe commands")]
     Passthrough { path: PathBuf, source: Refusal },
+    /// SPDK is missing, or does not have the controller.
+    #[error("SPDK cannot be used for {path}")]
+    Spdk { path: PathBuf, source: NoSpdk },
     #[error("starting a thread for {path}")]
     Thread { path: PathBuf, source: io::Error },
 }
@@ -47,6 +50,10 @@ impl SsdError {
     /// True if the same call may succeed later without anyone's help: a process that was killed keeps lock and claim
     /// until the device has answered for its last operations, and for some 50 ms more.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Locked { .. } | Self::Busy { .. })
+        match self {
+            Self::Locked { .. } | Self::Busy { .. } => true,
+            Self::Spdk { source, .. } => source.is_transient(),
+            _ => false,
+        }
     }
 }

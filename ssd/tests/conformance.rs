@@ -1,7 +1,10 @@
-//! What every device must do, asked of each: io_uring, threads, memory, and the faulty twin without faults.
+//! What every device must do, asked of each: io_uring, threads, SPDK over a stand-in, memory, and the faulty twin without faults.
 //!
 //! `LAPIS_TEST_NAMESPACE` names an NVMe namespace (`/dev/ng0n1` or `/dev/nvme0n1`) of which the first 4 MiB may be lost:
 //! then io_uring, threads and NVMe commands are asked over it too. One test at a time has it (`--test-threads=1`).
+
+#[allow(unsafe_code, dead_code, reason = "a library is called by its declarations, and other tests call more of it")]
+mod standin;
 
 use std::{
     cell::RefCell,
@@ -28,6 +31,7 @@ use lapis_ssd::{
 };
 use proptest::{prelude::*, test_runner::TestRunner};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+use standin::{DriveShape, Standin};
 use tempfile::TempDir;
 
 const PAGE: usize = 4096;
@@ -56,6 +60,11 @@ struct Subject {
 enum Recipe {
     File { choice: EngineChoice, direct: bool },
     Namespace(EngineChoice),
+    /// Over the stand-in.
+    Spdk {
+        sector: u32,
+        transfer_max: u32,
+    },
     Memory,
     Faulty,
 }
@@ -96,6 +105,9 @@ impl Subject {
             assert!(start.elapsed() < STUCK, "{}: {} of {count}", self.name, out.len());
         }
         assert_eq!(out.len(), count, "{}: something ended twice", self.name);
+        if self.is_spdk() {
+            assert_eq!(Standin::get().and_then(Standin::misuse), None, "{}", self.name);
+        }
         out
     }
 
@@ -103,6 +115,10 @@ impl Subject {
         for Completion { id, result } in self.ended(count) {
             result.unwrap_or_else(|error| panic!("{}: {id:?}: {error}", self.name));
         }
+    }
+
+    fn is_spdk(&self) -> bool {
+        matches!(self.driven, Driven::Real { engine: Engine::Spdk(_), .. })
     }
 }
 
@@ -146,6 +162,17 @@ impl Recipe {
                 let name = format!("{choice:?} over {}", path.display());
                 real(name, file, choice, None)
             }
+            Self::Spdk { sector, transfer_max } => {
+                let (standin, address) = (Standin::get()?, Standin::address());
+                let dir = tempfile::tempdir().expect("a directory");
+                let shape = DriveShape { transfer_max, ..DriveShape::new(DEVICE_BYTES, sector) };
+                let path = dir.path().join("device");
+                standin.drive(&address, Some(&path), shape);
+                let engine = Engine::Spdk(standin.open(&address, DEPTH));
+                let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).expect("a descriptor");
+                let name = format!("spdk, {sector}, {transfer_max}");
+                Some(Subject { name, driven: Driven::Real { engine, bell }, path, dir: Some(dir) })
+            }
             Self::Memory => plain("memory", Driven::Memory(MemDevice::new(&Disk::new(DEVICE_BYTES), DEPTH))),
             Self::Faulty => {
                 let device = Faulty::new(&Disk::new(DEVICE_BYTES), DEPTH, Faults::NONE, 1);
@@ -181,19 +208,32 @@ fn made(recipes: impl IntoIterator<Item = Recipe>) -> impl Iterator<Item = Subje
 
 const COMMANDS: EngineChoice = EngineChoice::Passthrough { polled: false };
 
+/// SPDK with sectors of both sizes, and a controller that takes a page at once.
+const CONTROLLERS: [Recipe; 3] = [
+    Recipe::Spdk { sector: 512, transfer_max: 128 << 10 },
+    Recipe::Spdk { sector: 4096, transfer_max: 128 << 10 },
+    Recipe::Spdk { sector: 512, transfer_max: 4096 },
+];
+
 fn files() -> Vec<Recipe> {
     let choices = [EngineChoice::Uring, EngineChoice::Threads];
     choices.into_iter().flat_map(|choice| [true, false].map(|direct| Recipe::File { choice, direct })).collect()
 }
 
+/// Of the kernel's devices.
 fn real_subjects() -> impl Iterator<Item = Subject> {
     let polled = EngineChoice::Passthrough { polled: true };
     let choices = [COMMANDS, polled, EngineChoice::Uring, EngineChoice::Threads];
     made(files().into_iter().chain(choices.map(Recipe::Namespace)))
 }
 
+/// Those with a thread that sleeps.
+fn engine_subjects() -> impl Iterator<Item = Subject> {
+    real_subjects().chain(made(CONTROLLERS))
+}
+
 fn subjects() -> impl Iterator<Item = Subject> {
-    real_subjects().chain(made([Recipe::Memory, Recipe::Faulty]))
+    engine_subjects().chain(made([Recipe::Memory, Recipe::Faulty]))
 }
 
 fn mapping(bytes: usize) -> Mapping {
@@ -375,7 +415,8 @@ fn a_flush_and_a_discard_end_well_and_a_file_keeps_its_room() {
         subject.submit(Io::flush(IoId(2)));
         subject.submit(Io::discard(IoId(3), 0, DEVICE_BYTES));
         subject.all_well(2);
-        if subject.dir.is_some() {
+        // A controller is no file: what the stand-in keeps its bytes in is its own business.
+        if subject.dir.is_some() && !subject.is_spdk() {
             let found = std::fs::metadata(&subject.path).expect("it is there");
             assert!(found.blocks() * 512 >= DEVICE_BYTES, "{}: {} blocks", subject.name, found.blocks());
         }
@@ -384,7 +425,7 @@ fn a_flush_and_a_discard_end_well_and_a_file_keeps_its_room() {
 
 #[test]
 fn a_bell_ends_a_wait_and_so_does_its_timeout() {
-    for mut subject in real_subjects() {
+    for mut subject in engine_subjects() {
         let Driven::Real { engine, bell } = &mut subject.driven else { unreachable!("they are real") };
         let bell = bell.as_fd();
         let heard = |engine: &mut Engine| {
@@ -455,7 +496,7 @@ fn an_idle_device_gives_its_file_back() {
 /// The daemon opens its devices before it starts the threads that drive them.
 #[test]
 fn a_device_may_be_made_by_one_thread_and_used_by_another() {
-    for mut subject in real_subjects() {
+    for mut subject in engine_subjects() {
         let known = mapping(PAGE);
         if let Err(error) = subject.device().register(&known) {
             println!("{}: not registered: {error:?}", subject.name);

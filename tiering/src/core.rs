@@ -247,8 +247,14 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     /// One more extent, laid after the others; usable as far as it is `populated`.
     pub fn extent_added(&mut self, bytes: u64) {
+        self.extent_added_at(bytes, None);
+    }
+
+    /// The same of a NUMA node, if that is known: its blocks go to SSDs of that node rather.
+    pub fn extent_added_at(&mut self, bytes: u64, node: Option<u32>) {
         let units = u32::try_from(bytes / UNIT_BYTES).expect("an extent has less than 16 TiB");
         self.memory.buddy.extend(units);
+        self.ssd.near.extent(units, node);
         self.growth = Growth::Possible;
     }
 

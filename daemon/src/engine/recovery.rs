@@ -152,6 +152,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
             for number in 0..plan.superblocks.len() {
                 if device.is_none_or(|device| device == number) {
                     core.device_added(number as u8);
+                    core.device_at(number as u8, tier.options.nodes.get(number).copied().flatten());
                 }
             }
             for &(segment, opened) in &tell.segments {

@@ -104,6 +104,7 @@ fn options(plan: &Plan, rng: &mut Rng) -> EngineOptions {
         },
         huge: Huge::Never,
         lock: false,
+        spread: Default::default(),
         pin_bytes_max: if heavy { 256 << 10 } else { u64::MAX },
         pin_age_max: Duration::from_millis(300),
         core: CoreOptions {
@@ -129,6 +130,7 @@ fn options(plan: &Plan, rng: &mut Rng) -> EngineOptions {
         magazine_bytes_max,
         tier: plan.has_ssd().then(|| TierOptions {
             names: (0..plan.devices).map(|device| format!("disk {device}")).collect(),
+            nodes: Vec::new(),
             identity: Identity::default(),
             segment_bytes_min: plan.segment_bytes,
             list_after_us: plan.list_after_us,

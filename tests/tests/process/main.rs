@@ -31,6 +31,7 @@ mod ssd_devices;
 mod ssd_kills;
 mod ssd_starts;
 mod ssd_stops;
+mod topology;
 mod unread_answers;
 mod worker;
 

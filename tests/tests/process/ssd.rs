@@ -18,6 +18,16 @@ use super::{
     machine::{MIB, status_when},
 };
 
+#[path = "../../../ssd/tests/standin/build.rs"]
+mod build;
+
+/// The stand-in for SPDK.
+mod standin {
+    pub use super::build::build;
+
+    pub const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../ssd/tests/standin");
+}
+
 /// The least that the configuration takes for a path.
 pub const FILE: u64 = 512 * MIB;
 /// Little memory, so that blocks go to SSD.
@@ -31,6 +41,8 @@ const SERVES: &str = "the SSD tier serves";
 pub struct Files {
     paths: Vec<PathBuf>,
     engine: &'static str,
+    /// Controllers are drives of SPDK's stand-in, which lies here.
+    spdk: Option<PathBuf>,
     _folder: TempDir,
 }
 
@@ -38,12 +50,25 @@ impl Files {
     pub fn new(count: usize) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let paths = (0..count).map(|index| folder.path().join(format!("{index}.ssd"))).collect();
-        Self { paths, engine: "auto", _folder: folder }
+        Self { paths, engine: "auto", spdk: None, _folder: folder }
     }
 
     /// Devices, driven so.
     pub fn over(paths: Vec<PathBuf>, engine: &'static str) -> Self {
-        Self { paths, engine, _folder: tempfile::tempdir().expect("a folder") }
+        Self { paths, engine, spdk: None, _folder: tempfile::tempdir().expect("a folder") }
+    }
+
+    /// Controllers of SPDK's stand-in, one with sectors of 512 bytes and then one with 4096. `None`: no C compiler.
+    pub fn controllers(count: usize) -> Option<Self> {
+        let folder = tempfile::tempdir().expect("a folder");
+        standin::build(Path::new(standin::SOURCES), folder.path())?;
+        let address = |index| format!("0000:0{index}:00.0");
+        for index in 0..count {
+            let drive = folder.path().join(format!("{}.{}", address(index), [512, 4096][index % 2]));
+            File::create(drive).and_then(|file| file.set_len(FILE)).expect("a sparse file");
+        }
+        let paths = (0..count).map(|index| format!("pci:{}", address(index)).into()).collect();
+        Some(Self { paths, engine: "auto", spdk: Some(folder.path().to_owned()), _folder: folder })
     }
 
     pub fn path(&self, index: usize) -> PathBuf {
@@ -53,8 +78,12 @@ impl Files {
     /// Flags of `lapis serve` that name them.
     pub fn flags(&self) -> Vec<String> {
         let paths: Vec<String> = self.paths.iter().map(|path| path.display().to_string()).collect();
-        let bytes = format!("{FILE}B");
-        ["--ssd-paths", &paths.join(","), "--ssd-bytes", &bytes, "--ssd-engine", self.engine].map(String::from).into()
+        let mut flags: Vec<String> = ["--ssd-paths", &paths.join(","), "--ssd-engine", self.engine].map(String::from).into();
+        flags.extend(match &self.spdk {
+            Some(library) => ["--ssd-spdk-library".to_owned(), library.display().to_string()],
+            None => ["--ssd-bytes".to_owned(), format!("{FILE}B")],
+        });
+        flags
     }
 
     /// A running host over these files, with more flags; it may not serve from them yet.

@@ -19,6 +19,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{ArenaError, copy, memfd};
 
+/// Most NUMA nodes that the kernel counts (CONFIG_NODES_SHIFT = 10).
+const NODES_MAX: usize = 1024;
+
 /// Whether stores are possible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -189,6 +192,23 @@ impl Mapping {
         if let Err(error) = advised {
             tracing::debug!(%error, bytes = self.len(), "no transparent huge pages");
         }
+    }
+
+    /// Has memory that is not there yet come from a NUMA node as long as that has some. Of shared memory: for every process
+    /// that maps it, and by its descriptor too, until the memory goes. What is there stays where it is.
+    pub fn prefer_node(&self, node: u32) -> Result<(), ArenaError> {
+        const BITS: usize = u64::BITS as usize;
+        let failed = |e: std::io::Error| ArenaError::io("placing memory at a NUMA node (mbind)", self.len() as u64, e);
+        let mut mask = [0u64; NODES_MAX / BITS];
+        let word = mask.get_mut(node as usize / BITS).ok_or_else(|| failed(std::io::ErrorKind::InvalidInput.into()))?;
+        *word |= 1 << (node as usize % BITS);
+        let (address, bits) = (self.as_ptr(0), NODES_MAX + 1);
+        // SAFETY: the range is the mapping's own and whole pages, the mask is read as `bits` says and outlives the call;
+        // no content changes.
+        let done = unsafe {
+            libc::syscall(libc::SYS_mbind, address, self.len(), libc::MPOL_PREFERRED, mask.as_ptr(), bits, 0)
+        };
+        if done == 0 { Ok(()) } else { Err(failed(std::io::Error::last_os_error())) }
     }
 
     /// Maps the pages of a range for reading, so that the first copy takes no faults. Blocks for about 0.1 s a GiB.
@@ -384,6 +404,31 @@ mod tests {
         a.pages_ahead().map_in(4096, || true);
         b.touch(0..8192, 4096, Advice::LinuxPopulateRead);
         assert_eq!(b.load64(8, Ordering::Acquire), 16, "populating changes nothing");
+    }
+
+    /// The kernel says of each page which policy it has: `get_mempolicy` by address.
+    #[test]
+    fn memory_is_asked_of_a_node_by_every_mapping_of_it() {
+        let fd = memory(1 << 20);
+        let mapping = || Mapping::shared(fd.as_fd(), 1 << 20, Access::ReadWrite).expect("address space");
+        let (one, other) = (mapping(), mapping());
+        let policy = |of: &Mapping| {
+            let (mut mode, mut mask) = (0i32, [0u64; NODES_MAX / 64]);
+            const BY_ADDRESS: usize = 2;
+            // SAFETY: both results are ours and as large as is said; the address is mapped.
+            let done = unsafe {
+                let (mode, mask) = (&raw mut mode, mask.as_mut_ptr());
+                libc::syscall(libc::SYS_get_mempolicy, mode, mask, NODES_MAX, of.as_ptr(4096), BY_ADDRESS)
+            };
+            (done == 0).then_some((mode, mask[0]))
+        };
+        match one.prefer_node(0) {
+            Ok(()) => assert_eq!(policy(&other), Some((libc::MPOL_PREFERRED, 1)), "the memory has it, not the mapping"),
+            // A kernel without NUMA, or a container that must not.
+            Err(error) => println!("skipped: {error:?}"),
+        }
+        assert!(one.prefer_node(NODES_MAX as u32).is_err());
+        other.populate_write(0..1 << 20).expect("memory");
     }
 
     #[test]

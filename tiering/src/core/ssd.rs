@@ -16,7 +16,7 @@ use crate::{
     face::{Action, Outcome, Record},
     hash::Map,
     kept::{Kept, Live},
-    log::{Ended, Log, LogOptions, Pending, Todo},
+    log::{Ended, Log, LogOptions, Near, Pending, Todo},
     policy::{Policy, Shelf},
 };
 
@@ -64,6 +64,7 @@ pub(super) struct Ssd {
     /// There is to be a tier, also while it is not there.
     pub configured: bool,
     pub log: Option<Log>,
+    pub near: Near,
     pub moving: Map<LineId, Moving>,
     pub fetching: Map<LineId, OpId>,
     pub strays: Strays,
@@ -129,6 +130,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
         if let Some(log) = &mut self.ssd.log {
             log.add_device(device);
         }
+    }
+
+    /// The NUMA node of a device, if it is known.
+    pub fn device_at(&mut self, device: u8, node: Option<u32>) {
+        self.ssd.near.device(device, node);
     }
 
     fn has_device(&self, device: u8) -> bool {
@@ -234,7 +240,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
             return false;
         }
         let log = self.ssd.log.as_mut().expect("it can be written");
-        let Some(at) = log.place(live.pool, line, pages) else { return false };
+        let (near, node) = (&self.ssd.near, self.ssd.near.node_of(live.place.slot.0));
+        let Some(at) = log.place(live.pool, line, pages, |device| near.is_far(device, node)) else { return false };
         step_dram(self.kept.entry_mut(line), Step::Write);
         let slot = live.place.slot;
         let op = self.begin(Op::Write { line: Some(line), at, pages, slot });
