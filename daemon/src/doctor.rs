@@ -10,6 +10,7 @@ use serde::Serialize;
 
 mod etcd;
 mod facts;
+mod gpus;
 mod host;
 mod peers;
 mod rdma;
@@ -101,6 +102,7 @@ pub fn examine(effective: &Effective) -> Report {
     checks.extend(peers::examine(options));
     checks.extend(etcd::examine(options));
     checks.extend(rdma::examine(options));
+    checks.extend(gpus::examine(options));
     Report { level: checks.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok), checks }
 }
 
