@@ -116,7 +116,7 @@ fn open_all(options: GpuOptions) -> Result<Found, GpusError> {
             Ok(device) => Ok(device),
             // A card that is broken does not keep the others, nor memory of the host, from serving.
             Err(error) if error.is_lost() => Err(error.to_string()),
-            Err(source) => return Err(GpusError::of(&info, "open it", source)),
+            Err(source) => return Err(GpusError::of(info, "open it", source)),
         };
         devices.push((info.clone(), device));
     }
