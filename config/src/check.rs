@@ -21,6 +21,7 @@ const GHOST_BYTES: u64 = 16;
 pub(crate) fn check(loading: &mut Loading, machine: &Machine) {
     dram(loading, machine);
     shares_of_dram(loading);
+    hbm(loading);
     index(loading);
     if loading.options.groups.is_empty() {
         default_group(loading, machine);
@@ -58,6 +59,25 @@ fn dram(loading: &mut Loading, machine: &Machine) {
 
 fn rounded(bytes: u64) -> u64 {
     bytes / DRAM_STEP_BYTES * DRAM_STEP_BYTES
+}
+
+/// How much memory a GPU has is not known here.
+fn hbm(loading: &mut Loading) {
+    const BYTES: &str = "hbm.bytes";
+    let given = loading.options.hbm_bytes;
+    if given != 0 && given < DRAM_STEP_BYTES && !loading.is_broken(BYTES) {
+        let mistake = Mistake::TooSmall { given: Bytes(given).to_string(), least: Bytes(DRAM_STEP_BYTES).to_string() };
+        return loading.wrong(loading.source(BYTES), BYTES, mistake);
+    }
+    if !given.is_multiple_of(DRAM_STEP_BYTES) {
+        loading.notes.push(format!("hbm.bytes = {} is rounded down to {}", Bytes(given), Bytes(rounded(given))));
+    }
+    loading.options.hbm_bytes = rounded(given);
+    let is_given = |name: &&str| loading.sources.contains_key(*name);
+    let unused: Vec<&str> = ["hbm.gpus", "hbm.cuda_library"].into_iter().filter(is_given).collect();
+    if given == 0 && !unused.is_empty() && !loading.is_broken(BYTES) {
+        loading.notes.push(format!("{}: not used without hbm.bytes", unused.join(", ")));
+    }
 }
 
 /// What may be so many bytes of the DRAM tier at most.

@@ -28,10 +28,10 @@ pub use load::{ConfigFile, Effective, LoadInput};
 pub use machine::{Machine, RUNTIME_FOLDER};
 pub use mistake::{ConfigError, ConfigErrors, Mistake, Source};
 pub use options::{
-    DRAM_BYTES_MIN, DRAM_STEP_BYTES, Definition, GROUPS_MAX, Group, HugePages, Locate, LogLevel, Options, PEERS_MAX,
-    PolicyName, Rdma, SSD_BYTES_MIN, SSD_PATHS_MAX, SSD_SEGMENT_BYTES_MIN, SsdEngine, Verify,
+    DRAM_BYTES_MIN, DRAM_STEP_BYTES, Definition, GPUS_MAX, GROUPS_MAX, Group, HugePages, Locate, LogLevel, Options,
+    PEERS_MAX, PolicyName, Rdma, SSD_BYTES_MIN, SSD_PATHS_MAX, SSD_SEGMENT_BYTES_MIN, SsdEngine, Verify,
 };
 pub use quantity::{Bytes, Seconds, duration, size};
 pub use tables::{Tables, lines};
-pub use units::{Choice, Described, Endpoint, Member, Raw, Unit, host_name, host_port};
+pub use units::{Choice, Described, Endpoint, GpuName, Gpus, Member, Raw, Unit, host_name, host_port};
 pub use words::*;

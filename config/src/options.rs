@@ -165,6 +165,9 @@ pub const PEERS_MAX: usize = 1024;
 /// Most servers of one etcd cluster; it is seldom run with more than seven.
 pub const ETCD_ENDPOINTS_MAX: usize = 16;
 
+/// Most GPUs of the HBM tier.
+pub const GPUS_MAX: usize = 64;
+
 /// Most RDMA devices that are used at once.
 pub const RDMA_DEVICES_MAX: usize = 8;
 
@@ -190,6 +193,13 @@ options! {
          (LimitMEMLOCK=infinity in the unit, ulimit -l in a shell) or CAP_IPC_LOCK.";
     "dram.populate_threads" dram_populate_threads: u64 = "2", Count { least: 1, most: 64, auto: false },
         "Threads that touch fresh memory in the background; a slot is handed out only once its memory is there.";
+    "hbm.bytes" hbm_bytes: u64 = "0B", Size { least: 0, most: 4 * TIB, auto: false },
+        "Memory of each GPU that the HBM tier takes; rounded down to 2 MiB. 0B: no GPU is used, and no driver looked for.";
+    "hbm.gpus" hbm_gpus: Gpus = "all", GpuNames { most: GPUS_MAX },
+        "The GPUs of the HBM tier, by index, UUID or PCI bus id as nvidia-smi prints them, as in gpus = [0, \
+         \"GPU-8a3f5c0e-0b1d-4e5f-9a7c-2d6b1f3e4a50\", \"0000:41:00.0\"]; all: those that the driver shows to this process.";
+    "hbm.cuda_library" hbm_cuda_library: Option<PathBuf> = "auto", OrAuto(FilePath),
+        "The CUDA driver's library. auto: libcuda.so or libcuda.so.1, as the loader finds it.";
     "topology.follow" topology_follow: bool = "true", Switch,
         "Follow the host's NUMA nodes: memory is taken from each as it has NICs and SSDs that move blocks, and the threads of \
          an SSD are kept on the CPUs of its node. `lapis topology` shows what comes of it. false: the kernel chooses.";

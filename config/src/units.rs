@@ -2,6 +2,7 @@
 
 mod devices;
 mod etcd;
+mod gpus;
 mod hosts;
 
 use std::net::SocketAddr;
@@ -14,6 +15,7 @@ use crate::quantity::{Bytes, Seconds, duration, size};
 
 pub use devices::{Devices, LibraryFolder};
 pub use etcd::{Advertised, Endpoint, Endpoints, KeyPrefix};
+pub use gpus::{GpuName, GpuNames, Gpus};
 pub use hosts::{FilePath, HostName, HostNames, Member, Members, host_name, host_port};
 
 /// Longest path of a Unix socket, bytes: `sun_path` less its final zero.
@@ -316,6 +318,31 @@ impl<U: Unit> Unit for OrOff<U> {
     }
     fn show(&self, value: &Self::Value) -> String {
         value.as_ref().map_or("off".into(), |v| self.0.show(v))
+    }
+}
+
+/// Something that is found out where the word "auto" stands.
+pub struct OrAuto<U>(pub U);
+
+impl<U: Described> Described for OrAuto<U> {
+    fn hint(&self) -> &'static str {
+        self.0.hint()
+    }
+    fn bounds(&self) -> String {
+        format!("{}, or \"auto\"", self.0.bounds())
+    }
+}
+
+impl<U: Unit> Unit for OrAuto<U> {
+    type Value = Option<U::Value>;
+    fn read(&self, raw: &Raw) -> Result<Self::Value, Mistake> {
+        match raw {
+            Raw::Text(word) | Raw::Word(word) if word == "auto" => Ok(None),
+            other => self.0.read(other).map(Some),
+        }
+    }
+    fn show(&self, value: &Self::Value) -> String {
+        value.as_ref().map_or("auto".into(), |v| self.0.show(v))
     }
 }
 

@@ -127,6 +127,28 @@ const FILES: &[Case] = &[
         "[peers]\nrdma_devices = [\"mlx5_0\", \"mlx5_0\"]",
         &[("f:2: peers.rdma_devices:", "\"mlx5_0\" is given twice")],
     ),
+    (
+        "no GPU at all",
+        "[hbm]\nbytes = \"1GiB\"\ngpus = []",
+        &[("f:3: hbm.gpus:", "is not a GPU or more (hbm.bytes = \"0B\" uses none)")],
+    ),
+    (
+        "name of a GPU's make",
+        "[hbm]\ngpus = [0, \"H100\"]",
+        &[("f:2: hbm.gpus:", "\"H100\" is not a GPU: its index, its UUID (\"GPU-...\", whole) or its PCI bus id")],
+    ),
+    (
+        "GPU twice, in two ways of writing",
+        "[hbm]\ngpus = [\"0000:3b:00.0\", \"3B:00.0\"]",
+        &[("f:2: hbm.gpus:", "\"3B:00.0\" is given twice")],
+    ),
+    ("word for GPUs", "[hbm]\ngpus = \"some\"", &[("f:2: hbm.gpus:", "expected \"all\" or a list of GPUs")]),
+    ("less than a step of HBM", "[hbm]\nbytes = \"1MiB\"", &[("f:2: hbm.bytes:", "1MiB is less than the least, 2MiB")]),
+    (
+        "name of a library",
+        "[hbm]\ncuda_library = \"libcuda.so.1\"",
+        &[("f:2: hbm.cuda_library:", "is not an absolute path of a file")],
+    ),
     ("RDMA by force", "[peers]\nrdma = \"on\"", &[("f:2: peers.rdma:", "\"on\" is not one of \"auto\", \"off\"")]),
     ("mode that is not octal", "[server]\nsocket_mode = \"0888\"", &[("f:2: server.socket_mode:", "octal")]),
     ("mode as a number", "[server]\nsocket_mode = 660", &[("f:2: server.socket_mode:", "expected a file mode")]),

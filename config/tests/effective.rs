@@ -338,3 +338,16 @@ fn what_needs_rdma_is_not_used_without_it() {
     let encrypted = notes(&["--peers-encrypt-blocks"]);
     assert_eq!(encrypted, [format!("{unused} peers.encrypt_blocks, as RDMA does not encrypt")]);
 }
+
+#[test]
+fn gpus_are_used_only_where_they_have_bytes() {
+    let text = "[hbm]\nbytes = \"3MiB\"\ngpus = [1, \"41:00.0\"]\ncuda_library = \"/opt/cuda/libcuda.so\"";
+    let effective = load(Some(text), &[], Flags::default());
+    assert_eq!(effective.options.hbm_bytes, 2 << 20);
+    assert_eq!(effective.notes, ["hbm.bytes = 3MiB is rounded down to 2MiB"]);
+    assert!(effective.render(1).contains("[1, \"0000:41:00.0\"]"));
+    let effective = load(None, &[], flags(&["--hbm-gpus", "0", "--hbm-cuda-library", "auto"]));
+    assert_eq!(effective.notes, ["hbm.gpus, hbm.cuda_library: not used without hbm.bytes"]);
+    let named = lapis_config::Gpus::Named(vec![lapis_config::GpuName::Index(0)]);
+    assert_eq!((effective.options.hbm_bytes, effective.options.hbm_gpus), (0, named));
+}

@@ -11,6 +11,7 @@ use serde::Serialize;
 mod engines;
 mod etcd;
 mod facts;
+mod gpus;
 mod host;
 mod peers;
 mod rdma;
@@ -111,6 +112,7 @@ pub fn examine(effective: &Effective) -> Report {
     checks.extend(etcd::examine(options));
     checks.extend(rdma::examine(options));
     checks.extend(topology::examine(options));
+    checks.extend(gpus::examine(options));
     Report { level: checks.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok), checks }
 }
 

@@ -5,13 +5,14 @@
 //! Invariant: a client's frame is copied out of shared memory before anything of it is looked at.
 //! Invariant: a slot number leaves the daemon only after its state was written to the kept memory (by the core).
 
+mod gpus;
 mod lives;
 mod peers;
 mod recovery;
 mod requests;
 mod ssd;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use lapis_arena::StoredBlock;
 use lapis_config::{ClientId, Time};
@@ -32,6 +33,7 @@ pub use self::peers::DrainReport;
 use self::peers::is_remote;
 use crate::{
     error::DaemonError,
+    gpus::GpuShown,
     group::{Found, Group, GroupOptions},
     movers::{Done, Job, Movers},
     peers::Peers,
@@ -102,6 +104,8 @@ pub struct Engine<W: Wire, M: Movers> {
     pub(crate) shares: Shares,
     pub(crate) tier: Option<Tier>,
     pub(crate) peers: Option<Peers>,
+    /// Those of the HBM tier; none where `hbm.bytes` is 0.
+    pub(crate) gpus: Vec<Arc<GpuShown>>,
     events: Vec<Event>,
     puts: Vec<Put>,
 }
@@ -156,6 +160,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         let mut engine = Self {
             tier,
             peers: None,
+            gpus: Vec::new(),
             wire,
             movers,
             keeper,
@@ -342,6 +347,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                     group.extents[extent].populated_bytes = bytes;
                     group.core.populated(extent, bytes);
                     self.register(group_index, extent);
+                    self.register_with_gpus(group_index, extent);
                     self.show_memory(group_index, extent);
                 }
                 Done::PopulateFailed { group: group_index, extent, reason } => {
@@ -359,6 +365,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                 Done::Drive { device, from } => self.drive_said(now, device, from),
                 Done::Merged { recovered, device } => self.merged(now, recovered, device),
                 Done::Paths(said) => self.paths_said(now, said),
+                Done::Gpu { gpu, from } => self.gpu_said(now, gpu, from),
             }
         }
         any

@@ -15,6 +15,8 @@ use lapis_transport::{
     hold::{HoldClient, Keeper, Nothing},
 };
 
+use crate::gpus;
+
 /// How long a starting daemon waits for the end of the former one that the holder still sees.
 const FORMER_END_MAX: Duration = Duration::from_secs(5);
 
@@ -26,10 +28,11 @@ const HOLDER_RETRY_MAX: Duration = Duration::from_secs(60);
 /// Names with this prefix are listening sockets of units, not kept memory.
 const SOCKET_PREFIX: &str = "lapis-socket-";
 
-/// Descriptors that the keeper may have to hold: four memfds a group, its extents, two for each client.
+/// Descriptors that the keeper may have to hold: four memfds a group, its extents, two for each client; extents of GPUs.
 fn kept_max(options: &Options) -> u64 {
     let groups = options.groups.len() as u64;
-    groups * (4 + lapis_config::EXTENTS_MAX as u64) + groups * options.server_clients_max * 2
+    let extents = groups * lapis_config::EXTENTS_MAX as u64 + gpus::extents_max(options);
+    groups * 4 + extents + groups * options.server_clients_max * 2
 }
 
 /// Whether systemd keeps descriptors for this process.

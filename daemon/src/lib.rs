@@ -6,6 +6,7 @@ pub mod doctor;
 pub mod drives;
 pub mod engine;
 pub mod error;
+pub mod gpus;
 pub mod group;
 pub mod keeper;
 pub mod kept;

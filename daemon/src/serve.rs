@@ -23,6 +23,7 @@ use crate::{
     admin,
     drives::{self, DriveOptions},
     engine::{Engine, EngineOptions},
+    gpus::{self, GpuOptions},
     group::GroupOptions,
     keeper, limits, metrics,
     movers::Threads,
@@ -122,6 +123,10 @@ pub fn run(effective: &Effective, reload: Reload) -> anyhow::Result<()> {
     if options.dram_lock {
         may_lock(options.dram_bytes)?;
     }
+    let gpus = GpuOptions::of(options)
+        .map(gpus::find)
+        .transpose()
+        .context("open the GPUs of the HBM tier (lapis doctor tells more)")?;
     let signals = Signals::install().context("install signal handlers")?;
     let layout = Layout::here(options);
     let drives = drive_options(options, &layout);
@@ -137,17 +142,33 @@ pub fn run(effective: &Effective, reload: Reload) -> anyhow::Result<()> {
         .with_context(|| format!("listen for group {:?} (choose a socket with --server-socket)", group.name))?;
         wire.listen(listener, options.server_clients_max as usize + CONNECTIONS_SPARE).context("watch a socket")?;
     }
-    let (keeper, found) = keeper::open(options.hold_socket.as_deref(), passed.kept)?;
+    let (mut keeper, mut found) = keeper::open(options.hold_socket.as_deref(), passed.kept)?;
+    let kept = gpus::take_kept(&mut found);
+    let gpus = match gpus {
+        Some(gpus) => {
+            Some(gpus.open(kept, keeper.as_mut()).context("take memory of the GPUs (lapis doctor tells more)")?)
+        }
+        None => {
+            gpus::give_back(kept, keeper.as_mut())?;
+            None
+        }
+    };
     let waker = wire.waker();
     // Shorter, as JSON keeps no more of a number.
     let boot = entropy() >> 11 | 1;
     let mut peering = Peering::start(options, boot, Arc::new(move || waker.wake()))?;
     let waker = wire.waker();
-    let movers = Threads::start(options.dram_populate_threads as usize, VERIFY_THREADS, drives, move || waker.wake())
-        .context("start movers")?;
+    let mut movers =
+        Threads::start(options.dram_populate_threads as usize, VERIFY_THREADS, drives, move || waker.wake())
+            .context("start movers")?;
+    let shown = gpus.iter().flatten().map(|gpu| gpu.shown.clone()).collect();
+    if let Some(gpus) = gpus {
+        movers.start_gpus(gpus).context("start the threads of GPUs")?;
+    }
     signals.wake_with(wire.waker());
     let mut engine =
         Engine::open(now(), engine_options(options, &layout), wire, movers, keeper, found, Box::new(entropy))?;
+    engine.set_gpus(shown);
     if let Some(peering) = &mut peering {
         peering.join(now(), &mut engine)?;
     }

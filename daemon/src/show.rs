@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::Context;
 use lapis::{
     engine::DrainReport,
-    status::{Device, Peers, Ssd, Status},
+    status::{Device, Gpu, Peers, Ssd, Status},
 };
 use lapis_config::{LoadInput, Options};
 
@@ -107,6 +107,9 @@ fn render(status: &Status) -> String {
         ),
     );
     line("puts", format!("{} stored, {} existed, {} refused", puts.stored, puts.existed, puts.refused));
+    for gpu in &status.gpus {
+        line("gpu", gpu_line(gpu));
+    }
     for (name, text) in ssd_lines(&status.ssd) {
         line(name, text);
     }
@@ -185,6 +188,34 @@ fn membership(peers: &Peers) -> String {
         0.0 => peers.membership.clone(),
         stale_s => format!("stale for {stale_s:.1} s: {}", peers.membership),
     }
+}
+
+fn gpu_line(gpu: &Gpu) -> String {
+    let state = match &gpu.why_lost {
+        Some(why) => format!("lost: {why}"),
+        None => gpu.state.clone(),
+    };
+    let kept = if gpu.kept { "by descriptors" } else { "by CUDA IPC" };
+    let mut text = format!(
+        "{} {} at {}: {state}, {}, {kept}, {}",
+        gpu.index,
+        gpu.uuid,
+        gpu.pci_bus_id,
+        size(gpu.bytes),
+        gpu.start
+    );
+    if let Some(load) = &gpu.load {
+        text += &format!(
+            "; {} in, {} out, {} across, {} copies in flight, {} failed; {} of DRAM registered",
+            size(load.bytes_in),
+            size(load.bytes_out),
+            size(load.bytes_across),
+            load.copies_in_flight,
+            load.errors,
+            size(load.registered_bytes)
+        );
+    }
+    text
 }
 
 /// Of the SSD tier: a name and a text each.

@@ -1,5 +1,6 @@
 //! What `lapis status` shows of one group, as JSON; and the sums over all groups for the metrics.
 
+mod gpus;
 mod peers;
 mod ssd;
 
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{engine::Engine, group::Group, membership::KnownBy, movers::Movers, peers::PeerCounts};
 
+pub use gpus::{Gpu, GpuLoad};
 pub use peers::{PeerHost, Peers};
 pub use ssd::{Device, DeviceTotals, Load, Ssd, SsdTotals};
 
@@ -30,6 +32,9 @@ pub struct Status {
     /// Starts of a daemon on this table, this one included.
     pub boots: u64,
     pub dram: Dram,
+    /// Of the HBM tier; none where `hbm.bytes` is 0.
+    #[serde(default)]
+    pub gpus: Vec<Gpu>,
     pub ssd: Ssd,
     pub peers: Peers,
     pub hits: Hits,
@@ -112,13 +117,16 @@ pub struct Totals {
     pub populated_bytes: u64,
     pub ssd: SsdTotals,
     pub peers: PeerCounts,
+    /// With their load.
+    pub gpus: Vec<Gpu>,
     known_by: KnownBy,
 }
 
 impl Totals {
-    pub fn of<W: Wire, M: Movers>(engine: &Engine<W, M>) -> Self {
+    pub fn of<W: Wire, M: Movers>(engine: &Engine<W, M>, now: Time) -> Self {
         let known_by = engine.peers.as_ref().map(|peers| peers.known_by.clone()).unwrap_or_default();
-        let mut totals = Self { ssd: SsdTotals::of(engine), known_by, ..Self::default() };
+        let mut totals =
+            Self { ssd: SsdTotals::of(engine), gpus: gpus::totals(engine.gpus(), now), known_by, ..Self::default() };
         for (index, group) in engine.groups().iter().enumerate() {
             let (core, hits) = (group.core.counts(), hits(engine, index));
             totals.peers.add(&engine.peer_counts(index));
@@ -214,6 +222,10 @@ impl Status {
                 slabs_moved: counts.slabs_moved,
                 verified: counts.verified,
                 checksum_failures: counts.corrupt,
+            },
+            gpus: {
+                let alone = engine.groups().len() == 1;
+                engine.gpus().iter().map(|gpu| Gpu::of(gpu, now, alone)).collect()
             },
             ssd: Ssd::of(engine, index),
             peers: Peers::of(engine, now, index),

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Bits of an operation's number that are its core's; above them the group.
-const CORE_BITS: u32 = 48;
+pub(super) const CORE_BITS: u32 = 48;
 /// In place of a group: the tier's own operations.
 const OWN: u64 = 0xffff;
 

@@ -14,6 +14,8 @@ mod etcd;
 mod expelled;
 mod filter;
 mod floods;
+mod gpu_roles;
+mod gpus;
 mod groups;
 mod machine;
 mod many_hosts;

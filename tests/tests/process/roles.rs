@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use super::{
     PATIENCE,
     blocks::{self, SMALL, bytes_of, get, keys, wrong_bytes},
-    quiet,
+    gpu_roles, quiet,
     worker::{ARGUMENTS, MARK, ROLE},
 };
 
@@ -45,7 +45,10 @@ pub fn run_if_asked() {
         "forker" => forker(&words),
         "hits" => hits(&words, &tally),
         "stranger" => stranger(&words),
-        other => panic!("no role {other:?}"),
+        other => match other.strip_prefix("gpu ") {
+            Some(role) => gpu_roles::run(role, &words.0[0]),
+            None => panic!("no role {other:?}"),
+        },
     }
     tally.say();
 }

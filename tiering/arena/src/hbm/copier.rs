@@ -55,6 +55,11 @@ impl CudaCopier {
         Ok(())
     }
 
+    /// Another device, whose memory is only copied from, onto those that were added.
+    pub fn add_peer(&mut self, device: &Arc<Device>) {
+        self.devices.insert(device.index(), (device.clone(), Vec::new()));
+    }
+
     /// Lets go of a device with its extents, to be called when it is lost. Its jobs fail, and are polled as ever; waits for
     /// what runs if it is not lost.
     pub fn remove_device(&mut self, device: u16) {

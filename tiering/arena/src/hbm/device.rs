@@ -43,6 +43,14 @@ impl Cuda {
         (0..u16::try_from(count).unwrap_or(0)).map(|index| self.info(index)).collect()
     }
 
+    /// Whether one device can reach the memory of another. Opens neither.
+    pub fn can_reach(&self, from: u16, to: u16) -> Result<bool, HbmError> {
+        let (one, other, mut can) = (ordinal(from)?, ordinal(to)?, 0);
+        // SAFETY: `can` is written where it succeeds; both devices are the driver's.
+        checked(from, "cuDeviceCanAccessPeer", unsafe { sys::cuDeviceCanAccessPeer(&raw mut can, one, other) })?;
+        Ok(can != 0)
+    }
+
     fn info(&self, index: u16) -> Result<DeviceInfo, HbmError> {
         let device = ordinal(index)?;
         let check = |op, code| checked(index, op, code);

@@ -1,0 +1,121 @@
+//! GPU memory that outlived a daemon: how its descriptors are named, and whether they are what this daemon wants. Pure.
+//!
+//! A name tells whose memory it is, which of its extents, and how large: `HBM.GPU-UUID.INDEX.BYTES`. No group is called so.
+
+use std::fmt;
+
+use lapis_config::{Bytes, GpuName};
+
+const PREFIX: &str = "HBM";
+
+/// One extent that was kept.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Kept {
+    pub uuid: [u8; 16],
+    pub index: u32,
+    pub bytes: u64,
+}
+
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{PREFIX}.{}.{}.{}", GpuName::Uuid(self.uuid), self.index, self.bytes)
+    }
+}
+
+/// The name under which an extent is kept.
+pub fn name_of(uuid: [u8; 16], index: usize, bytes: u64) -> String {
+    Kept { uuid, index: index as u32, bytes }.to_string()
+}
+
+/// Whether a name is one of GPU memory, of this daemon or of an older or newer one.
+pub(super) fn is_ours(name: &str) -> bool {
+    name.split_once('.').is_some_and(|(head, _)| head == PREFIX)
+}
+
+pub(super) fn parse(name: &str) -> Option<Kept> {
+    let words: Vec<&str> = name.split('.').collect();
+    let [PREFIX, uuid, index, bytes] = words[..] else { return None };
+    let uuid = u128::from_str_radix(&uuid.strip_prefix("GPU-")?.replace('-', ""), 16).ok()?.to_be_bytes();
+    let kept = Kept { uuid, index: index.parse().ok()?, bytes: bytes.parse().ok()? };
+    // One way of writing only.
+    (kept.to_string() == name).then_some(kept)
+}
+
+/// Whether what was kept of one GPU is what is wanted: extents of these sizes in this order. An error says why not.
+pub(super) fn fits(kept: &[Kept], wanted: &[u64]) -> Result<(), String> {
+    let mut kept = kept.to_vec();
+    kept.sort();
+    let (had, asked): (u64, u64) = (kept.iter().map(|kept| kept.bytes).sum(), wanted.iter().sum());
+    for (at, kept) in kept.iter().enumerate() {
+        match (kept.index as usize).cmp(&at) {
+            std::cmp::Ordering::Less => return Err(format!("extent {} was kept twice", kept.index)),
+            std::cmp::Ordering::Greater => return Err(format!("extent {at} is not among what was kept")),
+            std::cmp::Ordering::Equal => {}
+        }
+    }
+    if kept.iter().map(|kept| kept.bytes).eq(wanted.iter().copied()) {
+        return Ok(());
+    }
+    if kept.len() < wanted.len() && kept.iter().zip(wanted).all(|(kept, wanted)| kept.bytes == *wanted) {
+        return Err(format!("extent {} is not among what was kept", kept.len()));
+    }
+    Err(format!(
+        "{} in {} extents were kept, hbm.bytes is {} in {}",
+        Bytes(had),
+        kept.len(),
+        Bytes(asked),
+        wanted.len()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn kept(extents: &[(u32, u64)]) -> Vec<Kept> {
+        extents.iter().map(|&(index, bytes)| Kept { uuid: [7; 16], index, bytes }).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn a_name_is_read_as_it_was_written(uuid: [u8; 16], index: u32, bytes: u64) {
+            let kept = Kept { uuid, index, bytes };
+            prop_assert!(is_ours(&kept.to_string()) && kept.to_string().len() <= lapis_transport::hold::NAME_BYTES_MAX);
+            prop_assert_eq!(parse(&kept.to_string()), Some(kept));
+        }
+
+        #[test]
+        fn any_name_is_read_or_not(name in "(HBM)?[.]?(GPU-)?[-0-9a-f.]{0,60}") {
+            if let Some(kept) = parse(&name) {
+                prop_assert_eq!(kept.to_string(), name);
+            }
+        }
+    }
+
+    #[test]
+    fn names_of_groups_are_not_of_gpus() {
+        for name in ["default.arena.0", "hbm.arena.0", "HBM", "HBMs.GPU-0", "hbm.GPU-0.0.1"] {
+            assert!(!is_ours(name), "{name}");
+        }
+        assert!(is_ours("HBM.of another version") && parse("HBM.of another version").is_none());
+    }
+
+    #[test]
+    fn only_the_same_sizes_in_the_same_order_are_taken_over() {
+        let wanted = [4 << 20, 4 << 20, 2 << 20];
+        let said = |extents: &[(u32, u64)]| fits(&kept(extents), &wanted).expect_err("something else");
+        let (four, two) = (4 << 20, 2 << 20);
+        assert_eq!(fits(&kept(&[(2, two), (0, four), (1, four)]), &wanted), Ok(()));
+        assert_eq!(said(&[(0, four), (2, two)]), "extent 1 is not among what was kept");
+        assert_eq!(said(&[(0, four), (1, four)]), "extent 2 is not among what was kept");
+        assert_eq!(said(&[(0, four), (1, four), (1, four), (2, two)]), "extent 1 was kept twice");
+        assert_eq!(said(&[(0, four), (1, two), (2, four)]), "10MiB in 3 extents were kept, hbm.bytes is 10MiB in 3");
+        assert_eq!(said(&[(0, two)]), "2MiB in 1 extents were kept, hbm.bytes is 10MiB in 3");
+        assert_eq!(
+            said(&[(0, four), (1, four), (2, two), (3, two)]),
+            "12MiB in 4 extents were kept, hbm.bytes is 10MiB in 3"
+        );
+    }
+}
