@@ -16,6 +16,7 @@ mod fetch;
 mod flush;
 mod found;
 mod get;
+mod hbm;
 mod hint;
 mod hits;
 mod hold;
@@ -37,10 +38,13 @@ use std::{
     time::Duration,
 };
 
-use lapis_config::{ClientId, Key, LineId, OpId, PageIndex, PoolId, SegmentId, SlotId, SsdPlace, Time, UNIT_BYTES};
+use lapis_config::{
+    ClientId, GpuId, Key, LineId, OpId, PageIndex, PoolId, SegmentId, SlotId, SsdPlace, Time, UNIT_BYTES,
+};
 
 pub use self::{
     found::FoundRecord,
+    hbm::GpuCounts,
     hottest::Piece,
     options::{CoreOptions, PoolCounts, PoolDef},
 };
@@ -110,6 +114,30 @@ enum Op {
         pages: u32,
         slot: SlotId,
     },
+    /// From DRAM to a GPU's slot. Its bytes count among those under way; `is_stray`: no block lies in `from` any more.
+    CopyOut {
+        line: Option<LineId>,
+        gpu: GpuId,
+        life: u32,
+        from: SlotId,
+        slot: SlotId,
+        bytes: u32,
+        is_stray: bool,
+    },
+    /// From a GPU's slot to DRAM.
+    CopyIn {
+        line: Option<LineId>,
+        gpu: GpuId,
+        life: u32,
+        from: SlotId,
+        slot: SlotId,
+        pages: u32,
+    },
+    /// Of what came from a GPU.
+    Sum {
+        line: Option<LineId>,
+        slot: SlotId,
+    },
     Open(SegmentId),
     List(SegmentId, PageIndex),
     Flush(SegmentId),
@@ -159,6 +187,7 @@ pub struct Core<K: Kept, P: Policy> {
     /// Lines still to verify: after a restart, hottest last, and those that came from SSD.
     unverified: Vec<LineId>,
     ssd: ssd::Ssd,
+    hbm: hbm::Hbm,
     ops: BTreeMap<OpId, Op>,
     op_next: u64,
     /// Of them, checks of blocks; and from when on more may begin while devices read.
@@ -206,6 +235,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             adopting: None,
             unverified: Vec::new(),
             ssd: ssd::Ssd { budget, ..ssd::Ssd::default() },
+            hbm: hbm::Hbm::default(),
             ops: BTreeMap::new(),
             op_next: 0,
             verifying: 0,
@@ -308,6 +338,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
         self.verify_more();
         self.pump_flush();
+        self.pump_gpus();
         self.pump_log();
         // A segment on its way out may have asked for reads that cannot begin: what becomes of them is decided here, for
         // nothing else may happen that would be a reason to.
@@ -354,7 +385,14 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// When to call `tick` if nothing else happens.
     pub fn poll_timeout(&self) -> Option<Time> {
         let aside = (!self.aside.is_empty()).then_some(self.aside_look);
-        let times = [self.puts.wake(), self.gets.deadline(), self.holds.until(), aside, self.log_timeout()];
+        let times = [
+            self.puts.wake(),
+            self.gets.deadline(),
+            self.holds.until(),
+            aside,
+            self.log_timeout(),
+            self.hbm.aside_look(),
+        ];
         times.into_iter().flatten().min()
     }
 
@@ -367,6 +405,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.expire_holds();
         if now >= self.aside_look && !self.aside.is_empty() {
             self.settle_all();
+        }
+        if self.hbm.aside_look().is_some_and(|at| now >= at) {
+            self.look_aside_on_gpus();
         }
         self.expire_gets();
         self.run();
@@ -385,6 +426,10 @@ impl<K: Kept, P: Policy> Core<K, P> {
             }
             Some(Op::Write { line, at, pages, slot }) => self.write_ended(line, at, pages, slot, outcome),
             Some(Op::Read { line, at, pages, slot }) => self.read_ended(op, line, at, pages, slot, outcome),
+            Some(op @ Op::CopyOut { .. }) => self.fill_ended(op, outcome),
+            Some(op @ Op::CopyIn { .. }) => self.copy_in_ended(op, outcome),
+            // Without a sum it is none.
+            Some(Op::Sum { line, slot }) => self.came_in(line, slot, Outcome::Failed, None),
             Some(Op::Open(segment)) => self.opened(segment, outcome),
             Some(Op::List(segment, place)) => self.listed(segment, place, outcome),
             Some(Op::Flush(segment)) => self.flushed(segment, outcome),
@@ -402,6 +447,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
         loop {
             if std::mem::take(&mut self.stirred) {
+                self.hbm.stalled = false;
                 self.pump_fetches();
                 self.pump.extend(self.puts.shelves_waiting());
             }
@@ -414,6 +460,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             }
         }
         self.write_ahead();
+        self.settle_gpus();
     }
 
     fn clock(&mut self, now: Time) {
