@@ -21,6 +21,7 @@ mod hint;
 mod hits;
 mod hold;
 mod hottest;
+mod op;
 mod options;
 mod put;
 mod removals;
@@ -38,9 +39,7 @@ use std::{
     time::Duration,
 };
 
-use lapis_config::{
-    ClientId, GpuId, Key, LineId, OpId, PageIndex, PoolId, SegmentId, SlotId, SsdPlace, Time, UNIT_BYTES,
-};
+use lapis_config::{ClientId, Key, LineId, OpId, PoolId, SlotId, Time, UNIT_BYTES};
 
 pub use self::{
     found::FoundRecord,
@@ -49,6 +48,7 @@ pub use self::{
     options::{CoreOptions, PoolCounts, PoolDef},
 };
 
+use self::op::Op;
 use crate::{
     copies::{Step, step_dram},
     face::{Action, Caller, Counts, Outcome, Reply},
@@ -93,55 +93,6 @@ enum Growth {
 
 /// How long no more memory is asked for after there was none.
 const DENIED: Duration = Duration::from_secs(5);
-
-/// An operation under way: what is done when it ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Op {
-    Verify {
-        line: LineId,
-        generation: u64,
-    },
-    /// `None`: it is nobody's, see `strays`. No pages: it counts among those under way no more.
-    Write {
-        line: Option<LineId>,
-        at: SsdPlace,
-        pages: u32,
-        slot: SlotId,
-    },
-    Read {
-        line: Option<LineId>,
-        at: SsdPlace,
-        pages: u32,
-        slot: SlotId,
-    },
-    /// From DRAM to a GPU's slot. Its bytes count among those under way; `is_stray`: no block lies in `from` any more.
-    CopyOut {
-        line: Option<LineId>,
-        gpu: GpuId,
-        life: u32,
-        from: SlotId,
-        slot: SlotId,
-        bytes: u32,
-        is_stray: bool,
-    },
-    /// From a GPU's slot to DRAM.
-    CopyIn {
-        line: Option<LineId>,
-        gpu: GpuId,
-        life: u32,
-        from: SlotId,
-        slot: SlotId,
-        pages: u32,
-    },
-    /// Of what came from a GPU.
-    Sum {
-        line: Option<LineId>,
-        slot: SlotId,
-    },
-    Open(SegmentId),
-    List(SegmentId, PageIndex),
-    Flush(SegmentId),
-}
 
 /// See the module's head. Methods that take `now` may give any time not before the last one.
 pub struct Core<K: Kept, P: Policy> {

@@ -288,7 +288,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     /// Asks once for all slots in limbo, and for some that are aside, whether a reader names them: those are aside, the
-    /// others free.
+    /// others free. The same on GPUs.
     pub(super) fn settle(&mut self) {
         let fresh = self.limbo.len();
         let again = self.aside.len().min(ASIDE_PER_BATCH);
@@ -315,6 +315,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         (self.limbo, self.named) = (limbo, named);
         self.limbo.clear();
         self.look_aside_later();
+        self.settle_gpus();
     }
 
     fn set_aside(&mut self, slot: SlotId) {

@@ -41,6 +41,8 @@ pub(super) struct GpuCopy {
     pub state: OnGpu,
     /// No other copy has or had it; grows.
     pub id: u64,
+    /// A client put it there, and it was not in DRAM yet.
+    pub is_unsaved: bool,
     /// Of the block when it took its place in the order.
     last_use: u32,
 }
@@ -176,18 +178,16 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// Same key, other place. Its generation changes: what goes by that follows.
     pub(super) fn rebind(&mut self, line: LineId, place: Place) {
         self.kept.rebind(line, place);
-        if self.hbm.gpus.is_empty() {
-            return;
-        }
-        let generation = self.kept.live(line).expect("a live line").generation;
         if let Some(queued) = self.ssd.queued.get_mut(&line) {
-            *queued = generation;
+            *queued = self.kept.live(line).expect("a live line").generation;
             for waiting in self.ssd.queue.iter_mut().filter(|waiting| waiting.0 == line) {
-                waiting.1 = generation;
+                waiting.1 = *queued;
             }
         }
-        self.show_on_gpu(line);
-        self.renew_links(line);
+        if !self.hbm.gpus.is_empty() {
+            self.show_on_gpu(line);
+            self.renew_links(line);
+        }
     }
 
     /// The device table says where the block's copy is, if readers may find it.
@@ -202,7 +202,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     fn copy_is_there(&mut self, line: LineId, gpu: GpuId, slot: SlotId, step: GpuStep) {
         let id = self.hbm.next_id();
         let last_use = self.kept.entry(line).last_use;
-        let fresh = GpuCopy { gpu, slot, state: OnGpu::Absent, id, last_use };
+        let fresh = GpuCopy { gpu, slot, state: OnGpu::Absent, id, is_unsaved: false, last_use };
         let copy = self.hbm.copies.entry(line).or_insert(fresh);
         copy.state.step(step);
         copy.last_use = last_use;

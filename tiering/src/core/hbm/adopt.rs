@@ -67,10 +67,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
             }
             self.settle_gpu(gpu);
         }
-        let mut unsaved: Vec<(LineId, u64)> = self.hbm.copies.iter().map(|(&line, copy)| (line, copy.id)).collect();
-        unsaved.retain(|&(line, _)| self.kept.live(line).is_some_and(|live| live.place.sum == 0));
-        unsaved.sort_unstable();
-        self.hbm.unsaved.extend(unsaved);
+        for line in self.lines_on_gpus() {
+            if self.is_only_on_gpu(line) && self.kept.live(line).is_some_and(|live| live.place.sum == 0) {
+                self.save_later(line);
+            }
+        }
     }
 
     fn adopt_slot_on_gpu(&mut self, gpu: GpuId, slab: &Slab, index: u32) {

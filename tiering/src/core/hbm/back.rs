@@ -41,6 +41,13 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.ssd.queue.is_empty() && self.begin_fetch(line, Want::Asked) && self.ssd.fetching.contains_key(&line)
     }
 
+    /// The block is to be in DRAM too as soon as there is room.
+    pub(super) fn save_later(&mut self, line: LineId) {
+        let copy = self.hbm.copies.get_mut(&line).expect("it has a copy on a GPU");
+        copy.is_unsaved = true;
+        self.hbm.unsaved.push_back((line, copy.id));
+    }
+
     /// What clients put on GPUs is copied to DRAM at once, so that its slot may go at any time.
     pub(super) fn save_puts(&mut self) {
         while let Some(&(line, id)) = self.hbm.unsaved.front().filter(|_| !self.hbm.stalled) {
@@ -93,6 +100,16 @@ impl<K: Kept, P: Policy> Core<K, P> {
             self.counts.hbm_copies_failed += 1;
             self.give(slot);
             step_dram(self.kept.entry_mut(line), Step::FetchFailed);
+            if self.kept.entry(line).ssd == 0 && !self.is_on_gpu(line) {
+                // It left the GPU as it was on SSD too, and then its segment was given up.
+                self.drop_subtree(line);
+                self.settle();
+            }
+        }
+        if let Some(copy) = self.hbm.copies.get_mut(&line).filter(|copy| copy.is_unsaved) {
+            copy.is_unsaved = !came;
+            // Once more.
+            self.hbm.unsaved.extend((!came).then_some((line, copy.id)));
         }
         match self.hbm.copies.get_mut(&line).filter(|copy| copy.state == OnGpu::Leaving) {
             Some(copy) if !came => copy.state.step(GpuStep::SaveFailed),

@@ -27,6 +27,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 gone.push(line);
             }
         }
+        if self.hbm.gpus.is_empty() {
+            self.hbm.read.clear();
+        }
         self.end_grants_on(gpu);
         for (op, line) in self.stray_gpu(gpu) {
             if self.ssd.fetching.get(&line) == Some(&op) {

@@ -108,12 +108,16 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let shelf = self.gpu_shelf(gpu, live.pool, stride);
         let count = self.hbm.wanted.len() as u32;
         let Some((slab, index)) = self.slot_on_gpu(gpu, shelf, count, Some(line)) else { return };
+        // What was copied back to make room took room in DRAM: perhaps this block's.
+        if self.kept.live(line).is_none_or(|now| now.generation != live.generation) {
+            return self.hbm.gpu(gpu).memory.give(slab.slot(index));
+        }
         self.kept.set_device_slot_state(gpu, &slab, index, SlotState::IoIn);
         let (from, slot) = (live.place.slot, slab.slot(index));
         let mut state = OnGpu::Absent;
         state.step(GpuStep::Fill);
         let id = self.hbm.next_id();
-        self.hbm.copies.insert(line, GpuCopy { gpu, slot, state, id, last_use: 0 });
+        self.hbm.copies.insert(line, GpuCopy { gpu, slot, state, id, is_unsaved: false, last_use: 0 });
         let own = self.hbm.gpu(gpu);
         own.counts.slots_free -= 1;
         own.counts.slots_busy += 1;

@@ -216,8 +216,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.policy.stored(&mut self.kept, shelf, &block, request, self.now);
         self.policy.unlink(&mut self.kept, shelf, line);
         self.copy_is_there(line, gpu, item.slot, GpuStep::Commit);
-        let id = self.hbm.copies[&line].id;
-        self.hbm.unsaved.push_back((line, id));
+        self.save_later(line);
         self.counts.hbm_puts += 1;
         if let Some((parent, live)) = parent {
             self.touch(parent, &live, u32::MAX, Use::Again);
