@@ -52,6 +52,8 @@ pub(super) struct GpuCopy {
 pub(super) struct Gpu {
     /// A GPU that comes back has another one.
     life: u32,
+    /// Of all of it.
+    units: u32,
     pub memory: Memory,
     /// Per shelf, readable copies by the last use when they were last looked at, and among equals the youngest first: a
     /// chain comes with its root first.
@@ -143,7 +145,10 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let mut gpu = Gpu { life: self.hbm.lives, ..Gpu::default() };
         let units = u32::try_from(bytes / UNIT_BYTES).expect("a GPU has less than 16 TiB");
         gpu.memory.buddy.extend(units);
-        gpu.memory.buddy.populated(0, units);
+        if self.adopting.is_none() {
+            gpu.memory.buddy.populated(0, units);
+        }
+        gpu.units = units;
         self.hbm.gpus.insert(id, gpu);
         self.hbm.read.resize((self.kept.lines() as usize).div_ceil(64), 0);
         true

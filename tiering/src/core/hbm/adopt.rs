@@ -57,6 +57,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
     pub(in crate::core) fn adopt_slots_on_gpus(&mut self) {
         let gpus: Vec<GpuId> = self.hbm.gpus.keys().copied().collect();
         for gpu in gpus {
+            // What no slab was adopted in is free from now on.
+            let own = self.hbm.gpu(gpu);
+            own.memory.buddy.populated(0, own.units);
             let slabs: Vec<Slab> = self.hbm.gpus[&gpu].memory.slabs().map(|found| found.slab).collect();
             for slab in slabs {
                 for index in 0..slab.slots() {
