@@ -450,7 +450,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                         }
                     }
                 }
-                Action::Copy { .. } => unreachable!("a core without HBM copies nothing"),
+                Action::Copy { .. } | Action::Sum { .. } => unreachable!("a core without GPUs copies nothing"),
                 action => self.perform_ssd(now, index, action),
             }
         }

@@ -16,10 +16,12 @@ mod fetch;
 mod flush;
 mod found;
 mod get;
+mod hbm;
 mod hint;
 mod hits;
 mod hold;
 mod hottest;
+mod op;
 mod options;
 mod put;
 mod removals;
@@ -37,14 +39,16 @@ use std::{
     time::Duration,
 };
 
-use lapis_config::{ClientId, Key, LineId, OpId, PageIndex, PoolId, SegmentId, SlotId, SsdPlace, Time, UNIT_BYTES};
+use lapis_config::{ClientId, Key, LineId, OpId, PoolId, SlotId, Time, UNIT_BYTES};
 
 pub use self::{
     found::FoundRecord,
+    hbm::GpuCounts,
     hottest::Piece,
     options::{CoreOptions, PoolCounts, PoolDef},
 };
 
+use self::op::Op;
 use crate::{
     copies::{Step, step_dram},
     face::{Action, Caller, Counts, Outcome, Reply},
@@ -90,31 +94,6 @@ enum Growth {
 /// How long no more memory is asked for after there was none.
 const DENIED: Duration = Duration::from_secs(5);
 
-/// An operation under way: what is done when it ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Op {
-    Verify {
-        line: LineId,
-        generation: u64,
-    },
-    /// `None`: it is nobody's, see `strays`. No pages: it counts among those under way no more.
-    Write {
-        line: Option<LineId>,
-        at: SsdPlace,
-        pages: u32,
-        slot: SlotId,
-    },
-    Read {
-        line: Option<LineId>,
-        at: SsdPlace,
-        pages: u32,
-        slot: SlotId,
-    },
-    Open(SegmentId),
-    List(SegmentId, PageIndex),
-    Flush(SegmentId),
-}
-
 /// See the module's head. Methods that take `now` may give any time not before the last one.
 pub struct Core<K: Kept, P: Policy> {
     kept: K,
@@ -159,6 +138,7 @@ pub struct Core<K: Kept, P: Policy> {
     /// Lines still to verify: after a restart, hottest last, and those that came from SSD.
     unverified: Vec<LineId>,
     ssd: ssd::Ssd,
+    hbm: hbm::Hbm,
     ops: BTreeMap<OpId, Op>,
     op_next: u64,
     /// Of them, checks of blocks; and from when on more may begin while devices read.
@@ -206,6 +186,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             adopting: None,
             unverified: Vec::new(),
             ssd: ssd::Ssd { budget, ..ssd::Ssd::default() },
+            hbm: hbm::Hbm::default(),
             ops: BTreeMap::new(),
             op_next: 0,
             verifying: 0,
@@ -314,6 +295,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
         self.verify_more();
         self.pump_flush();
+        self.pump_gpus();
         self.pump_log();
         // A segment on its way out may have asked for reads that cannot begin: what becomes of them is decided here, for
         // nothing else may happen that would be a reason to.
@@ -360,7 +342,14 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// When to call `tick` if nothing else happens.
     pub fn poll_timeout(&self) -> Option<Time> {
         let aside = (!self.aside.is_empty()).then_some(self.aside_look);
-        let times = [self.puts.wake(), self.gets.deadline(), self.holds.until(), aside, self.log_timeout()];
+        let times = [
+            self.puts.wake(),
+            self.gets.deadline(),
+            self.holds.until(),
+            aside,
+            self.log_timeout(),
+            self.hbm.aside_look(),
+        ];
         times.into_iter().flatten().min()
     }
 
@@ -373,6 +362,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.expire_holds();
         if now >= self.aside_look && !self.aside.is_empty() {
             self.settle_all();
+        }
+        if self.hbm.aside_look().is_some_and(|at| now >= at) {
+            self.look_aside_on_gpus();
         }
         self.expire_gets();
         self.run();
@@ -391,6 +383,10 @@ impl<K: Kept, P: Policy> Core<K, P> {
             }
             Some(Op::Write { line, at, pages, slot }) => self.write_ended(line, at, pages, slot, outcome),
             Some(Op::Read { line, at, pages, slot }) => self.read_ended(op, line, at, pages, slot, outcome),
+            Some(op @ Op::CopyOut { .. }) => self.fill_ended(op, outcome),
+            Some(op @ Op::CopyIn { .. }) => self.copy_in_ended(op, outcome),
+            // Without a sum it is none.
+            Some(Op::Sum { line, slot }) => self.came_in(line, slot, Outcome::Failed, None),
             Some(Op::Open(segment)) => self.opened(segment, outcome),
             Some(Op::List(segment, place)) => self.listed(segment, place, outcome),
             Some(Op::Flush(segment)) => self.flushed(segment, outcome),
@@ -408,6 +404,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
         loop {
             if std::mem::take(&mut self.stirred) {
+                self.hbm.stalled = false;
                 self.pump_fetches();
                 self.pump.extend(self.puts.shelves_waiting());
             }
@@ -420,6 +417,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             }
         }
         self.write_ahead();
+        self.settle_gpus();
     }
 
     fn clock(&mut self, now: Time) {

@@ -1,4 +1,4 @@
-//! Shared memory of the tiers: memfds, mappings, the block table, hazard pages, sums, copy kernels, extents, and
+//! Shared memory of the tiers: memfds, mappings, the block table, the device table, hazard pages, sums, copy kernels, extents, and
 //! memory of GPUs.
 //!
 //! Invariant: no `&T` or `&[u8]` is ever formed over bytes that another process may write; words are atomics, payloads
@@ -9,6 +9,7 @@
 compile_error!("the layouts of shared memory are 64-bit little-endian");
 
 pub mod copy;
+pub mod device;
 pub mod error;
 pub mod extent;
 mod fused;
@@ -21,6 +22,7 @@ pub mod sum;
 pub mod table;
 pub mod words;
 
+pub use device::{DeviceHazards, DeviceSlot, DeviceTable, DeviceWriter, OnDevice};
 pub use error::ArenaError;
 pub use extent::Extents;
 pub use hazard::Hazards;

@@ -31,6 +31,9 @@ impl World {
             Outcome::Corrupt if !matches!(io, Io::Verify) => Outcome::Ok,
             outcome => outcome,
         };
+        if self.complete_on_gpus(op, &io, outcome) {
+            return;
+        }
         if outcome == Outcome::Ok {
             self.landed(io);
         }
@@ -52,9 +55,10 @@ impl World {
 
     /// What an operation did to memory and devices.
     fn landed(&mut self, io: Io) {
+        self.landed_on_gpus(&io);
         let Some(disk) = &mut self.disk else { return };
         match io {
-            Io::Verify => {}
+            Io::Verify | Io::Copy { .. } | Io::Sum { .. } => {}
             Io::Write { at, slot, sum } => {
                 assert_eq!(self.contents[&slot], sum, "slot {} changed while a device read it", slot.0);
                 disk.written(at, sum);
@@ -103,6 +107,7 @@ impl World {
     pub fn restart(&mut self) {
         let mut kept = self.core.take().unwrap().into_kept();
         self.crash(&kept);
+        let lost = self.lose_gpus_with_daemon();
         kept.restart();
         let slabs: Vec<_> = kept.slabs().copied().collect();
         let mut core = Core::adopt(kept, Chosen::new(self.policy, GHOST_BYTES), options());
@@ -111,6 +116,7 @@ impl World {
             core.extent_added(*bytes);
         }
         slabs.into_iter().for_each(|slab| core.adopt_slab(slab));
+        self.adopt_gpus(&mut core);
         for (&id, connected) in &mut self.clients {
             core.adopt_client(id, true);
             *connected = false;
@@ -125,6 +131,9 @@ impl World {
         if self.disk.is_some() {
             core.ssd_coming();
             // What a parent on SSD leads to is found again without it.
+            self.linked.clear();
+        }
+        if lost {
             self.linked.clear();
         }
         // One client is faster than the adoption.
@@ -149,9 +158,9 @@ impl World {
 
     /// Operations under way land or do not. What counted as on SSD must be found there.
     fn crash(&mut self, kept: &PlainKept) {
-        for (at, (_, io)) in std::mem::take(&mut self.ops).into_iter().enumerate() {
+        for (at, (op, io)) in std::mem::take(&mut self.ops).into_iter().enumerate() {
             // A dead daemon's device may still write into its slots, not into others'.
-            if at % 3 != 0 {
+            if at % 3 != 0 && !self.gpus.is_doomed(op) {
                 self.landed(io);
             }
         }
@@ -224,7 +233,7 @@ impl World {
                         self.core().extent_added(bytes);
                     }
                 }
-                other => panic!("a core with DRAM alone wants {other:?}"),
+                other => self.perform_on_gpus(other),
             }
         }
     }
@@ -239,6 +248,7 @@ impl World {
                     self.own(slot, to.client, pool, slot_bytes / UNIT_BYTES as u32, None);
                 }
             }
+            Reply::Reserved { results } if self.reserved_on_gpu(to, &keys, &results) => {}
             Reply::Reserved { results } => {
                 assert_eq!(results.len(), keys.len());
                 for (key, result) in keys.into_iter().zip(results) {
@@ -250,7 +260,7 @@ impl World {
                 }
             }
             Reply::Got { hit } => assert!(hit as usize <= keys.len()),
-            Reply::Refused(_) => {}
+            Reply::Refused(_) => self.gpus.refused(to),
             Reply::Removed { .. } => {
                 let sums = self.removals.remove(&to).expect("a removal is answered once");
                 self.dead.extend(sums);

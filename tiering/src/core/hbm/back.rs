@@ -1,0 +1,138 @@
+//! From a GPU to DRAM: for gets of hosts, for what clients put on a GPU, and before the only copy goes.
+
+use lapis_config::{GpuId, LineId, OpId, SlotId, Time};
+
+use super::{Core, OnGpu};
+use crate::{
+    copies::{Step, step_dram},
+    core::{
+        Op,
+        fetch::{Came, Want},
+    },
+    face::{Action, Outcome, Spot},
+    hbm::GpuStep,
+    kept::Kept,
+    policy::Policy,
+};
+
+impl<K: Kept, P: Policy> Core<K, P> {
+    /// Copies a block that is not in DRAM into this slot there, from its copy on a GPU, if it has one. False if not.
+    pub(in crate::core) fn begin_copy_in(&mut self, line: LineId, slot: SlotId, pages: u32) -> bool {
+        let Some(&copy) = self.hbm.readable(line) else { return false };
+        let (gpu, from) = (copy.gpu, copy.slot);
+        let bytes = self.copied_bytes(&self.kept.live(line).expect("a copy's line is live"));
+        let own = self.hbm.gpu(gpu);
+        *own.reads.entry(from).or_insert(0) += 1;
+        let life = own.life;
+        step_dram(self.kept.entry_mut(line), Step::Fetch);
+        let op = self.begin(Op::CopyIn { line: Some(line), gpu, life, from, slot, pages });
+        self.ssd.fetching.insert(line, op);
+        self.ssd.read_pages += u64::from(pages);
+        self.actions.push_back(Action::Copy { op, from: Spot::Hbm(gpu, from), to: Spot::Dram(slot), bytes });
+        true
+    }
+
+    /// Begins to copy a block back that nobody asked for. False if there is no room for it in DRAM now.
+    pub(super) fn copy_back(&mut self, line: LineId) -> bool {
+        if self.ssd.fetching.contains_key(&line) {
+            return true;
+        }
+        // Those that somebody waits for are first.
+        self.ssd.queue.is_empty() && self.begin_fetch(line, Want::Asked) && self.ssd.fetching.contains_key(&line)
+    }
+
+    /// The block is to be in DRAM too as soon as there is room.
+    pub(super) fn save_later(&mut self, line: LineId) {
+        let copy = self.hbm.copies.get_mut(&line).expect("it has a copy on a GPU");
+        copy.is_unsaved = true;
+        self.hbm.unsaved.push_back((line, copy.id));
+    }
+
+    /// What clients put on GPUs is copied to DRAM at once, so that its slot may go at any time.
+    pub(super) fn save_puts(&mut self) {
+        while let Some(&(line, id)) = self.hbm.unsaved.front().filter(|_| !self.hbm.stalled) {
+            let same = self.hbm.copies.get(&line).is_some_and(|copy| copy.id == id);
+            if same && self.is_only_on_gpu(line) && !self.copy_back(line) {
+                self.hbm.stalled = true;
+                return;
+            }
+            self.hbm.unsaved.pop_front();
+        }
+    }
+
+    pub(in crate::core) fn copy_in_ended(&mut self, op: Op, outcome: Outcome) {
+        let Op::CopyIn { line, gpu, life, from, slot, pages } = op else { unreachable!("called for one") };
+        self.ssd.read_pages -= u64::from(pages);
+        self.read_ended_on_gpu(gpu, life, from);
+        let unsummed = line.and_then(|line| self.kept.live(line)).filter(|live| live.place.sum == 0);
+        if let Some(live) = unsummed.filter(|_| outcome == Outcome::Ok) {
+            let (pool, key, bytes) = (live.pool, live.key, live.place.bytes);
+            let op = self.begin(Op::Sum { line, slot });
+            self.ssd.fetching.insert(line.expect("looked up by it"), op);
+            self.actions.push_back(Action::Sum { op, pool, key, slot, bytes });
+            return;
+        }
+        self.came_in(line, slot, outcome, None);
+    }
+
+    /// The sum of a block that came from a GPU without one, as of its put; `None` if it could not be made.
+    pub fn summed(&mut self, now: Time, op: OpId, sum: Option<u64>) {
+        self.clock(now);
+        let Some(Op::Sum { line, slot }) = self.ops.remove(&op) else { return };
+        let outcome = if sum.is_some() { Outcome::Ok } else { Outcome::Failed };
+        self.came_in(line, slot, outcome, sum);
+        self.run();
+    }
+
+    /// The bytes of a line are in the slot, or did not come.
+    pub(in crate::core) fn came_in(&mut self, line: Option<LineId>, slot: SlotId, outcome: Outcome, sum: Option<u64>) {
+        self.counts.slots_busy -= 1;
+        self.stirred = true;
+        // Its block went meanwhile.
+        let Some(line) = line else { return self.give(slot) };
+        self.ssd.fetching.remove(&line).expect("it was coming");
+        let came = outcome == Outcome::Ok;
+        if came {
+            let pages = self.pages_of(&self.kept.live(line).expect("what comes is live"));
+            self.fetched(line, slot, pages, sum);
+            self.counts.hbm_saved += 1;
+        } else {
+            self.counts.hbm_copies_failed += 1;
+            self.give(slot);
+            step_dram(self.kept.entry_mut(line), Step::FetchFailed);
+            if self.kept.entry(line).ssd == 0 && !self.is_on_gpu(line) {
+                // It left the GPU as it was on SSD too, and then its segment was given up.
+                self.drop_subtree(line);
+                self.settle();
+            }
+        }
+        if let Some(copy) = self.hbm.copies.get_mut(&line).filter(|copy| copy.is_unsaved) {
+            copy.is_unsaved = !came;
+            // Once more.
+            self.hbm.unsaved.extend((!came).then_some((line, copy.id)));
+        }
+        match self.hbm.copies.get_mut(&line).filter(|copy| copy.state == OnGpu::Leaving) {
+            Some(copy) if !came => copy.state.step(GpuStep::SaveFailed),
+            Some(_) => {
+                self.leave_gpu(line);
+                self.counts.hbm_evictions += 1;
+            }
+            None => {}
+        }
+        self.fetch_ended(line, if came { Came::FromGpu } else { Came::Not });
+    }
+
+    /// Nothing of the copy's slot is read by this operation any more.
+    fn read_ended_on_gpu(&mut self, gpu: GpuId, life: u32, from: SlotId) {
+        let Some(own) = self.hbm.same_gpu(gpu, life) else { return };
+        let reads = own.reads.get_mut(&from).expect("counted when it began");
+        *reads -= 1;
+        if *reads == 0 {
+            own.reads.remove(&from);
+            if own.left.remove(&from) {
+                own.counts.slots_busy -= 1;
+                own.limbo.push(from);
+            }
+        }
+    }
+}

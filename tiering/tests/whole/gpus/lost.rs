@@ -1,0 +1,70 @@
+//! GPUs that are lost, and blocks that go while they are copied.
+
+use crate::scene::{MIB, key};
+use lapis_tiering::{
+    face::{Outcome, Reply, Spot},
+    kept::Tier,
+};
+
+use super::host::{BLOCK, GPU, GPU_BLOCKS, Host};
+
+#[test]
+fn a_lost_gpu_takes_its_copies_and_nothing_else() {
+    let mut host = Host::new();
+    host.heat(0, 2);
+    host.scene.core.gpu_lost(host.scene.now, GPU);
+    host.poll();
+    assert_eq!((host.tier(0, 0), host.tier(0, 1), host.on_gpu(0, 0)), (Some(Tier::Dram), Some(Tier::Dram), None));
+    assert_eq!((host.scene.core.counts().hbm_lost, host.scene.core.gpu_counts(GPU)), (0, None));
+}
+
+#[test]
+fn what_was_on_a_lost_gpu_alone_goes_with_all_that_hangs_on_it() {
+    let mut host = Host::new();
+    host.heat(0, 2);
+    host.flood();
+    assert_eq!(host.tier(0, 0), Some(Tier::Hbm));
+    host.scene.put_after(host.pool, key(0, 1), key(0, 2));
+    host.scene.core.gpu_lost(host.scene.now, GPU);
+    host.poll();
+    assert!((0..3).all(|depth| host.line(0, depth).is_none()));
+    assert_eq!(host.scene.core.counts().hbm_lost, 3);
+}
+
+#[test]
+fn a_get_that_waits_for_a_block_of_a_lost_gpu_is_answered() {
+    let mut host = Host::new();
+    host.heat(0, 1);
+    host.flood();
+    assert_eq!(host.get(0, 1), None);
+    let copies = std::mem::take(&mut host.copies);
+    host.scene.core.gpu_lost(host.scene.now, GPU);
+    assert_eq!(host.poll(), [Reply::Got { hit: 0 }]);
+    assert_eq!(host.scene.core.counts().slots_busy, 1, "the copy may still write into its slot");
+    assert!(host.scene.core.gpu_added(host.scene.now, GPU, GPU_BLOCKS * MIB), "it comes back");
+    assert_eq!(host.counts().slots_free, 0, "empty");
+    host.heat(1, 1);
+    host.scene.core.completed(host.scene.now, copies[0].0, Outcome::Failed);
+    host.poll();
+    assert_eq!((host.scene.core.counts().slots_busy, host.counts().blocks), (0, 1));
+}
+
+#[test]
+fn a_copy_under_way_keeps_both_of_its_slots_though_the_block_goes() {
+    let mut host = Host::new();
+    host.scene.put_chain(host.pool, 0, 1);
+    (0..2).for_each(|_| host.read(0, 1));
+    host.poll();
+    let (op, Spot::Dram(from), Spot::Hbm(_, to)) = host.copies.pop().expect("a copy") else { panic!("to the GPU") };
+    assert_eq!(host.scene.remove(host.pool, &[key(0, 0)]), 1);
+    host.poll();
+    assert_eq!((host.scene.core.counts().slots_busy, host.counts().slots_busy), (1, 1));
+    let granted = host.scene.reserve(host.pool, BLOCK, &(0..16).map(|d| key(7, d)).collect::<Vec<_>>());
+    assert!(granted.len() == 15 && !granted.contains(&from), "{granted:?}");
+    let on_gpu = host.slots(8, 4);
+    assert!(on_gpu.len() == 3 && !on_gpu.contains(&to), "{on_gpu:?}");
+    host.scene.core.completed(host.scene.now, op, Outcome::Ok);
+    host.poll();
+    assert_eq!((host.scene.core.counts().slots_busy, host.counts().slots_busy), (0, 0));
+    assert_eq!(host.counts().slots_free, 1, "what came belongs to nobody");
+}
