@@ -247,6 +247,7 @@ mod tests {
     fn a_device_is_silent_only_to_a_daemon_that_listened() {
         let options = TierOptions {
             names: vec!["a".into(), "b".into()],
+            nodes: vec![None; 2],
             identity: Identity { host: [0; 16], instance: [0; 16] },
             segment_bytes_min: 64 << 20,
             list_after_us: 100_000,
