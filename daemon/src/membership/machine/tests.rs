@@ -362,3 +362,10 @@ proptest! {
         world::run(seed, endpoints, &plan);
     }
 }
+
+/// A host's key is put, and the history compacted before a watch that is open has told of it.
+#[test]
+fn what_was_compacted_before_it_was_told_is_listed_anew() {
+    let plan = [(world::Fault::Wiped, 1_140_001), (world::Fault::Cut, 590_001), (world::Fault::Compacted, 1_000)];
+    world::run(10730795866175942395, 3, &plan);
+}

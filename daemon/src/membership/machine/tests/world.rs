@@ -431,8 +431,11 @@ impl World {
             Watched::Failed(Failure::away("late"))
         } else if self.now < self.frozen {
             return;
+        } else if watch.said < self.etcd.compacted {
+            // Also of one that is open: etcd ends a watch sooner than that it passes over what it has not told.
+            Watched::Compacted
         } else if !watch.is_open {
-            if watch.said < self.etcd.compacted { Watched::Compacted } else { Watched::Opened }
+            Watched::Opened
         } else {
             match self.etcd.changes_after(watch.said) {
                 changes if changes.is_empty() => return,
