@@ -14,6 +14,7 @@ mod etcd;
 mod expelled;
 mod filter;
 mod floods;
+mod fsck;
 mod gpu_roles;
 mod gpus;
 mod groups;

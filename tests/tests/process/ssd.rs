@@ -75,6 +75,11 @@ impl Files {
         self.paths[index].clone()
     }
 
+    /// Where the stand-in's libraries are.
+    pub fn spdk(&self) -> Option<PathBuf> {
+        self.spdk.clone()
+    }
+
     /// Flags of `lapis serve` that name them.
     pub fn flags(&self) -> Vec<String> {
         let paths: Vec<String> = self.paths.iter().map(|path| path.display().to_string()).collect();
