@@ -28,6 +28,7 @@ mod rdma;
 mod replay_daemon;
 mod roles;
 mod signals;
+mod spdk;
 mod ssd;
 mod ssd_damage;
 mod ssd_devices;

@@ -62,8 +62,11 @@ fn health(status: &serde_json::Value, device: usize) -> String {
 fn kills_over_namespaces_lose_no_block_that_counted_and_give_no_wrong_byte() {
     let _alone = alone();
     let Some(names) = namespaces() else { return };
-    let files = Files::over(names.iter().map(PathBuf::from).collect(), COMMANDS);
-    kills_over(&files, asked("LAPIS_NVME_KILLS", 2));
+    for engine in [COMMANDS, "uring", "threads"] {
+        names.iter().for_each(|name| wipe(&block(name)));
+        let files = Files::over(names.iter().map(PathBuf::from).collect(), engine);
+        kills_over(&files, asked("LAPIS_NVME_KILLS", 2));
+    }
 }
 
 #[test]

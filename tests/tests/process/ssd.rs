@@ -75,6 +75,12 @@ impl Files {
         self.paths[index].clone()
     }
 
+    /// What goes wrong with a controller, as the stand-in's plans say it, from the next daemon on.
+    pub fn plan(&self, index: usize, plan: &str) {
+        let folder = self.spdk.as_ref().expect("controllers of the stand-in");
+        fs::write(folder.join(format!("0000:0{index}:00.0.plan")), plan).expect("room");
+    }
+
     /// Where the stand-in's libraries are.
     pub fn spdk(&self) -> Option<PathBuf> {
         self.spdk.clone()
