@@ -1,14 +1,15 @@
 //! One thread a device: it turns the device's drive, sleeps in it, and wakes the engine when it has something to say. The
 //! engine's messages wake it by a bell, which is rung only if it sleeps.
 //!
-//! A device that hangs does not hold up the daemon's end: such a thread is left behind.
+//! A device that hangs does not hold up the daemon's end: such a thread is left behind. One that was pulled out is let go of
+//! when the engine says so, and what is at its path by then is opened in its place.
 
 use std::{
     os::{
         fd::{AsFd, OwnedFd},
         unix::fs::FileTypeExt,
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering, fence},
@@ -20,13 +21,16 @@ use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
 use lapis_config::{Controller, Time};
 use lapis_ssd::{
     SsdError,
-    device::{Device, DeviceFile, Waits},
+    device::{Device, DeviceFile, Presence, Waits},
     drive::{Drive, FromDrive, ToDrive},
     engine::{self, EngineChoice},
     spdk::{self, Spdk},
     volume::WallClock,
 };
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::{
+    event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
+    io::Errno,
+};
 
 use crate::{movers::Done, serve, topology};
 
@@ -38,8 +42,9 @@ const LOCKED_PAUSE: Duration = Duration::from_millis(5);
 /// not later than so long after the last ones: a wake-up each took more processor time than all the rest.
 const REPORTS_AT_ONCE: usize = 8;
 const REPORTS_LATE: Duration = Duration::from_micros(200);
-/// A drive that has nothing to do looks after itself so often.
+/// A drive that has nothing to do looks after itself so often; so often it is looked whether its device is still there.
 const SLEEP_MAX: Duration = Duration::from_millis(250);
+const PRESENT_EVERY: Duration = Duration::from_millis(250);
 
 /// What one device is to be opened with.
 #[derive(Clone, Debug)]
@@ -90,8 +95,12 @@ impl DriveHandle {
             wake,
             said: Vec::new(),
             said_at: Time(0),
+            options,
+            presence: Presence::default(),
+            present_at: Time(0),
+            vanished: false,
         };
-        std::thread::Builder::new().name(format!("ssd {device}")).spawn(move || turner.run(&options))?;
+        std::thread::Builder::new().name(format!("ssd {device}")).spawn(move || turner.run())?;
         Ok(Self { messages, bell, sleeps })
     }
 
@@ -116,24 +125,68 @@ struct Turner {
     said: Vec<FromDrive>,
     /// When the engine heard of some last.
     said_at: Time,
+    options: DriveOptions,
+    /// Of the device there is, when that was looked at last, and whether the engine was told that it is gone.
+    presence: Presence,
+    present_at: Time,
+    vanished: bool,
+}
+
+/// A device at work, and how it is known whether it is still there.
+struct Opened {
+    started: engine::Started,
+    presence: Presence,
 }
 
 impl Turner {
-    fn run(&mut self, options: &DriveOptions) {
+    fn run(&mut self) {
         // Before the device's own threads are made: they are kept there too.
-        if let Some(cpus) = &options.cpus {
+        if let Some(cpus) = &self.options.cpus {
             topology::keep_on(cpus);
         }
-        match open(options) {
-            Ok(started) => {
-                let (why, device) = (started.why(), started.engine);
-                self.said.push(FromDrive::Started { engine: device.name(), why, bytes: device.bytes() });
+        match open(&self.options) {
+            Ok(opened) => {
+                let device = self.started(opened);
                 self.turn(device);
             }
             Err(error) => {
                 self.said.push(FromDrive::Failed(chain(&error)));
                 self.say(serve::now());
             }
+        }
+    }
+
+    fn started(&mut self, opened: Opened) -> engine::Engine {
+        let Opened { started, presence } = opened;
+        (self.presence, self.vanished) = (presence, false);
+        let (why, device) = (started.why(), started.engine);
+        self.said.push(FromDrive::Started { engine: device.name(), why, bytes: device.bytes() });
+        device
+    }
+
+    /// Opens the device at the path of one that was let go of, if there is any.
+    fn renew(&mut self, drive: &mut Drive<engine::Engine>) {
+        if !is_device(&self.options.path) {
+            return;
+        }
+        match open(&self.options) {
+            Ok(opened) => drive.renew(self.started(opened)),
+            Err(error) => {
+                let (path, error) = (self.options.path.display(), chain(&error));
+                tracing::warn!(%path, error, "what is in a device's place cannot be opened");
+            }
+        }
+    }
+
+    /// Tells the engine once if the device was pulled out.
+    fn look(&mut self, now: Time) {
+        if self.vanished || now.since_us(self.present_at) < PRESENT_EVERY.as_micros() as u64 {
+            return;
+        }
+        self.present_at = now;
+        self.vanished = self.presence.is_gone();
+        if self.vanished {
+            self.said.push(FromDrive::Vanished);
         }
     }
 
@@ -147,7 +200,11 @@ impl Turner {
                 match self.inbox.try_recv() {
                     Ok(message) => {
                         any = true;
+                        let renews = matches!(message, ToDrive::Renew);
                         drive.tell(now, message);
+                        if renews && drive.is_vacant() {
+                            self.renew(&mut drive);
+                        }
                     }
                     Err(TryRecvError::Empty) => break,
                     // The engine is gone, and so will be the process.
@@ -156,6 +213,7 @@ impl Turner {
             }
             drive.kick();
             any |= drive.poll(now, &mut self.said);
+            self.look(now);
             if !self.said.is_empty() && (self.is_due(now) || drive.under_way() < REPORTS_AT_ONCE) {
                 self.say(now);
             }
@@ -186,7 +244,10 @@ impl Turner {
         fence(Ordering::SeqCst);
         let waited = if self.inbox.is_empty() {
             let most = if self.said.is_empty() { SLEEP_MAX } else { REPORTS_LATE };
-            drive.device_mut().wait(self.bell.as_fd(), Some(most))
+            match drive.is_vacant() {
+                true => self.wait_for_bell(most),
+                false => drive.device_mut().wait(self.bell.as_fd(), Some(most)),
+            }
         } else {
             Ok(())
         };
@@ -195,16 +256,26 @@ impl Turner {
         let _ = rustix::io::read(&self.bell, &mut rung);
         waited.inspect_err(|error| tracing::error!(%error, "a device cannot be waited for"))
     }
+
+    fn wait_for_bell(&self, most: Duration) -> std::io::Result<()> {
+        let mut bell = [PollFd::new(&self.bell, PollFlags::IN)];
+        match poll(&mut bell, Timespec::try_from(most).ok().as_ref()) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
 }
 
-fn open(options: &DriveOptions) -> Result<engine::Started, SsdError> {
+fn open(options: &DriveOptions) -> Result<Opened, SsdError> {
     if options.is_controller() {
         let (path, folder) = (&options.path, options.spdk_library.as_deref());
         let device = patiently(|| Spdk::open(path, folder, options.depth))?;
-        return Ok(engine::Started { engine: engine::Engine::Spdk(device), refused: Vec::new() });
+        let started = engine::Started { engine: engine::Engine::Spdk(device), refused: Vec::new() };
+        // A controller that went is looked for by its engine itself.
+        return Ok(Opened { started, presence: Presence::default() });
     }
     let file = patiently(|| open_file(options))?;
-    let direct = file.is_direct();
+    let (direct, presence) = (file.is_direct(), Presence::of(&file));
     let started = engine::start(file, options.engine, options.depth, options.threads)?;
     if !direct {
         tracing::warn!(path = %options.path.display(), "the file system has no O_DIRECT: the page cache is used");
@@ -214,7 +285,7 @@ fn open(options: &DriveOptions) -> Result<engine::Started, SsdError> {
         Some(why) => tracing::warn!(%path, engine, why, "a device of the SSD tier, driven by less than there is"),
         None => tracing::info!(%path, engine, "a device of the SSD tier"),
     }
-    Ok(started)
+    Ok(Opened { started, presence })
 }
 
 /// Waits for what a former daemon has yet.
@@ -239,10 +310,13 @@ pub fn may_open(options: &DriveOptions) -> Result<(), SsdError> {
 
 /// Opens, or makes and allocates, what the tier is to use: all of a device.
 fn open_file(options: &DriveOptions) -> Result<DeviceFile, SsdError> {
-    let is_device =
-        |found: std::fs::Metadata| found.file_type().is_block_device() || found.file_type().is_char_device();
-    let whole = std::fs::metadata(&options.path).is_ok_and(is_device);
-    DeviceFile::open(&options.path, (!whole).then_some(options.bytes))
+    DeviceFile::open(&options.path, (!is_device(&options.path)).then_some(options.bytes))
+}
+
+/// Whether there is a device at the path, of blocks or of characters.
+fn is_device(path: &Path) -> bool {
+    let is_device = |found: std::fs::FileType| found.is_block_device() || found.is_char_device();
+    std::fs::metadata(path).is_ok_and(|found| is_device(found.file_type()))
 }
 
 /// An error with its causes, in a line.

@@ -1,17 +1,19 @@
 //! How fast a device is driven by an engine, and what that costs: `ssd_rate PATH ENGINE read|write BYTES SECONDS`. Keeps 32
 //! operations of BYTES at random places of the first 256 MiB under way, in registered memory, and prints bytes a second
-//! and processor time an operation. What is there is lost if it writes. `tests/testbed/nvme` compares this with fio.
+//! and processor time an operation. What is there is lost if it writes. `tests/testbed/nvme` compares this with fio. ENGINE
+//! `spdk` is for controllers, as in `pci:0000:65:00.0`, with the libraries in LAPIS_SSD_SPDK_LIBRARY if they are elsewhere.
 
 use std::{
     os::fd::AsFd,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use lapis_arena::Mapping;
 use lapis_ssd::{
     device::{Device, DeviceFile, Io, IoId, Memory, Waits},
-    engine::{self, EngineChoice},
+    engine::{self, Engine, EngineChoice},
+    spdk::Spdk,
 };
 use rustix::{
     event::EventfdFlags,
@@ -31,10 +33,19 @@ fn main() -> Result<(), AnyError> {
         return Err("usage: ssd_rate PATH ENGINE read|write BYTES SECONDS".into());
     };
     let (is_read, bytes) = (way == "read", bytes.parse::<usize>()?);
-    let took = run(Path::new(path), choice(engine)?, is_read, bytes, Duration::from_secs_f64(seconds.parse()?))?;
+    let length = Duration::from_secs_f64(seconds.parse()?);
+    let took = run(open(Path::new(path), engine)?, is_read, bytes, length)?;
     let (rate, cpu) = (took.operations as f64 / took.wall.as_secs_f64(), took.cpu.as_secs_f64());
     println!("{engine} {way} {bytes} {:.0} {:.2}", rate * bytes as f64, cpu * 1e6 / took.operations as f64);
     Ok(())
+}
+
+fn open(path: &Path, engine: &str) -> Result<Engine, AnyError> {
+    if engine == "spdk" {
+        let folder = std::env::var_os("LAPIS_SSD_SPDK_LIBRARY").map(PathBuf::from);
+        return Ok(Engine::Spdk(Spdk::open(path, folder.as_deref(), DEPTH)?));
+    }
+    Ok(engine::start(DeviceFile::open(path, None)?, choice(engine)?, DEPTH, DEPTH)?.engine)
 }
 
 fn choice(name: &str) -> Result<EngineChoice, AnyError> {
@@ -53,8 +64,7 @@ struct Took {
     cpu: Duration,
 }
 
-fn run(path: &Path, choice: EngineChoice, is_read: bool, bytes: usize, length: Duration) -> Result<Took, AnyError> {
-    let mut device = engine::start(DeviceFile::open(path, None)?, choice, DEPTH, DEPTH)?.engine;
+fn run(mut device: Engine, is_read: bool, bytes: usize, length: Duration) -> Result<Took, AnyError> {
     let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?;
     let memory = Mapping::anonymous((DEPTH * bytes) as u64)?;
     device.register(&memory)?;

@@ -6,6 +6,7 @@
 //! dropping the device does not wait for it.
 
 mod open;
+mod presence;
 #[allow(unsafe_code, reason = "the kernel is handed addresses of shared memory, to which no reference may exist")]
 pub(crate) mod transfer;
 
@@ -16,6 +17,7 @@ use lapis_arena::{ArenaError, Mapping};
 use crate::format::PAGE_BYTES;
 
 pub use open::{DeviceFile, FileKind};
+pub use presence::Presence;
 
 /// Names one operation on one device; chosen by the submitter, who may not use it twice while it is under way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

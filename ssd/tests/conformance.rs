@@ -58,7 +58,10 @@ struct Subject {
 /// How to make one.
 #[derive(Clone, Copy, Debug)]
 enum Recipe {
-    File { choice: EngineChoice, direct: bool },
+    File {
+        choice: EngineChoice,
+        direct: bool,
+    },
     Namespace(EngineChoice),
     /// Over the stand-in.
     Spdk {

@@ -26,7 +26,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
     pub(super) fn device_found(&mut self, now: Time, device: usize, found: Found) {
         let Some(tier) = &mut self.tier else { return };
         if tier.drives[device].reopening {
-            return self.reopen(device, found);
+            return self.reopen(now, device, &found);
         }
         let Phase::Reading(all) = &mut tier.phase else { return };
         all[device] = Some(found);

@@ -192,7 +192,10 @@ fn follows(out: &mut String, layout: &Layout) {
     }
     for Placed { name, node, .. } in &nics {
         let at = node.map_or("node not known".into(), |node| format!("node {node}"));
-        let _ = writeln!(out, "nic: {name}: {at}");
+        // As `pace::soonest` has it, where memory has nodes.
+        let first = node.filter(|node| memory.iter().any(|share| share.node == *node));
+        let first = first.map_or(String::new(), |node| format!(", the first choice for memory of node {node}"));
+        let _ = writeln!(out, "nic: {name}: {at}{first}");
     }
     for note in &notes {
         let _ = writeln!(out, "note: {note}");
@@ -234,7 +237,8 @@ mod tests {
         };
         let near = |name: &str, node| Near { name: name.into(), node: Some(node) };
         let ssds = vec![near("/dev/nvme0n1", 0), near("/dev/nvme1n1", 1)];
-        Layout { topology, nics: Vec::new(), ssds, follow: true, allowed: (0..16).collect() }
+        let nics = vec![near("mlx5_0", 0), near("mlx5_1", 1)];
+        Layout { topology, nics, ssds, follow: true, allowed: (0..16).collect() }
     }
 
     #[test]
@@ -254,9 +258,11 @@ NVMe0     PIX      X    SYS
 NVMe1     SYS    SYS      X
 PIX below the same switch; SYS at another NUMA node
 
-memory: 1 of 2 extents from node 0, 1 of 2 extents from node 1
+memory: 2 of 4 extents from node 0, 2 of 4 extents from node 1
 ssd: /dev/nvme0n1: node 0, its thread on CPUs 0-3,8
 ssd: /dev/nvme1n1: node 1, its thread on CPUs 4-5
+nic: mlx5_0: node 0, the first choice for memory of node 0
+nic: mlx5_1: node 1, the first choice for memory of node 1
 ";
         assert_eq!(shown, expected);
     }
@@ -266,6 +272,7 @@ ssd: /dev/nvme1n1: node 1, its thread on CPUs 4-5
         let shown = text(&Layout { follow: false, ..layout() });
         assert!(shown.contains("where the kernel puts it (topology.follow = false)"), "{shown}");
         assert!(shown.contains("/dev/nvme1n1: node 1, its thread on any CPU"), "{shown}");
+        assert!(shown.contains("nic: mlx5_0: node 0\n"), "no choice: {shown}");
         let mut one = layout();
         one.topology.nodes.truncate(1);
         assert!(text(&one).contains("one node, nothing to choose"));
@@ -278,6 +285,6 @@ ssd: /dev/nvme1n1: node 1, its thread on CPUs 4-5
         assert_eq!(document["distances"][0][2], "other_node");
         assert_eq!(document["topology"]["devices"][1]["kind"], "gpu");
         assert_eq!(document["uses"]["ssds"][1]["cpus"][0], 4);
-        assert_eq!(document["uses"]["memory"][0]["extents"], 1);
+        assert_eq!(document["uses"]["memory"][0]["extents"], 2);
     }
 }

@@ -38,7 +38,7 @@ struct spdk_nvme_qpair {
 /* How often and when things go wrong; 0: never. */
 struct plan {
 	uint64_t seed, depth, delay_us, fail_read, fail_write, fail_flush, fail_discard, status, nomem_every;
-	uint64_t fail_after, remove_after, hang_after, reset_fails;
+	uint64_t fail_after, remove_after, back_after_ms, hang_after, reset_fails;
 };
 
 struct spdk_nvme_ctrlr {
@@ -48,6 +48,7 @@ struct spdk_nvme_ctrlr {
 	uint64_t bytes, random, submitted, reads, writes, flushes, discards, resets;
 	uint32_t sector, extended_sector, transfer_max;
 	int attached, failed, removed, qpairs, plugged, news;
+	uint64_t back_ns; /* when it is plugged again, by plan */
 	struct plan plan;
 	struct spdk_nvme_ns ns;
 };
@@ -78,7 +79,7 @@ static void read_plan(struct plan *plan, const char *text)
 		{ "fail_read", &plan->fail_read }, { "fail_write", &plan->fail_write }, { "fail_flush", &plan->fail_flush },
 		{ "fail_discard", &plan->fail_discard }, { "status", &plan->status }, { "nomem_every", &plan->nomem_every },
 		{ "fail_after", &plan->fail_after }, { "remove_after", &plan->remove_after }, { "hang_after", &plan->hang_after },
-		{ "reset_fails", &plan->reset_fails },
+		{ "reset_fails", &plan->reset_fails }, { "back_after_ms", &plan->back_after_ms },
 	};
 	memset(plan, 0, sizeof(*plan));
 	plan->depth = COMMANDS;
@@ -202,6 +203,7 @@ struct spdk_nvme_ctrlr *spdk_nvme_connect(const struct spdk_nvme_transport_id *i
 	if (opts || opts_size) { standin_wrong("options of a controller are not known here"); return NULL; }
 	struct spdk_nvme_ctrlr *drive = known(id->traddr);
 	if (!drive) drive = from_folder(id->traddr);
+	if (drive && drive->back_ns && now_ns() >= drive->back_ns) { drive->plugged = 1; drive->back_ns = 0; }
 	if (!drive || !drive->plugged) return NULL;
 	if (drive->attached) { standin_wrong("%s is connected twice", id->traddr); return NULL; }
 	/* As SPDK's claim of a device: another process has it until it ends. */
@@ -327,6 +329,7 @@ static int submit(struct spdk_nvme_ns *ns, struct spdk_nvme_qpair *pair, struct 
 		drive->failed = 1;
 		drive->removed = plan->remove_after != 0;
 		if (drive->removed) drive->plugged = 0;
+		if (drive->removed && plan->back_after_ms) drive->back_ns = now_ns() + plan->back_after_ms * 1000000;
 	}
 	command.used = 1;
 	command.order = pair->order++;

@@ -9,12 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lapis_benches::host::Host;
+
 use super::{
     PATIENCE, alone, asked,
-    blocks::{self, SMALL},
+    blocks::{self, SMALL, keys},
     eventually,
     machine::{adopted, at, connect, status, status_when},
-    ssd::{Files, says, serves},
+    ssd::{FILL, Files, says, serves},
     ssd_devices::{DEADLINE, only_on_ssd, over_by, read, read_all, serves_on, wipe, written_again},
     ssd_kills::kills_over,
 };
@@ -60,8 +62,11 @@ fn health(status: &serde_json::Value, device: usize) -> String {
 fn kills_over_namespaces_lose_no_block_that_counted_and_give_no_wrong_byte() {
     let _alone = alone();
     let Some(names) = namespaces() else { return };
-    let files = Files::over(names.iter().map(PathBuf::from).collect(), COMMANDS);
-    kills_over(&files, asked("LAPIS_NVME_KILLS", 2));
+    for engine in [COMMANDS, "uring", "threads"] {
+        names.iter().for_each(|name| wipe(&block(name)));
+        let files = Files::over(names.iter().map(PathBuf::from).collect(), engine);
+        kills_over(&files, asked("LAPIS_NVME_KILLS", 2));
+    }
 }
 
 #[test]
@@ -131,37 +136,70 @@ fn blocks_on_sectors_that_cannot_be_read_are_misses_and_all_others_are_there() {
     serves_on(&mut host, &client, &pool, 10_000);
 }
 
-/// By itself: the device comes back as another one.
+/// Pulls a controller out of the daemon that uses it, under load, until the daemon has taken its device out; how long that took.
+fn pulled_out(name: &str, host: &Host, mut load: impl FnMut()) -> Duration {
+    let remove = controller(name).join("device/remove");
+    let removing = std::thread::spawn(move || fs::write(remove, "1"));
+    let started = Instant::now();
+    while health(&status(&host.socket()).expect("the daemon answers"), 0) != "out" {
+        load();
+        assert!(started.elapsed() < PATIENCE + Duration::from_secs(30), "it is not taken out");
+    }
+    let took = started.elapsed();
+    removing.join().expect("no panic").expect("it can be pulled out");
+    took
+}
+
+fn plugged_in(name: &str) {
+    fs::write("/sys/bus/pci/rescan", "1").expect("a rescan");
+    eventually("the device", || Path::new(name).exists().then_some(()));
+}
+
 #[test]
-fn a_device_that_is_pulled_out_costs_its_blocks_until_it_is_back_and_the_daemon_started_anew() {
+fn a_device_that_is_pulled_out_costs_its_blocks_and_serves_again_when_it_is_back() {
     let _alone = alone();
     let Some(names) = namespaces() else { return };
     if !has("LAPIS_TEST_REMOVE") {
         return;
     }
-    let (mut host, client, pool, ids) = over_by(&names[0], COMMANDS);
-    let outside = only_on_ssd(&client, &pool, &ids);
-    let remove = controller(&names[0]).join("device/remove");
-    let removing = std::thread::spawn(move || fs::write(remove, "1"));
-    let started = Instant::now();
-    while health(&status(&host.socket()).expect("the daemon answers"), 0) != "out" {
-        read(&client, &pool, &outside[..32], DEADLINE);
-        assert!(started.elapsed() < PATIENCE + Duration::from_secs(30), "it is not taken out");
+    for (round, engine) in (0..).zip([COMMANDS, "uring", "threads"]) {
+        wipe(&block(&names[0]));
+        let (mut host, client, pool, ids) = over_by(&names[0], engine);
+        let outside = only_on_ssd(&client, &pool, &ids);
+        let took = pulled_out(&names[0], &host, || {
+            read(&client, &pool, &outside[..32], DEADLINE);
+        });
+        serves_on(&mut host, &client, &pool, 10_000);
+        // The load brought the first ones into memory, as long as it could.
+        let lost = &outside[32..];
+        assert_eq!(client.exists(&pool, &keys(lost[0]..lost[0] + 1)).expect("a sound call").count(), 0);
+        let plugged = Instant::now();
+        plugged_in(&names[0]);
+        says(&host, &["INFO", "the device serves again"]);
+        println!("by {engine}: taken out after {took:?}, serves again {:?} after it was plugged in", plugged.elapsed());
+        status_when(&host.socket(), "the device to be well", |status| health(status, 0) == "well");
+        let status = status(&host.socket()).expect("the daemon answers");
+        assert_eq!(status["ssd"]["devices"][0]["engine"], engine, "{status}");
+        assert_eq!(read_all(&client, &pool, lost), 0, "it began empty");
+        written_again(&host, &client, &pool, 20_000);
+        if round == 0 {
+            again_after_a_restart(&mut host, 20_000);
+        }
     }
-    println!("taken out after {:?}", started.elapsed());
-    serves_on(&mut host, &client, &pool, 10_000);
+}
+
+/// What was written after the device came back outlasts the daemon, and what was lost with it stays lost.
+fn again_after_a_restart(host: &mut Host, first: u64) {
     host.kill_daemon().expect("it can be killed");
     host.kill_holder().expect("it can be killed");
-    removing.join().expect("no panic").expect("it can be pulled out");
-    fs::write("/sys/bus/pci/rescan", "1").expect("a rescan");
-    eventually("the device", || Path::new(&names[0]).exists().then_some(()));
     host.start_holder().expect("another holder");
     host.start_daemon().expect("another daemon");
-    serves(&mut host, 2);
-    adopted(&host);
-    let client = connect(&mut host);
+    serves(host, 2);
+    adopted(host);
+    let client = connect(host);
     let pool = blocks::pool(&client, SMALL);
+    let ids: Vec<u64> = (first..first + FILL).collect();
     let back = only_on_ssd(&client, &pool, &ids);
-    assert!(back.len() * 2 > outside.len(), "{} of {} blocks are back", back.len(), outside.len());
+    assert!(back.len() as u64 > FILL / 4, "{} of {FILL} blocks are back", back.len());
     assert_eq!(read_all(&client, &pool, &back), back.len());
 }

@@ -13,7 +13,7 @@ use lapis_client::{Client, GetOptions, Pool};
 use super::{
     PATIENCE, alone,
     blocks::{self, SMALL, get, keys},
-    machine::{adopted, connect, host_with, status},
+    machine::{adopted, connect, host_with, status, status_when},
     ssd::{DRAM, Entries, FILL, fill, says, serves},
 };
 
@@ -238,6 +238,39 @@ fn a_device_that_fails_now_and_then_gives_right_blocks_or_none() {
     }
     mapped.becomes("linear", "0");
     serves_on(&mut host, &client, &pool, 30_000);
+    well(&host);
+    written_again(&host, &client, &pool, 40_000);
+}
+
+/// All of the tier is written, by what the daemon says.
+fn well(host: &Host) {
+    let is_well = |status: &serde_json::Value| status["ssd"]["devices"][0]["state"] == "well";
+    status_when(&host.socket(), "the device to be well", is_well);
+}
+
+#[test]
+fn a_device_that_is_slow_gives_its_blocks_later_and_one_that_is_too_slow_is_not_written_until_it_is_itself_again() {
+    let _alone = alone();
+    let Some(device) = device() else { return };
+    let mapped = Mapped::new(&device, "lapis-slow");
+    let (mut host, client, pool, ids) = over(&mapped.path());
+    mapped.becomes("delay", &format!("0 200 {device} 0 200"));
+    let outside = only_on_ssd(&client, &pool, &ids);
+    assert_eq!(read(&client, &pool, &outside[..32], PATIENCE), 32, "late, not lost");
+    serves_on(&mut host, &client, &pool, 10_000);
+    well(&host);
+    assert!(!host.daemon_log().contains("it is not written"), "{}", host.log_tail());
+    mapped.becomes("delay", &format!("0 5000 {device} 0 5000"));
+    assert!(read(&client, &pool, &outside[32..40], DEADLINE) < 8, "it takes 5 s");
+    serves_on(&mut host, &client, &pool, 11_000);
+    says(&host, &["WARN", "it is not written"]);
+    mapped.becomes("linear", "0");
+    says(&host, &["INFO", "well again"]);
+    well(&host);
+    let there = only_on_ssd(&client, &pool, &ids);
+    assert!(there.len() * 2 > outside.len(), "{} of {} blocks are left", there.len(), outside.len());
+    assert_eq!(read_all(&client, &pool, &there), there.len());
+    written_again(&host, &client, &pool, 20_000);
 }
 
 #[test]

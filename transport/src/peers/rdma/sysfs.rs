@@ -25,6 +25,11 @@ pub fn devices() -> io::Result<Vec<String>> {
     names(Path::new(DEVICES))
 }
 
+/// The NUMA node of a device; `None` where there is but one, or of a device that is none of the bus.
+pub(super) fn node_of(device: &str) -> Option<u32> {
+    text(&Path::new(DEVICES).join(device).join("device/numa_node"))?.trim().parse().ok()
+}
+
 /// Where an address is in a port's table now: interfaces that come and go move it.
 pub(super) fn index_of(device: &str, port: u8, wanted: [u8; 16], is_v2: bool) -> Option<u16> {
     let (mut found, folder) = (Vec::new(), Path::new(DEVICES).join(device).join("ports").join(port.to_string()));
