@@ -60,7 +60,8 @@ pub fn engine_options(options: &Options, layout: &Layout) -> EngineOptions {
     let groups = options
         .groups
         .iter()
-        .map(|group| {
+        .enumerate()
+        .map(|(index, group)| {
             let tables = Tables::of(options, group, control::BYTES);
             GroupOptions {
                 name: group.name.clone(),
@@ -89,6 +90,8 @@ pub fn engine_options(options: &Options, layout: &Layout) -> EngineOptions {
                 },
                 ssd_floor_bytes: group.ssd_floor,
                 ssd_ceiling_bytes: group.ssd_ceiling,
+                // Of the first alone: whoever maps an extent of a GPU maps all of it, and groups share nothing.
+                hbm_bytes: if index == 0 { options.hbm_bytes } else { 0 },
                 policy: options.policy_name,
                 ghost_bytes: group.ghost_bytes(options),
             }
