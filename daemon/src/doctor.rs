@@ -103,9 +103,8 @@ pub fn examine(effective: &Effective) -> Report {
     let probes: Vec<ssd::Probe> = files.map(|path| ssd::probe(path)).collect();
     checks.extend(ssd::judge(options, &probes));
     let of_paths = options.ssd_paths.iter().filter(|path| !Controller::is_meant(path));
-    checks.extend(
-        of_paths.map(|path| engines::judge(options, path, &engines::try_commands(options, path), facts.uring)),
-    );
+    checks
+        .extend(of_paths.map(|path| engines::judge(options, path, &engines::try_commands(options, path), facts.uring)));
     checks.extend(spdk::examine(options, &facts));
     checks.extend(sockets::examine(options));
     checks.extend(peers::examine(options));

@@ -315,8 +315,7 @@ impl Group {
         let table_id = table.table().table_id();
         let mut formers = Vec::new();
         for record in state.clients() {
-            let [client, life, page] =
-                client_names(record.id).map(|name| found.remove(&name));
+            let [client, life, page] = client_names(record.id).map(|name| found.remove(&name));
             let (Some(control_fd), Some(lifeline)) = (client, life) else { continue };
             let device_page = match page {
                 Some(fd) => Some(DevicePage::over(fd)?),
@@ -385,6 +384,21 @@ impl Group {
         self.core.kept_mut().state.add_extent(bytes);
         self.add_mapped(Extent { fd, mapping, populated_bytes: 0 });
         Ok(pages)
+    }
+
+    /// The extent that a slot lies in, and where in it.
+    ///
+    /// # Panics
+    /// If it lies in none: slots are the core's, never a client's unchecked word.
+    pub fn extent_of(&self, slot: SlotId) -> (usize, u64) {
+        let mut at = slot.offset_bytes();
+        for (extent, memory) in self.extents.iter().enumerate() {
+            if at < memory.bytes() {
+                return (extent, at);
+            }
+            at -= memory.bytes();
+        }
+        panic!("{slot:?} lies in no extent")
     }
 
     fn is_populated(&self, base: SlotId, units: u32) -> bool {
@@ -465,11 +479,7 @@ impl Group {
     }
 
     /// Makes and keeps the page on which a new client names slots on GPUs; `None` where the group uses none.
-    pub fn make_device_page(
-        &self,
-        id: ClientId,
-        keeper: &mut dyn Keeper,
-    ) -> Result<Option<DevicePage>, DaemonError> {
+    pub fn make_device_page(&self, id: ClientId, keeper: &mut dyn Keeper) -> Result<Option<DevicePage>, DaemonError> {
         let is_wanted = self.devices_fd.is_some();
         is_wanted.then(|| DevicePage::make(&self.options.name, id, keeper)).transpose()
     }

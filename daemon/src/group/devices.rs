@@ -106,3 +106,6 @@ fn words(fd: &OwnedFd, lines: u32) -> Result<MappedWords, lapis_arena::ArenaErro
     let bytes = device::bytes_for(lines);
     Ok(MappedWords::new(&Mapping::shared(fd.as_fd(), bytes, Access::ReadWrite)?, 0, bytes as usize / 8))
 }
+
+#[cfg(test)]
+mod tests;
