@@ -60,7 +60,6 @@ fn a_gpu_keeps_its_number_and_its_slabs_whatever_its_place_in_the_configuration(
     for (number, base) in [(0, 0), (1, 512)] {
         devices.set_slab(GpuId(number), &slab(base, 256));
     }
-    // The last word of the last number of this test does not touch another's.
     devices.set_slot_state(GpuId(0), &slab(0, 256), 15, SlotState::Granted(ClientId(7)));
     devices.set_slot_state(GpuId(1), &slab(512, 256), 0, SlotState::Used(LineId(3)));
     drop(devices);
@@ -125,7 +124,8 @@ fn numbers_run_out_only_when_all_of_them_are_here() {
 #[test]
 fn memory_of_another_table_or_of_other_gpus_is_not_used() {
     let memory = Memory::new();
-    assert!(memory.adopt(GPU_BYTES, TABLE_ID).is_err(), "nothing is there yet");
+    DeviceWriter::create(memory.words(), LINES, TABLE_ID).expect("new memory");
+    assert!(memory.adopt(GPU_BYTES, TABLE_ID).is_err(), "nothing is there beside the table yet");
     drop(memory.create());
     let error = memory.adopt(GPU_BYTES, TABLE_ID + 1).expect_err("another table");
     assert!(error.to_string().contains("the block table is 5, expected 6"), "{error}");
