@@ -211,6 +211,10 @@ fn resumed<W: Wire, M: Movers>(
     engine.counts.clients_resumed += 1;
     let group = &mut engine.groups[index];
     group.core.client_resumed(id, &resume.writing);
+    if group.devices_fd.is_some() {
+        // No `Resume` tells of slots on GPUs: it is writing none.
+        group.core.client_resumed_on_gpus(id, &[]);
+    }
     welcome(engine, conn, index, id, None, true)
 }
 
