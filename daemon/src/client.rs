@@ -9,6 +9,8 @@ use lapis_transport::{
     wire::{ConnId, Peer},
 };
 
+use crate::group::DevicePage;
+
 /// Answers that wait for room in the completion ring; a client that lets more pile up is disconnected.
 const BACKLOG_MAX: usize = 1024;
 
@@ -21,6 +23,8 @@ pub struct Client {
     pub secret: u64,
     pub control: ControlDaemon,
     pub control_fd: OwnedFd,
+    /// Its page of slots on GPUs, where its group uses them.
+    pub device_page: Option<DevicePage>,
     /// Read end of the pipe whose write end the client's processes inherit.
     pub lifeline: OwnedFd,
     /// Under which its process and lifeline are watched; its socket too, while `connected`.
@@ -45,6 +49,7 @@ pub struct Parts {
     pub secret: u64,
     pub control: ControlDaemon,
     pub control_fd: OwnedFd,
+    pub device_page: Option<DevicePage>,
     pub lifeline: OwnedFd,
     pub conn: ConnId,
     pub connected: bool,
@@ -52,8 +57,8 @@ pub struct Parts {
 
 impl Client {
     pub fn new(parts: Parts) -> Self {
-        let Parts { id, name, peer, may_put, writes_by_dma, secret, control, control_fd, lifeline, conn, connected } =
-            parts;
+        let Parts { id, name, peer, may_put, writes_by_dma, secret, control, control_fd, .. } = parts;
+        let Parts { device_page, lifeline, conn, connected, .. } = parts;
         Self {
             id,
             name,
@@ -63,6 +68,7 @@ impl Client {
             secret,
             control,
             control_fd,
+            device_page,
             lifeline,
             conn,
             connected,

@@ -90,6 +90,15 @@ pub struct Found {
     options: GpuOptions,
     /// In the order of `hbm.gpus`, or of the driver. An error: it is there, and lost.
     devices: Vec<(lapis_arena::hbm::DeviceInfo, Result<Arc<Device>, String>)>,
+    /// What is in memory that was kept is not known any more.
+    without_former: bool,
+}
+
+impl Found {
+    /// Memory that was kept is given back, and made anew: whoever used it is not known.
+    pub fn without_former(self) -> Self {
+        Self { without_former: true, ..self }
+    }
 }
 
 /// Starts the driver, and opens the GPUs. Waits at most a minute, also for a driver that hangs.
@@ -122,7 +131,7 @@ fn open_all(options: GpuOptions) -> Result<Found, GpusError> {
     }
     let (version, batches) = (cuda.version(), cuda.has_batches());
     tracing::info!(gpus = devices.len(), version, batches, "the CUDA driver");
-    Ok(Found { options, devices })
+    Ok(Found { options, devices, without_former: false })
 }
 
 /// All GPUs of the daemon, from the engine's side. Dropped, their threads end, or are left behind if they hang.

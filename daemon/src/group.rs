@@ -1,5 +1,7 @@
 //! The memory of one trust group: made new, or taken over from a former daemon when format and geometry fit.
 
+mod devices;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -19,6 +21,7 @@ use lapis_transport::{
     hold::Keeper,
 };
 
+pub use self::devices::DevicePage;
 use crate::{
     client::Client,
     error::DaemonError,
@@ -50,6 +53,8 @@ pub struct GroupOptions {
     /// Bytes of the SSD log that it always may have, and that it does not grow beyond; a ceiling of 0 is none.
     pub ssd_floor_bytes: u64,
     pub ssd_ceiling_bytes: u64,
+    /// Memory that the group has on each GPU; 0: it uses none.
+    pub hbm_bytes: u64,
     pub policy: PolicyName,
     /// Memory of the policy for blocks that are gone.
     pub ghost_bytes: u64,
@@ -103,6 +108,10 @@ pub struct Group {
     pub adopted_lines: Vec<LineId>,
     pub start: Start,
     pub table_fd: OwnedFd,
+    /// Of the device table, where the group uses GPUs; and whether it is a former daemon's, with the slabs that that had
+    /// on GPUs. If not, memory of GPUs that was kept is not this group's.
+    pub devices_fd: Option<OwnedFd>,
+    pub devices_kept: bool,
     /// The lock that keeps a second daemon off this table; held by the open file.
     _owner: OwnedFd,
     pub extents: Vec<Extent>,
@@ -124,6 +133,8 @@ pub struct Former {
     pub record: ClientRecord,
     pub control_fd: OwnedFd,
     pub lifeline: OwnedFd,
+    /// Its page of device hazards.
+    pub device_page: Option<DevicePage>,
 }
 
 /// Everything mapped, before the core is built over it.
@@ -135,6 +146,8 @@ struct Mapped {
     entries: Private<lapis_config::Entry>,
     slots: Private<u64>,
     extents: Vec<Extent>,
+    /// `None`: what was kept for GPUs is not used.
+    devices: Option<devices::Mapped>,
 }
 
 impl Group {
@@ -154,13 +167,15 @@ impl Group {
         let names: Vec<String> = found.keys().cloned().collect();
         match Self::warm(&options, &mut found)? {
             Ok(mapped) => {
-                // Of a client or an extent that the former daemon was about to make, or to forget.
-                let names = |record: ClientRecord| [format!("client.{}", record.id), format!("life.{}", record.id)];
-                let known: BTreeSet<String> = mapped.state.clients().flat_map(names).collect();
-                for name in found.keys().filter(|name| !known.contains(*name)) {
+                // Of a client or an extent that the former daemon was about to make, or to forget; of GPUs, if what was
+                // kept for these is not used.
+                let (id, keeps_devices) = (|record: ClientRecord| record.id, mapped.devices.is_some());
+                let known: BTreeSet<String> =
+                    mapped.state.clients().map(id).flat_map(|id| client_parts(id, keeps_devices)).collect();
+                for (name, _) in found.extract_if(.., |name, _| !known.contains(name)) {
                     keeper.forget(&format!("{}.{name}", options.name)).map_err(DaemonError::keeper("drop"))?;
                 }
-                Ok(Self::adopt(options, mapped, found, instance))
+                Self::adopt(options, mapped, found, keeper, instance)
             }
             Err(why) => {
                 for name in names {
@@ -201,7 +216,9 @@ impl Group {
         let state = State::create(state_bytes, geometry, table_id);
         let entries = Private::map(entries_fd.as_fd(), lines as usize)?;
         let slots = Private::map(slots_fd.as_fd(), units as usize)?;
-        let kept = SharedKept::new(writer, state, entries, slots);
+        let devices = devices::make(&options.name, options.hbm_bytes, &writer, keeper)?;
+        let (devices, devices_fd) = devices.map(|made| (made.devices, made.table_fd)).unzip();
+        let kept = SharedKept::new(writer, state, entries, slots).with_devices(devices);
         let mut core = Core::new(kept, options.chosen(), options.core.clone());
         core.fetcher_added(FETCHER, true);
         core.fetcher_added(FETCHER_AHEAD, false);
@@ -213,6 +230,8 @@ impl Group {
             adopted_lines: Vec::new(),
             start,
             table_fd,
+            devices_fd,
+            devices_kept: false,
             _owner: owner,
             extents: Vec::new(),
             space: Extents::new(),
@@ -264,34 +283,48 @@ impl Group {
             let entries = Private::map(entries_fd.as_fd(), lines as usize).map_err(text)?;
             let units = (geometry.ceiling_bytes / UNIT_BYTES) as usize;
             let slots = Private::map(slots_fd.as_fd(), units).map_err(text)?;
-            Ok((table, state, entries, slots, extents))
+            let devices = (options.hbm_bytes > 0).then(|| devices::adopt(options.hbm_bytes, &table, &state, found));
+            Ok((table, state, entries, slots, extents, devices))
         })();
-        Ok(mapped.map(|(table, state, entries, slots, extents)| Mapped {
-            table,
-            table_fd,
-            owner,
-            state,
-            entries,
-            slots,
-            extents,
+        Ok(mapped.map(|(table, state, entries, slots, extents, devices)| {
+            let devices = devices.and_then(|devices| {
+                let warn = |why: &String| tracing::warn!(group = options.name, why, "nothing on GPUs is taken over");
+                devices.inspect_err(warn).ok()
+            });
+            Mapped { table, table_fd, owner, state, entries, slots, extents, devices }
         }))
     }
 
     /// Takes over. From `set_instance` on no view of the former daemon's time is given any more.
-    fn adopt(options: GroupOptions, mapped: Mapped, mut found: Found, instance: u64) -> (Self, Vec<Former>) {
-        let Mapped { table, table_fd, owner, state, entries, slots, extents } = mapped;
+    fn adopt(
+        options: GroupOptions,
+        mapped: Mapped,
+        mut found: Found,
+        keeper: &mut dyn Keeper,
+        instance: u64,
+    ) -> Result<(Self, Vec<Former>), DaemonError> {
+        let Mapped { table, table_fd, owner, state, entries, slots, extents, devices } = mapped;
         table.set_instance(instance);
+        let devices_kept = devices.is_some();
+        let devices = match devices {
+            Some(kept) => Some(kept),
+            None => devices::make(&options.name, options.hbm_bytes, &table, keeper)?,
+        };
+        let (devices, devices_fd) = devices.map(|mapped| (mapped.devices, mapped.table_fd)).unzip();
         let adoption = Adoption::new(&table);
         let table_id = table.table().table_id();
-        let formers = state
-            .clients()
-            .filter_map(|record| {
-                let control_fd = found.remove(&format!("client.{}", record.id))?;
-                let lifeline = found.remove(&format!("life.{}", record.id))?;
-                Some(Former { record, control_fd, lifeline })
-            })
-            .collect();
-        let kept = SharedKept::new(table, state, entries, slots);
+        let mut formers = Vec::new();
+        for record in state.clients() {
+            let [client, life, page] = client_names(record.id).map(|name| found.remove(&name));
+            let (Some(control_fd), Some(lifeline)) = (client, life) else { continue };
+            let device_page = match page {
+                Some(fd) => Some(DevicePage::over(fd)?),
+                None if devices.is_some() => Some(DevicePage::make(&options.name, ClientId(record.id), keeper)?),
+                None => None,
+            };
+            formers.push(Former { record, control_fd, lifeline, device_page });
+        }
+        let kept = SharedKept::new(table, state, entries, slots).with_devices(devices);
         let mut core = Core::adopt(kept, options.chosen(), options.core.clone());
         core.fetcher_added(FETCHER, true);
         core.fetcher_added(FETCHER_AHEAD, false);
@@ -303,6 +336,8 @@ impl Group {
             adopted_lines: Vec::new(),
             start: Start::Warm,
             table_fd,
+            devices_fd,
+            devices_kept,
             _owner: owner,
             extents: Vec::new(),
             space: Extents::new(),
@@ -328,7 +363,7 @@ impl Group {
                 group.core.kept_mut().state.forget_slab(&slab);
             }
         }
-        (group, formers)
+        Ok((group, formers))
     }
 
     /// Makes one more extent, of memory of its node where memory is spread. It is usable as far as it gets populated.
@@ -349,6 +384,21 @@ impl Group {
         self.core.kept_mut().state.add_extent(bytes);
         self.add_mapped(Extent { fd, mapping, populated_bytes: 0 });
         Ok(pages)
+    }
+
+    /// The extent that a slot lies in, and where in it.
+    ///
+    /// # Panics
+    /// If it lies in none: slots are the core's, never a client's unchecked word.
+    pub fn extent_of(&self, slot: SlotId) -> (usize, u64) {
+        let mut at = slot.offset_bytes();
+        for (extent, memory) in self.extents.iter().enumerate() {
+            if at < memory.bytes() {
+                return (extent, at);
+            }
+            at -= memory.bytes();
+        }
+        panic!("{slot:?} lies in no extent")
     }
 
     fn is_populated(&self, base: SlotId, units: u32) -> bool {
@@ -428,6 +478,12 @@ impl Group {
         Ok((control_fd, mapping, read, write))
     }
 
+    /// Makes and keeps the page on which a new client names slots on GPUs; `None` where the group uses none.
+    pub fn make_device_page(&self, id: ClientId, keeper: &mut dyn Keeper) -> Result<Option<DevicePage>, DaemonError> {
+        let is_wanted = self.devices_fd.is_some();
+        is_wanted.then(|| DevicePage::make(&self.options.name, id, keeper)).transpose()
+    }
+
     /// Forgets a client whose everything has ended.
     pub fn remove_client(&mut self, id: ClientId, keeper: &mut dyn Keeper) {
         if let Some(client) = self.clients.remove(&id) {
@@ -436,12 +492,21 @@ impl Group {
         let kept = self.core.kept_mut();
         kept.remove_hazards(id);
         kept.state.remove_client(id);
-        for part in ["client", "life"] {
-            if let Err(error) = keeper.forget(&format!("{}.{part}.{}", self.options.name, id.0)) {
+        for name in client_parts(id.0, self.devices_fd.is_some()) {
+            if let Err(error) = keeper.forget(&format!("{}.{name}", self.options.name)) {
                 tracing::warn!(%error, client = id.0, "the keeper did not drop a client's descriptor");
             }
         }
     }
+}
+
+/// What is kept of a client, without the group's name: its memory, its lifeline, its page of slots on GPUs.
+fn client_names(id: u32) -> [String; 3] {
+    [format!("client.{id}"), format!("life.{id}"), devices::page_name(id)]
+}
+
+fn client_parts(id: u32, with_devices: bool) -> impl Iterator<Item = String> {
+    client_names(id).into_iter().take(if with_devices { 3 } else { 2 })
 }
 
 fn table_words(fd: &OwnedFd, lines: u32) -> Result<MappedWords, lapis_arena::ArenaError> {

@@ -28,11 +28,13 @@ const HOLDER_RETRY_MAX: Duration = Duration::from_secs(60);
 /// Names with this prefix are listening sockets of units, not kept memory.
 const SOCKET_PREFIX: &str = "lapis-socket-";
 
-/// Descriptors that the keeper may have to hold: four memfds a group, its extents, two for each client; extents of GPUs.
+/// Descriptors that the keeper may have to hold: four memfds a group, its extents, two for each client; extents of GPUs,
+/// and two memfds and one more for each client of the group that has these.
 fn kept_max(options: &Options) -> u64 {
     let groups = options.groups.len() as u64;
     let extents = groups * lapis_config::EXTENTS_MAX as u64 + gpus::extents_max(options);
-    groups * 4 + extents + groups * options.server_clients_max * 2
+    let of_gpus = if options.hbm_bytes > 0 { 2 + options.server_clients_max } else { 0 };
+    groups * 4 + extents + groups * options.server_clients_max * 2 + of_gpus
 }
 
 /// Whether systemd keeps descriptors for this process.

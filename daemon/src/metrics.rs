@@ -99,6 +99,16 @@ metrics_table! {
     counter GPU_COPIES "lapis_gpu_copies_total" "How many copies ended well: into the GPU, out of it, within it or from another one?";
     counter GPU_COPIED_BYTES "lapis_gpu_copied_bytes_total" "How many bytes had those?";
     counter GPU_ERRORS "lapis_gpu_errors_total" "How many copies failed, or ended with the GPU?";
+    gauge GPU_BLOCKS "lapis_gpu_blocks" "How many blocks do readers find on the GPU?";
+    gauge GPU_BYTES_USED "lapis_gpu_used_bytes" "How many bytes have the slots of those?";
+    counter KEYS_HIT_HBM "lapis_keys_hit_hbm_total" "How many blocks did somebody on the host wait for that came from GPUs?";
+    counter HBM_PROMOTIONS "lapis_hbm_promotions_total" "How many blocks were copied to GPUs from DRAM?";
+    counter HBM_PUTS "lapis_hbm_puts_total" "How many blocks did clients put on GPUs?";
+    counter HBM_EVICTIONS "lapis_hbm_evictions_total" "How many copies on GPUs went to make room?";
+    counter HBM_DEMOTIONS "lapis_hbm_demotions_total" "How many blocks left DRAM and stayed on a GPU alone?";
+    counter HBM_SAVED "lapis_hbm_saved_total" "How many blocks came to DRAM from GPUs?";
+    counter HBM_COPIES_FAILED "lapis_hbm_copy_failures_total" "How many copies of blocks to and from GPUs failed?";
+    counter HBM_LOST "lapis_hbm_lost_blocks_total" "How many blocks went with a GPU that was lost?";
     gauge ADOPTING "lapis_adopting" "Are blocks of the former daemon still being taken over (1) or not (0)?";
     gauge UPTIME_SECONDS "lapis_uptime_seconds" "Since when does this daemon run?";
     gauge BUILD_INFO "lapis_build_info" "Which version runs? Always 1, the version is the label.";
@@ -138,6 +148,14 @@ pub fn publish<W: Wire, M: Movers>(engine: &Engine<W, M>, now: Time) {
         (SSD_WRITES_FAILED, totals.core.ssd_writes_failed),
         (SSD_CHECKSUM_FAILURES, totals.core.ssd_corrupt),
         (SSD_RECOVERED, totals.core.ssd_found),
+        (KEYS_HIT_HBM, totals.core.hbm_hits),
+        (HBM_PROMOTIONS, totals.core.hbm_promotions),
+        (HBM_PUTS, totals.core.hbm_puts),
+        (HBM_EVICTIONS, totals.core.hbm_evictions),
+        (HBM_DEMOTIONS, totals.core.hbm_demotions),
+        (HBM_SAVED, totals.core.hbm_saved),
+        (HBM_COPIES_FAILED, totals.core.hbm_copies_failed),
+        (HBM_LOST, totals.core.hbm_lost),
         (KEYS_HIT_PEERS, totals.peers.blocks_hit),
         (PEER_BLOCKS_READ, totals.peers.blocks_read),
         (PEER_BYTES_READ, totals.peers.bytes_read),
@@ -226,7 +244,10 @@ fn publish_gpu(gpu: &Gpu) {
         "hangs" => 1,
         _ => 0,
     };
+    let held = gpu.held.unwrap_or_default();
     let gauges = [
+        (GPU_BLOCKS, held.blocks),
+        (GPU_BYTES_USED, held.used_bytes),
         (GPU_BYTES, gpu.bytes),
         (GPU_STATE, state),
         (GPU_COPIES_IN_FLIGHT, load.copies_in_flight),

@@ -60,6 +60,12 @@ pub enum Job {
         op: OpId,
         block: StoredBlock,
     },
+    /// Make the sums of a block that has none.
+    Sum {
+        group: usize,
+        op: OpId,
+        block: StoredBlock,
+    },
     /// For the drive of a device.
     Drive {
         device: usize,
@@ -97,6 +103,11 @@ pub enum Done {
         group: usize,
         op: OpId,
         outcome: Outcome,
+    },
+    Summed {
+        group: usize,
+        op: OpId,
+        sum: u64,
     },
     Drive {
         device: usize,
@@ -205,7 +216,7 @@ impl Movers for Threads {
                 return self.paths.as_mut().expect("jobs of peers where there are peers").submit(job);
             }
             Job::Populate { .. } => &self.populate,
-            Job::Verify { .. } => &self.verify,
+            Job::Verify { .. } | Job::Sum { .. } => &self.verify,
         };
         queue.send(job).expect("the threads live as long as this");
     }
@@ -289,6 +300,7 @@ fn work(jobs: &Receiver<Job>, stop: &AtomicBool, report: &Report) {
                 let done = Done::Verified { group, op, outcome: check(&block) };
                 if jobs.is_empty() { report.tell(done) } else { report.leave(done) }
             }
+            Job::Sum { group, op, block } => report.tell(Done::Summed { group, op, sum: block.make_sums() }),
             Job::Merge { .. } | Job::MapIn { .. } | Job::Drive { .. } | Job::Paths(_) => {
                 unreachable!("they have threads of their own")
             }

@@ -4,6 +4,7 @@ mod peers;
 
 use std::{
     net::SocketAddr,
+    os::fd::OwnedFd,
     path::PathBuf,
     sync::{
         Arc,
@@ -60,7 +61,8 @@ pub fn engine_options(options: &Options, layout: &Layout) -> EngineOptions {
     let groups = options
         .groups
         .iter()
-        .map(|group| {
+        .enumerate()
+        .map(|(index, group)| {
             let tables = Tables::of(options, group, control::BYTES);
             GroupOptions {
                 name: group.name.clone(),
@@ -89,6 +91,8 @@ pub fn engine_options(options: &Options, layout: &Layout) -> EngineOptions {
                 },
                 ssd_floor_bytes: group.ssd_floor,
                 ssd_ceiling_bytes: group.ssd_ceiling,
+                // Of the first alone: whoever maps an extent of a GPU maps all of it, and groups share nothing.
+                hbm_bytes: if index == 0 { options.hbm_bytes } else { 0 },
                 policy: options.policy_name,
                 ghost_bytes: group.ghost_bytes(options),
             }
@@ -142,33 +146,19 @@ pub fn run(effective: &Effective, reload: Reload) -> anyhow::Result<()> {
         .with_context(|| format!("listen for group {:?} (choose a socket with --server-socket)", group.name))?;
         wire.listen(listener, options.server_clients_max as usize + CONNECTIONS_SPARE).context("watch a socket")?;
     }
-    let (mut keeper, mut found) = keeper::open(options.hold_socket.as_deref(), passed.kept)?;
+    let (keeper, mut found) = keeper::open(options.hold_socket.as_deref(), passed.kept)?;
     let kept = gpus::take_kept(&mut found);
-    let gpus = match gpus {
-        Some(gpus) => {
-            Some(gpus.open(kept, keeper.as_mut()).context("take memory of the GPUs (lapis doctor tells more)")?)
-        }
-        None => {
-            gpus::give_back(kept, keeper.as_mut())?;
-            None
-        }
-    };
     let waker = wire.waker();
     // Shorter, as JSON keeps no more of a number.
     let boot = entropy() >> 11 | 1;
     let mut peering = Peering::start(options, boot, Arc::new(move || waker.wake()))?;
     let waker = wire.waker();
-    let mut movers =
-        Threads::start(options.dram_populate_threads as usize, VERIFY_THREADS, drives, move || waker.wake())
-            .context("start movers")?;
-    let shown = gpus.iter().flatten().map(|gpu| gpu.shown.clone()).collect();
-    if let Some(gpus) = gpus {
-        movers.start_gpus(gpus).context("start the threads of GPUs")?;
-    }
+    let movers = Threads::start(options.dram_populate_threads as usize, VERIFY_THREADS, drives, move || waker.wake())
+        .context("start movers")?;
     signals.wake_with(wire.waker());
     let mut engine =
         Engine::open(now(), engine_options(options, &layout), wire, movers, keeper, found, Box::new(entropy))?;
-    engine.set_gpus(shown);
+    start_gpus(&mut engine, gpus, kept)?;
     if let Some(peering) = &mut peering {
         peering.join(now(), &mut engine)?;
     }
@@ -196,6 +186,23 @@ pub fn run(effective: &Effective, reload: Reload) -> anyhow::Result<()> {
     // Off the list before the connections go, which takes as long as memory is unmapped.
     drop(peering);
     ended
+}
+
+/// Opens memory on the GPUs, and starts their threads. After the groups: what was kept is used only if its group is a former
+/// daemon's too.
+fn start_gpus(
+    engine: &mut Engine<UnixWire, Threads>,
+    gpus: Option<gpus::Found>,
+    kept: Vec<(String, OwnedFd)>,
+) -> anyhow::Result<()> {
+    let Some(gpus) = gpus else { return Ok(gpus::give_back(kept, engine.keeper.as_mut())?) };
+    let gpus = if engine.keeps_gpus() { gpus } else { gpus.without_former() };
+    let opened =
+        gpus.open(kept, engine.keeper.as_mut()).context("take memory of the GPUs (lapis doctor tells more)")?;
+    let shown = opened.iter().map(|gpu| gpu.shown.clone()).collect();
+    engine.movers_mut().start_gpus(opened).context("start the threads of GPUs")?;
+    engine.set_gpus(now(), shown);
+    Ok(())
 }
 
 /// A number that nobody else has, and not 0.

@@ -122,6 +122,8 @@ fn hello<W: Wire, M: Movers>(
     let keeper = engine.keeper.as_mut();
     let (control_fd, mapping, lifeline, lifeline_client) =
         group.make_client(id, keeper).map_err(|error| format!("no memory for one more client: {error}"))?;
+    let device_page =
+        group.make_device_page(id, keeper).map_err(|error| format!("no memory for one more client: {error}"))?;
     let flag = |is: bool, flag: u32| if is { flag } else { 0 };
     let record = ClientRecord {
         id: id.0,
@@ -138,7 +140,7 @@ fn hello<W: Wire, M: Movers>(
     let mut control = ControlDaemon::new(mapping);
     control.reset();
     group.core.client_added(id, asked.may_put);
-    group.core.kept_mut().add_hazards(id, control.hazards());
+    group.core.kept_mut().add_hazards(id, control.hazards(), device_page.as_ref());
     let client = Client::new(Parts {
         id,
         name: asked.name,
@@ -148,6 +150,7 @@ fn hello<W: Wire, M: Movers>(
         secret,
         control,
         control_fd,
+        device_page,
         lifeline,
         conn,
         connected: true,
@@ -208,6 +211,10 @@ fn resumed<W: Wire, M: Movers>(
     engine.counts.clients_resumed += 1;
     let group = &mut engine.groups[index];
     group.core.client_resumed(id, &resume.writing);
+    if group.devices_fd.is_some() {
+        // No `Resume` tells of slots on GPUs: it is writing none.
+        group.core.client_resumed_on_gpus(id, &[]);
+    }
     welcome(engine, conn, index, id, None, true)
 }
 
@@ -338,7 +345,7 @@ pub(crate) fn adopt_client<W: Wire>(
     former: Former,
     roles: &mut BTreeMap<ConnId, Role>,
 ) -> Result<(), DaemonError> {
-    let Former { record, control_fd, lifeline } = former;
+    let Former { record, control_fd, lifeline, device_page } = former;
     let id = ClientId(record.id);
     let mapping = Mapping::shared(control_fd.as_fd(), control::BYTES, Access::ReadWrite)?;
     let conn = wire
@@ -349,7 +356,7 @@ pub(crate) fn adopt_client<W: Wire>(
         [CLIENT_MAY_PUT, CLIENT_WRITES_BY_DMA, CLIENT_EXPELLED].map(|flag| record.flags & flag != 0);
     group.core.adopt_client(id, may_put);
     if !expelled {
-        group.core.kept_mut().add_hazards(id, control.hazards());
+        group.core.kept_mut().add_hazards(id, control.hazards(), device_page.as_ref());
     }
     let name_bytes = record.name.iter().take_while(|&&b| b != 0).count();
     let peer = Peer { pid: record.pid, uid: record.uid, gid: 0, start_time: record.start_time };
@@ -362,6 +369,7 @@ pub(crate) fn adopt_client<W: Wire>(
         secret: record.secret,
         control,
         control_fd,
+        device_page,
         lifeline,
         conn,
         connected: false,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{engine::Engine, group::Group, membership::KnownBy, movers::Movers, peers::PeerCounts};
 
-pub use gpus::{Gpu, GpuLoad};
+pub use gpus::{Gpu, GpuHeld, GpuLoad, Hbm};
 pub use peers::{PeerHost, Peers};
 pub use ssd::{Device, DeviceTotals, Load, Ssd, SsdTotals};
 
@@ -35,6 +35,9 @@ pub struct Status {
     /// Of the HBM tier; none where `hbm.bytes` is 0.
     #[serde(default)]
     pub gpus: Vec<Gpu>,
+    /// `None` where the group uses no GPU.
+    #[serde(default)]
+    pub hbm: Option<Hbm>,
     pub ssd: Ssd,
     pub peers: Peers,
     pub hits: Hits,
@@ -67,9 +70,11 @@ pub struct Hits {
     pub keys_asked: u64,
     pub keys_hit: u64,
     pub bytes_hit: u64,
-    /// Of `keys_hit`: those that this daemon read from SSD and from other hosts for who waited, and the others, read ahead
-    /// of the asking too.
+    /// Of `keys_hit`: those that this daemon read from SSD, from other hosts and from GPUs for who waited, and the others,
+    /// read ahead of the asking too.
     pub keys_hit_ssd: u64,
+    #[serde(default)]
+    pub keys_hit_hbm: u64,
     pub keys_hit_peers: u64,
     pub keys_hit_dram: u64,
     /// `keys_hit / keys_asked`, 0 if nothing was asked.
@@ -126,7 +131,7 @@ impl Totals {
     pub fn of<W: Wire, M: Movers>(engine: &Engine<W, M>, now: Time) -> Self {
         let known_by = engine.peers.as_ref().map(|peers| peers.known_by.clone()).unwrap_or_default();
         let mut totals =
-            Self { ssd: SsdTotals::of(engine), gpus: gpus::totals(engine.gpus(), now), known_by, ..Self::default() };
+            Self { ssd: SsdTotals::of(engine), gpus: gpus::totals(engine, now), known_by, ..Self::default() };
         for (index, group) in engine.groups().iter().enumerate() {
             let (core, hits) = (group.core.counts(), hits(engine, index));
             totals.peers.add(&engine.peer_counts(index));
@@ -142,6 +147,7 @@ impl Totals {
             totals.core.verified += core.verified;
             totals.core.corrupt += core.corrupt;
             ssd::add(&mut totals.core, &core);
+            gpus::add(&mut totals.core, &core);
             totals.asked += hits.keys_asked;
             totals.hit += hits.keys_hit;
             totals.bytes_hit += hits.bytes_hit;
@@ -175,14 +181,16 @@ fn hits<W: Wire, M: Movers>(engine: &Engine<W, M>, index: usize) -> Hits {
     }
     let rate = if sum.asked == 0 { 0.0 } else { sum.hit as f64 / sum.asked as f64 };
     let keys_hit_ssd = group.core.counts().ssd_hits.min(sum.hit);
-    let keys_hit_peers = engine.peer_counts(index).blocks_hit.min(sum.hit - keys_hit_ssd);
+    let keys_hit_hbm = group.core.counts().hbm_hits.min(sum.hit - keys_hit_ssd);
+    let keys_hit_peers = engine.peer_counts(index).blocks_hit.min(sum.hit - keys_hit_ssd - keys_hit_hbm);
     Hits {
         keys_asked: sum.asked,
         keys_hit: sum.hit,
         bytes_hit: sum.bytes,
         keys_hit_ssd,
+        keys_hit_hbm,
         keys_hit_peers,
-        keys_hit_dram: sum.hit - keys_hit_ssd - keys_hit_peers,
+        keys_hit_dram: sum.hit - keys_hit_ssd - keys_hit_hbm - keys_hit_peers,
         rate,
     }
 }
@@ -223,10 +231,8 @@ impl Status {
                 verified: counts.verified,
                 checksum_failures: counts.corrupt,
             },
-            gpus: {
-                let alone = engine.groups().len() == 1;
-                engine.gpus().iter().map(|gpu| Gpu::of(gpu, now, alone)).collect()
-            },
+            gpus: gpus::of_group(engine, now, index),
+            hbm: group.devices_fd.is_some().then(|| Hbm::of(&counts)),
             ssd: Ssd::of(engine, index),
             peers: Peers::of(engine, now, index),
             hits: hits(engine, index),

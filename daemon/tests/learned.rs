@@ -57,6 +57,7 @@ fn open(held: &mut Held, entropy: &mut u64) -> Group {
         core: CoreOptions::default(),
         ssd_floor_bytes: 0,
         ssd_ceiling_bytes: 0,
+        hbm_bytes: 0,
         policy: PolicyName::Hazq,
         ghost_bytes: 1 << 16,
     };

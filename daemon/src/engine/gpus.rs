@@ -1,24 +1,109 @@
-//! GPUs from the engine's side: which there are, memory of the host for them, and what their threads say.
+//! GPUs from the engine's side: which there are, memory of the host for them, the core's copies as jobs of their threads,
+//! and what these say.
+//!
+//! Invariant: only the first group uses GPUs. Whoever maps an extent of a GPU maps all of it, and groups share nothing.
 
 use std::sync::Arc;
 
-use lapis_config::{OpId, Time};
-use lapis_tiering::face::Outcome;
+use lapis_config::{GpuId, OpId, Time};
+use lapis_tiering::{
+    GpuCounts,
+    face::{Outcome, Spot},
+};
 use lapis_transport::wire::Wire;
 
-use super::{Engine, ssd::CORE_BITS};
+use super::{
+    Engine,
+    ssd::{CORE_BITS, wide},
+};
 use crate::{
-    gpus::{FromGpu, GpuCopied, GpuShown},
+    gpus::{FromGpu, GpuCopied, GpuJob, GpuShown, Place},
+    group::Start,
+    kept::GpuHere,
     movers::Movers,
 };
 
+/// The group that uses GPUs.
+pub(crate) const GROUP: usize = 0;
+
 impl<W: Wire, M: Movers> Engine<W, M> {
-    /// The GPUs of the tier, whose threads the movers have. Memory that is there already is registered with them.
-    pub fn set_gpus(&mut self, gpus: Vec<Arc<GpuShown>>) {
+    /// Whether memory of GPUs that was kept holds blocks that this daemon knows of. If not, it may be read by clients that
+    /// nothing is known of, and must not be written.
+    pub fn keeps_gpus(&self) -> bool {
+        self.groups[GROUP].devices_kept
+    }
+
+    /// The GPUs of the tier, whose threads the movers have: before the first turn. Memory that is there already is
+    /// registered with them.
+    pub fn set_gpus(&mut self, now: Time, gpus: Vec<Arc<GpuShown>>) {
+        // Asked once: a thread may lose its GPU at any time.
+        let lost: Vec<bool> = gpus.iter().map(|gpu| gpu.is_lost()).collect();
+        let here = |(gpu, lost): (&Arc<GpuShown>, &bool)| GpuHere {
+            uuid: gpu.info.uuid,
+            is_kept: gpu.start == Start::Warm && !lost,
+        };
+        let here: Vec<GpuHere> = gpus.iter().zip(&lost).map(here).collect();
+        let core = &mut self.groups[GROUP].core;
+        for (((id, slabs), gpu), lost) in core.kept_mut().number_gpus(&here).into_iter().zip(&gpus).zip(lost) {
+            self.gpu_ids.push(id);
+            if lost {
+                continue;
+            }
+            let (bytes, uuid, slabs_kept) = (gpu.bytes, gpu.uuid(), slabs.len());
+            assert!(core.gpu_added(now, id, bytes), "there is memory for GPUs, and a GPU has a number of its own");
+            slabs.into_iter().for_each(|slab| core.adopt_gpu_slab(id, slab));
+            tracing::info!(gpu = uuid, number = id.0, bytes, slabs_kept, "a GPU of the tier");
+        }
         self.gpus = gpus;
         for index in 0..self.groups.len() {
             for extent in 0..self.groups[index].extents.len() {
                 self.register_with_gpus(index, extent);
+            }
+        }
+    }
+
+    /// What the core has on each GPU, in the order of `gpus`; `None`: nothing is used there.
+    pub fn gpu_counts(&self, gpu: usize) -> Option<GpuCounts> {
+        self.groups[GROUP].core.gpu_counts(*self.gpu_ids.get(gpu)?)
+    }
+
+    /// A copy of the core, to be submitted with the others of this turn.
+    pub(super) fn copy_by_gpu(&mut self, index: usize, op: OpId, [from, to]: [Spot; 2], bytes: u32) {
+        let id = match (to, from) {
+            (Spot::Hbm(id, _), _) | (Spot::Dram(_), Spot::Hbm(id, _)) => id,
+            (Spot::Dram(_), Spot::Dram(_)) => unreachable!("a copy has an end on a GPU"),
+        };
+        let [from, to] = [from, to].map(|spot| self.gpu_place(index, spot));
+        let job = GpuJob { op: wide(index, op), from, to, bytes: bytes.into() };
+        self.gpu_jobs.entry(self.gpu_of(id)).or_default().push(job);
+    }
+
+    /// Where the bytes of a spot begin.
+    fn gpu_place(&self, index: usize, spot: Spot) -> Place {
+        match spot {
+            Spot::Dram(slot) => {
+                let (extent, offset) = self.groups[index].extent_of(slot);
+                Place::Dram { group: index, extent, offset }
+            }
+            Spot::Hbm(id, slot) => Place::Hbm { gpu: self.gpu_of(id), offset: slot.offset_bytes() },
+        }
+    }
+
+    fn gpu_of(&self, id: GpuId) -> usize {
+        self.gpu_ids.iter().position(|known| *known == id).expect("the core knows GPUs by what it was told")
+    }
+
+    pub(super) fn submit_copies(&mut self) {
+        while let Some((gpu, jobs)) = self.gpu_jobs.pop_first() {
+            self.movers.copy_by_gpu(gpu, jobs);
+        }
+    }
+
+    /// Tells the core of GPUs that were lost; not while it takes over what a former daemon had on them.
+    pub(super) fn bury_gpus(&mut self, now: Time, index: usize) {
+        if index == GROUP {
+            for id in std::mem::take(&mut self.gpus_lost) {
+                self.groups[GROUP].core.gpu_lost(now, id);
             }
         }
     }
@@ -51,11 +136,14 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                     self.groups[group as usize].core.completed(now, own, outcome);
                 }
             }
-            FromGpu::Lost { reason } => tracing::error!(
-                gpu = self.gpus.get(gpu).map(|gpu| gpu.uuid()),
-                reason,
-                "a GPU is lost with all that was on it, the daemon goes on without it: look at nvidia-smi, then restart the daemon"
-            ),
+            FromGpu::Lost { reason } => {
+                tracing::error!(
+                    gpu = self.gpus.get(gpu).map(|gpu| gpu.uuid()),
+                    reason,
+                    "a GPU is lost with all that was on it, the daemon goes on without it: look at nvidia-smi, then restart the daemon"
+                );
+                self.gpus_lost.extend(self.gpu_ids.get(gpu));
+            }
         }
     }
 }

@@ -361,7 +361,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
 }
 
 /// An operation's name among all groups.
-fn wide(group: usize, op: OpId) -> OpId {
+pub(super) fn wide(group: usize, op: OpId) -> OpId {
     assert!(op.0 < 1 << CORE_BITS, "fewer operations than a daemon lives to see");
     OpId((group as u64) << CORE_BITS | op.0)
 }

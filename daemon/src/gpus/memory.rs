@@ -69,6 +69,9 @@ impl Found {
             let kept = by_uuid.remove(&info.uuid).unwrap_or_default();
             let names: Vec<String> = kept.iter().map(|(kept, _)| kept.to_string()).collect();
             let taken = match &device {
+                Ok(_) if !kept.is_empty() && self.without_former => {
+                    Err(Start::Cold("nothing is known any more of what was kept".into()))
+                }
                 Ok(device) if !kept.is_empty() => take_over(&self.options, device, kept, &devices).map_err(Start::Cold),
                 Ok(_) if !others.is_empty() => Err(Start::Cold(format!("what was kept is of {}", others.join(", ")))),
                 Ok(_) => Err(Start::Fresh),

@@ -150,7 +150,7 @@ impl GpuShown {
         self.lost.set(reason).is_ok()
     }
 
-    pub(super) fn is_lost(&self) -> bool {
+    pub(crate) fn is_lost(&self) -> bool {
         self.lost.get().is_some()
     }
 }

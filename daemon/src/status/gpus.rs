@@ -3,9 +3,15 @@
 //! Invariant: with several groups on the host, nothing here tells of another: of GPUs only whether they are well.
 
 use lapis_config::Time;
+use lapis_tiering::{GpuCounts, face::Counts};
+use lapis_transport::wire::Wire;
 use serde::{Deserialize, Serialize};
 
-use crate::gpus::{GpuShown, GpuState, Way, Ways};
+use crate::{
+    engine::{Engine, GPU_GROUP},
+    gpus::{GpuShown, GpuState, Way, Ways},
+    movers::Movers,
+};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gpu {
@@ -25,6 +31,81 @@ pub struct Gpu {
     pub why_lost: Option<String>,
     /// `None` where the host has several groups.
     pub load: Option<GpuLoad>,
+    /// What lies there, of the group that uses GPUs; `None` of other groups, and of a GPU that is lost.
+    #[serde(default)]
+    pub held: Option<GpuHeld>,
+}
+
+/// Of one GPU, now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuHeld {
+    /// Blocks that readers find there, and the bytes of their slots.
+    pub blocks: u64,
+    pub used_bytes: u64,
+    pub slots_free: u64,
+    pub slots_granted: u64,
+    pub slots_aside: u64,
+}
+
+/// Of all GPUs, since the table was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hbm {
+    /// Copies of blocks that came to GPUs from DRAM, that clients put there, and that went to make room.
+    pub promotions: u64,
+    pub puts: u64,
+    pub evictions: u64,
+    /// Blocks that left DRAM and stayed on a GPU alone, and that came back to DRAM from one.
+    pub demotions: u64,
+    pub saved: u64,
+    pub copy_failures: u64,
+    /// Blocks that went with a GPU.
+    pub lost_blocks: u64,
+}
+
+impl Hbm {
+    pub(super) fn of(counts: &Counts) -> Self {
+        Self {
+            promotions: counts.hbm_promotions,
+            puts: counts.hbm_puts,
+            evictions: counts.hbm_evictions,
+            demotions: counts.hbm_demotions,
+            saved: counts.hbm_saved,
+            copy_failures: counts.hbm_copies_failed,
+            lost_blocks: counts.hbm_lost,
+        }
+    }
+}
+
+impl GpuHeld {
+    fn of(counts: GpuCounts) -> Self {
+        let GpuCounts { blocks, bytes_used, slots_free, slots_granted, slots_aside, .. } = counts;
+        Self { blocks, used_bytes: bytes_used, slots_free, slots_granted, slots_aside }
+    }
+}
+
+/// The GPUs as a group is shown them.
+pub(super) fn of_group<W: Wire, M: Movers>(engine: &Engine<W, M>, now: Time, index: usize) -> Vec<Gpu> {
+    let alone = engine.groups().len() == 1;
+    let gpus = engine.gpus().iter().enumerate();
+    gpus.map(|(number, gpu)| Gpu::of(gpu, now, alone).with(engine, number, index == GPU_GROUP)).collect()
+}
+
+/// All GPUs, with their load, for the metrics.
+pub(super) fn totals<W: Wire, M: Movers>(engine: &Engine<W, M>, now: Time) -> Vec<Gpu> {
+    let gpus = engine.gpus().iter().enumerate();
+    gpus.map(|(number, gpu)| Gpu::of(gpu, now, true).with(engine, number, true)).collect()
+}
+
+/// Adds what a group's core counted of GPUs.
+pub(super) fn add(sum: &mut Counts, core: &Counts) {
+    sum.hbm_promotions += core.hbm_promotions;
+    sum.hbm_puts += core.hbm_puts;
+    sum.hbm_evictions += core.hbm_evictions;
+    sum.hbm_demotions += core.hbm_demotions;
+    sum.hbm_saved += core.hbm_saved;
+    sum.hbm_hits += core.hbm_hits;
+    sum.hbm_copies_failed += core.hbm_copies_failed;
+    sum.hbm_lost += core.hbm_lost;
 }
 
 /// Since the daemon's start. In: from memory of the host to the GPU; out: back; across: within it, or from another GPU.
@@ -44,7 +125,7 @@ pub struct GpuLoad {
 }
 
 impl Gpu {
-    pub(super) fn of(gpu: &GpuShown, now: Time, alone: bool) -> Self {
+    fn of(gpu: &GpuShown, now: Time, alone: bool) -> Self {
         let (state, why_lost) = match gpu.state(now) {
             GpuState::Well => ("well", None),
             GpuState::Hangs => ("hangs", None),
@@ -61,7 +142,13 @@ impl Gpu {
             state: state.into(),
             why_lost,
             load: alone.then(|| GpuLoad::of(gpu)),
+            held: None,
         }
+    }
+
+    fn with<W: Wire, M: Movers>(self, engine: &Engine<W, M>, number: usize, shows: bool) -> Self {
+        let counts = engine.gpu_counts(number).filter(|_| shows);
+        Self { held: counts.map(GpuHeld::of), ..self }
     }
 }
 
@@ -80,9 +167,4 @@ impl GpuLoad {
             registered_bytes: gpu.registered_bytes(),
         }
     }
-}
-
-/// All GPUs, with their load, for the metrics.
-pub(super) fn totals(gpus: &[std::sync::Arc<GpuShown>], now: Time) -> Vec<Gpu> {
-    gpus.iter().map(|gpu| Gpu::of(gpu, now, true)).collect()
 }

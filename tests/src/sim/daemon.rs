@@ -119,6 +119,7 @@ fn options(plan: &Plan, rng: &mut Rng) -> EngineOptions {
         ssd_floor_bytes: if limited && index == 0 { share + plan.segment_bytes } else { 0 },
         ssd_ceiling_bytes: if limited && index > 0 { share } else { 0 },
         // Ghosts are few: they are forgotten too.
+        hbm_bytes: 0,
         policy: if plan.lines.is_multiple_of(2) { PolicyName::Hazq } else { PolicyName::Lru },
         ghost_bytes: 1024,
     };

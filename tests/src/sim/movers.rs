@@ -110,6 +110,7 @@ impl SimMovers {
             Job::Verify { group, op, block } => {
                 (Done::Verified { group: *group, op: *op, outcome: movers::check(block) }, true)
             }
+            Job::Sum { group, op, block } => (Done::Summed { group: *group, op: *op, sum: block.make_sums() }, true),
             Job::Merge { scans, groups, device } => {
                 (Done::Merged { recovered: recover::merge(std::mem::take(scans), groups), device: *device }, true)
             }

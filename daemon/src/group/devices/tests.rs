@@ -1,0 +1,184 @@
+//! Over a keeper that outlives its daemon, as a kill and a start see it.
+
+use std::{io, os::fd::BorrowedFd, time::Duration};
+
+use lapis_arena::DeviceHazards;
+use lapis_config::{Fingerprint, GpuId, Key, PolicyName, PoolId, PoolKind, PoolShape, SlotId};
+use lapis_tiering::{
+    CoreOptions,
+    kept::{DevicePlace, Kept, Place, Slab, SlotState, Tier},
+};
+
+use super::*;
+use crate::{
+    group::{Former, Group, GroupOptions, Start},
+    kept::GpuHere,
+    state::{ClientRecord, Geometry},
+};
+
+const GPU_BYTES: u64 = 8 << 20;
+const SLAB: Slab = Slab { base: SlotId(0), units: 256, pool: PoolId(0), stride: 16 };
+const KEY: Key = Key([1, 2, 3, 4]);
+
+#[derive(Default)]
+struct Held(Vec<(String, OwnedFd)>);
+
+impl Held {
+    fn names(&self) -> Vec<&str> {
+        self.0.iter().filter_map(|(name, _)| name.strip_prefix("a.")).collect()
+    }
+
+    fn open(&mut self, hbm_bytes: u64) -> (Group, Vec<Former>) {
+        let own = |(name, fd): &(String, OwnedFd)| {
+            (name["a.".len()..].to_owned(), fd.try_clone().expect("a descriptor more"))
+        };
+        let found: Found = self.0.iter().map(own).collect();
+        let mut next = self.0.len() as u64;
+        let mut entropy = || {
+            next += 1;
+            next
+        };
+        Group::open(options(hbm_bytes), found, self, &mut entropy).expect("a group")
+    }
+}
+
+impl Keeper for Held {
+    fn keep(&mut self, name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
+        assert!(self.0.iter().all(|(kept, _)| kept != name), "{name} is kept once");
+        self.0.push((name.to_owned(), fd.try_clone_to_owned()?));
+        Ok(())
+    }
+
+    fn forget(&mut self, name: &str) -> io::Result<()> {
+        self.0.retain(|(kept, _)| kept != name);
+        Ok(())
+    }
+}
+
+fn options(hbm_bytes: u64) -> GroupOptions {
+    GroupOptions {
+        name: "a".into(),
+        uids: Vec::new(),
+        may_put: true,
+        geometry: Geometry { lines: 1024, dram_bytes: 64 << 20, floor_bytes: 0, ceiling_bytes: 64 << 20 },
+        huge: Huge::Never,
+        lock: false,
+        spread: Default::default(),
+        pin_bytes_max: 1 << 20,
+        pin_age_max: Duration::from_secs(1),
+        core: CoreOptions::default(),
+        ssd_floor_bytes: 0,
+        ssd_ceiling_bytes: 0,
+        hbm_bytes,
+        policy: PolicyName::Lru,
+        ghost_bytes: 0,
+    }
+}
+
+fn gpu(uuid: u8, is_kept: bool) -> GpuHere {
+    GpuHere { uuid: [uuid; 16], is_kept }
+}
+
+/// A block with a copy on GPU 1 of two, and a client with its page.
+fn used(held: &mut Held) -> DevicePlace {
+    let (mut group, _) = held.open(GPU_BYTES);
+    assert!(!group.devices_kept && group.devices_fd.is_some());
+    let shape = PoolShape {
+        namespace: Fingerprint([7; 32]),
+        label: "p".into(),
+        kind: PoolKind::Chain,
+        block_bytes: 64 << 10,
+        pieces: 1,
+    };
+    assert_eq!(group.pool_of(&shape), Some(PoolId(0)));
+    let id = group.core.kept_mut().state.next_client();
+    group.make_client(id, held).expect("a client");
+    let page = group.make_device_page(id, held).expect("a page").expect("GPUs are used");
+    DeviceHazards::mapped(&page.mapping, 0).set(0, GpuId(1), SlotId(16));
+    let kept = group.core.kept_mut();
+    assert!(kept.state.add_client(ClientRecord { id: id.0, ..Default::default() }));
+    assert_eq!(kept.number_gpus(&[gpu(1, false), gpu(2, false)]), [(GpuId(0), vec![]), (GpuId(1), vec![])]);
+    kept.set_device_slab(GpuId(1), &SLAB);
+    let place = Place { slot: SlotId(0), bytes: 100, sum: 1, tier: Tier::Hbm };
+    let line = kept.publish(PoolId(0), &KEY, place).expect("a line");
+    kept.set_device_slot_state(GpuId(1), &SLAB, 1, SlotState::Used(line));
+    let place = DevicePlace { gpu: GpuId(1), slot: SlotId(16), units: 16 };
+    kept.set_device(line, Some(place));
+    place
+}
+
+#[test]
+fn a_group_without_gpus_makes_nothing_for_them() {
+    let mut held = Held::default();
+    let (group, _) = held.open(0);
+    assert_eq!(held.names(), ["table", "entries", "slots", "state"]);
+    assert!(group.devices_fd.is_none() && !group.core.kept().keeps_devices());
+    let page = group.make_device_page(ClientId(1), &mut held).expect("nothing to fail");
+    assert!(page.is_none());
+}
+
+#[test]
+fn what_is_on_gpus_is_known_to_the_next_daemon() {
+    let mut held = Held::default();
+    let place = used(&mut held);
+    let (mut group, formers) = held.open(GPU_BYTES);
+    assert_eq!((&group.start, group.devices_kept), (&Start::Warm, true));
+    assert!(held.names().ends_with(&["devices", "hbm", "client.1", "life.1", "device.1"]), "{:?}", held.names());
+    let page = formers[0].device_page.as_ref().expect("the client's page");
+    assert_eq!(DeviceHazards::mapped(&page.mapping, 0).get(0), Some((GpuId(1), SlotId(16))));
+    let kept = group.core.kept_mut();
+    // In another order now.
+    let numbers = kept.number_gpus(&[gpu(2, true), gpu(1, true)]);
+    assert_eq!(numbers, [(GpuId(1), vec![SLAB]), (GpuId(0), vec![])]);
+    let line = kept.find(PoolId(0), &KEY).expect("the block");
+    assert_eq!(kept.device(line), Some(place));
+    assert_eq!(kept.device_slot_state(GpuId(1), &SLAB, 1), SlotState::Used(line));
+}
+
+#[test]
+fn a_gpu_with_new_memory_has_no_copies_from_the_start_on() {
+    let mut held = Held::default();
+    used(&mut held);
+    let (mut group, _) = held.open(GPU_BYTES);
+    assert!(group.devices_kept);
+    let kept = group.core.kept_mut();
+    let line = kept.find(PoolId(0), &KEY).expect("the block");
+    assert!(kept.device(line).is_some());
+    assert_eq!(kept.number_gpus(&[gpu(1, true), gpu(2, false)]), [(GpuId(0), vec![]), (GpuId(1), vec![])]);
+    assert_eq!(kept.device(line), None);
+}
+
+#[test]
+fn without_the_page_of_a_client_nothing_on_gpus_is_taken_over() {
+    let mut held = Held::default();
+    used(&mut held);
+    held.forget("a.device.1").expect("it is there");
+    let (mut group, formers) = held.open(GPU_BYTES);
+    assert_eq!((&group.start, group.devices_kept), (&Start::Warm, false));
+    let kept = group.core.kept_mut();
+    assert_eq!(kept.number_gpus(&[gpu(2, true)]), [(GpuId(0), vec![])], "numbers begin anew");
+    let line = kept.find(PoolId(0), &KEY).expect("the block's line");
+    assert_eq!(kept.device(line), None);
+    // It has one from now on, which the next daemon finds.
+    assert!(formers[0].device_page.is_some());
+    drop((group, formers));
+    assert!(held.open(GPU_BYTES).0.devices_kept);
+}
+
+#[test]
+fn gpus_come_and_go_with_the_configuration_and_the_rest_stays() {
+    let mut held = Held::default();
+    used(&mut held);
+    // Other memory on each GPU.
+    let (group, _) = held.open(GPU_BYTES / 2);
+    assert_eq!((&group.start, group.devices_kept), (&Start::Warm, false));
+    drop(group);
+    let (group, formers) = held.open(0);
+    assert_eq!((&group.start, group.devices_fd.is_some()), (&Start::Warm, false));
+    assert!(formers[0].device_page.is_none());
+    assert!(held.names().iter().all(|name| !["devices", "hbm", "device.1"].contains(name)), "{:?}", held.names());
+    drop((group, formers));
+    let (group, formers) = held.open(GPU_BYTES);
+    assert_eq!((&group.start, group.devices_kept), (&Start::Warm, false));
+    assert!(formers[0].device_page.is_some());
+}
