@@ -78,7 +78,8 @@ impl Files {
     /// Flags of `lapis serve` that name them.
     pub fn flags(&self) -> Vec<String> {
         let paths: Vec<String> = self.paths.iter().map(|path| path.display().to_string()).collect();
-        let mut flags: Vec<String> = ["--ssd-paths", &paths.join(","), "--ssd-engine", self.engine].map(String::from).into();
+        let mut flags: Vec<String> =
+            ["--ssd-paths", &paths.join(","), "--ssd-engine", self.engine].map(String::from).into();
         flags.extend(match &self.spdk {
             Some(library) => ["--ssd-spdk-library".to_owned(), library.display().to_string()],
             None => ["--ssd-bytes".to_owned(), format!("{FILE}B")],

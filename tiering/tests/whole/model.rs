@@ -53,9 +53,14 @@ fn apply_to_gpus(world: &mut World, step: Step) {
         13..15 => world.name_on_gpu(chains, chain, depth),
         15 | 16 => world.unname_on_gpu(count as usize),
         17 if count % 4 == 0 => world.lose_gpu(gpu),
-        18 => (0..2).for_each(|id| if !world.has_gpu(id) { world.add_gpu(id) }),
+        18 => (0..2).for_each(|id| {
+            if !world.has_gpu(id) {
+                world.add_gpu(id)
+            }
+        }),
         19 if who % 4 == 0 => world.restart(),
-        _ => (0..1 + depth).for_each(|_| world.complete(who.into(), if count == 2 { Outcome::Failed } else { Outcome::Ok })),
+        _ => (0..1 + depth)
+            .for_each(|_| world.complete(who.into(), if count == 2 { Outcome::Failed } else { Outcome::Ok })),
     }
 }
 
