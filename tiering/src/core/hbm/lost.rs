@@ -40,12 +40,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
             }
         }
         for line in gone {
-            // It may have gone with one that it hung on.
+            // It may have gone with one that it hung on. What waits in DRAM for its sum goes too: no restart would find it.
             let Some(live) = self.kept.live(line).filter(|_| !self.in_dram(line) && !self.is_on_gpu(line)) else {
                 continue;
             };
-            // What came before waits in DRAM for its sum, or comes from SSD.
-            if self.kept.entry(line).ssd == 0 && !self.ssd.fetching.contains_key(&line) {
+            if self.kept.entry(line).ssd == 0 {
                 self.counts.hbm_lost += self.drop_subtree(line);
             } else if live.place.tier == Tier::Hbm {
                 self.rebind(line, Place { tier: Tier::Elsewhere, ..live.place });

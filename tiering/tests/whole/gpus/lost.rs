@@ -85,23 +85,20 @@ fn a_copy_to_a_gpu_that_was_lost_meanwhile_is_nothing_to_the_one_that_came_back(
 }
 
 #[test]
-fn a_block_that_waits_in_dram_for_its_sum_survives_its_gpu() {
-    for sum in [Some(9), None] {
-        let mut host = Host::new();
-        host.put(0, 1, 0);
-        host.poll();
-        let (op, ..) = host.copies.pop().expect("it is copied back");
-        host.scene.core.completed(host.scene.now, op, Outcome::Ok);
-        host.poll();
-        host.scene.core.gpu_lost(host.scene.now, GPU);
-        host.poll();
-        assert_eq!(host.tier(0, 0), Some(Tier::Elsewhere));
-        let (op, _) = host.sums.pop().expect("it gets a sum");
-        host.scene.core.summed(host.scene.now, op, sum);
-        host.poll();
-        assert_eq!(host.tier(0, 0), sum.map(|_| Tier::Dram), "without a sum it is nowhere");
-        assert_eq!(host.scene.core.counts().slots_busy, 0);
-    }
+fn a_block_that_waits_in_dram_for_its_sum_goes_with_its_gpu() {
+    let mut host = Host::new();
+    host.put(0, 1, 0);
+    host.poll();
+    let (op, ..) = host.copies.pop().expect("it is copied back");
+    host.scene.core.completed(host.scene.now, op, Outcome::Ok);
+    host.poll();
+    host.scene.core.gpu_lost(host.scene.now, GPU);
+    host.poll();
+    assert_eq!((host.line(0, 0), host.scene.core.counts().slots_busy), (None, 1));
+    let (op, _) = host.sums.pop().expect("it gets a sum");
+    host.scene.core.summed(host.scene.now, op, Some(9));
+    host.poll();
+    assert_eq!((host.line(0, 0), host.scene.core.counts().slots_busy), (None, 0));
 }
 
 #[test]

@@ -19,7 +19,7 @@ fn copies_on_a_gpu_outlive_the_daemon_and_serve_hosts_too() {
     assert!(before.iter().all(Option::is_some));
     host.restart(|_| {}, true);
     assert_eq!([host.on_gpu(0, 0), host.on_gpu(0, 1)], before);
-    assert_eq!((host.tier(0, 1), host.counts().blocks, host.counts().slots_free), (Some(Tier::Hbm), 2, 2));
+    assert_eq!((host.tier(0, 1), host.counts().blocks), (Some(Tier::Hbm), 2));
     host.scene.core.client_resumed(host.scene.client, &[]);
     assert_eq!(host.get(0, 2), None, "it comes");
     assert_eq!(host.work(Outcome::Ok), [Reply::Got { hit: 2 }]);
@@ -38,6 +38,12 @@ fn of_a_gpu_whose_memory_was_not_kept_nothing_is_believed() {
     assert_eq!((host.on_gpu(1, 0), host.counts().blocks), (None, 0));
 }
 
+/// Whether all of the GPU is there for a client that comes back.
+fn is_free(host: &mut Host) -> bool {
+    host.scene.core.client_resumed(host.scene.client, &[]);
+    host.slots(8, GPU_BLOCKS).len() as u64 == GPU_BLOCKS
+}
+
 /// The line's bond changed, and its place in the device table had not followed when the daemon died.
 fn rebound(kept: &mut PlainKept, line: lapis_config::LineId) {
     let place = kept.live(line).expect("a live line").place;
@@ -51,8 +57,7 @@ fn a_copy_that_was_set_for_another_generation_of_its_line_is_none() {
     let line = host.line(0, 0).unwrap();
     host.restart(|kept| rebound(kept, line), true);
     assert_eq!((host.on_gpu(0, 0), host.tier(0, 0)), (None, Some(Tier::DramUnverified)));
-    assert_eq!((host.counts().blocks, host.counts().slots_aside), (0, 0));
-    assert_eq!(host.counts().slots_free, GPU_BLOCKS, "and its slot is free");
+    assert!(is_free(&mut host), "and its slot is free");
 }
 
 #[test]
@@ -62,7 +67,7 @@ fn a_block_on_a_gpu_alone_that_is_not_found_there_is_nowhere() {
     host.flood();
     let line = host.line(0, 0).unwrap();
     host.restart(|kept| rebound(kept, line), true);
-    assert_eq!((host.line(0, 0), host.counts().slots_free), (None, GPU_BLOCKS));
+    assert!(host.line(0, 0).is_none() && is_free(&mut host));
 }
 
 #[test]
@@ -88,11 +93,7 @@ fn a_copy_whose_slot_is_anothers_or_of_another_size_is_none() {
         kept.set_device(line, device);
     };
     host.restart(shorter, true);
-    assert_eq!(
-        (host.line(0, 0), host.counts().slots_free),
-        (None, GPU_BLOCKS),
-        "what says that it is on SSD is not here"
-    );
+    assert!(host.line(0, 0).is_none() && is_free(&mut host), "what says that it is on SSD is not here");
 }
 
 #[test]
@@ -114,11 +115,11 @@ fn grants_on_a_gpu_outlive_the_daemon_as_far_as_their_client_still_writes() {
     let mut host = Host::new();
     let slots = host.slots(0, 2);
     host.restart(|_| {}, true);
-    assert_eq!((host.counts().slots_granted, host.counts().slots_free), (2, 2));
+    assert_eq!(host.counts().slots_granted, 2);
     host.scene.core.client_resumed(host.scene.client, &[]);
     host.scene.core.client_resumed_on_gpus(host.scene.client, &[(GPU, slots[0])]);
     host.poll();
-    assert_eq!((host.counts().slots_granted, host.counts().slots_free), (1, 3));
+    assert_eq!((host.counts().slots_granted, host.counts().slots_free), (1, 1));
     let mut puts = Vec::new();
     let item = |at: usize| {
         let key = key(0, at as u64);
