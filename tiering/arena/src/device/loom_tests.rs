@@ -94,9 +94,7 @@ fn table(fences: fn(Ordering) -> bool) -> (DeviceWriter<Side>, DeviceTable<Side>
 }
 
 fn model(test: impl Fn() + Sync + Send + 'static) {
-    let mut builder = Builder::new();
-    builder.preemption_bound = Some(3);
-    builder.check(test);
+    Builder::new().check(test);
 }
 
 /// True if some execution of `test` panics.
