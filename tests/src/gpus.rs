@@ -17,6 +17,7 @@ use lapis_arena::{
 use lapis_config::{GpuId, Key, LineId, PolicyName, PoolId, SlotId, Time, UNIT_BYTES};
 use lapis_tiering::{
     Chosen, Core, PlainKept,
+    face::Counts,
     kept::{Kept, Tier},
 };
 
@@ -42,8 +43,10 @@ pub struct Tally {
     pub reads_on_gpu: u64,
     pub puts_on_gpu: u64,
     pub host_hits: u64,
+    pub hits_from_gpus: u64,
     pub promotions: u64,
     pub saved: u64,
+    pub failed: u64,
     pub evictions: u64,
     pub losses: u64,
     pub kills: u64,
@@ -56,20 +59,49 @@ pub struct Tally {
 impl Tally {
     /// Adds what another run came to.
     pub fn add(&mut self, other: &Self) {
-        for (own, more) in [
-            (&mut self.reads_on_gpu, other.reads_on_gpu),
-            (&mut self.puts_on_gpu, other.puts_on_gpu),
-            (&mut self.host_hits, other.host_hits),
-            (&mut self.promotions, other.promotions),
-            (&mut self.saved, other.saved),
-            (&mut self.evictions, other.evictions),
-            (&mut self.losses, other.losses),
-            (&mut self.kills, other.kills),
-            (&mut self.deaths_mid_copy, other.deaths_mid_copy),
-            (&mut self.judged, other.judged),
-        ] {
+        let counts = other.named().map(|(_, count)| count);
+        for (own, more) in self.counts().into_iter().zip(counts) {
             *own += more;
         }
+    }
+
+    /// All counts, with their names.
+    pub fn named(&self) -> [(&'static str, u64); 12] {
+        let mut names = [
+            "reads on GPUs",
+            "puts on GPUs",
+            "hits of hosts",
+            "hits of hosts that came from GPUs",
+            "promotions",
+            "copies back",
+            "copies that failed",
+            "evictions",
+            "losses of GPUs",
+            "kills of the daemon",
+            "deaths with copies under way",
+            "blocks judged where they lie",
+        ]
+        .map(|name| (name, 0));
+        let mut own = self.clone();
+        names.iter_mut().zip(own.counts()).for_each(|(name, count)| name.1 = *count);
+        names
+    }
+
+    fn counts(&mut self) -> [&mut u64; 12] {
+        [
+            &mut self.reads_on_gpu,
+            &mut self.puts_on_gpu,
+            &mut self.host_hits,
+            &mut self.hits_from_gpus,
+            &mut self.promotions,
+            &mut self.saved,
+            &mut self.failed,
+            &mut self.evictions,
+            &mut self.losses,
+            &mut self.kills,
+            &mut self.deaths_mid_copy,
+            &mut self.judged,
+        ]
     }
 }
 
@@ -188,9 +220,7 @@ impl World {
         }
         self.come_to_rest()?;
         let counts = self.core().counts();
-        self.tally.promotions += counts.hbm_promotions;
-        self.tally.saved += counts.hbm_saved;
-        self.tally.evictions += counts.hbm_evictions;
+        self.tell(&counts);
         Ok(self.tally)
     }
 
@@ -231,6 +261,15 @@ impl World {
 
     fn key(&mut self) -> (u64, u64) {
         (self.rng.u64(..CHAINS), self.rng.u64(..DEPTH_MAX))
+    }
+
+    /// What a daemon counted in its life.
+    fn tell(&mut self, counts: &Counts) {
+        self.tally.hits_from_gpus += counts.hbm_hits;
+        self.tally.promotions += counts.hbm_promotions;
+        self.tally.saved += counts.hbm_saved;
+        self.tally.failed += counts.hbm_copies_failed;
+        self.tally.evictions += counts.hbm_evictions;
     }
 
     fn note(&mut self, what: u64) {

@@ -56,13 +56,13 @@ impl World {
         let (due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.soon).into_iter().partition(|(at, _)| *at <= now);
         self.soon = later;
         for (_, soon) in due {
-            self.tell(soon);
+            self.came(soon);
             self.perform()?;
         }
         Ok(())
     }
 
-    fn tell(&mut self, soon: Soon) {
+    fn came(&mut self, soon: Soon) {
         let now = self.now;
         match soon {
             Soon::Verified(op, slot, expected) => {
@@ -156,9 +156,7 @@ impl World {
         self.calls.clear();
         let core = self.core.take().expect("a daemon between two turns");
         let counts = core.counts();
-        self.tally.promotions += counts.hbm_promotions;
-        self.tally.saved += counts.hbm_saved;
-        self.tally.evictions += counts.hbm_evictions;
+        self.tell(&counts);
         let mut kept = core.into_kept();
         kept.restart();
         // What the dead daemon had not handed over yet never begins.

@@ -107,28 +107,31 @@ impl<W: Words> DeviceTable<W> {
     /// Where a GPU has a copy of the block at that line, if it is one of that generation.
     #[inline]
     pub fn find(&self, line: LineId, generation: u64) -> Option<OnDevice> {
-        if line.0 >= self.lines {
-            return None;
-        }
-        let at = word_of(line);
-        let stamp = stamp(generation);
-        if self.words.load(at, Ordering::Acquire) != stamp {
-            return None;
-        }
-        let place = self.words.load(at + 1, Ordering::Relaxed);
-        self.words.fence(Ordering::Acquire);
-        let same = self.words.load(at, Ordering::Relaxed) == stamp;
-        same.then(|| OnDevice { line, at: DeviceSlot::from_word(place), stamp })
+        let (stamp, known) = (stamp(generation), line.0 < self.lines);
+        let at = known.then(|| self.place(line, stamp)).flatten()?;
+        Some(OnDevice { line, at, stamp })
     }
 
     /// Whether the copy is where it was found: asked behind the fence of the hazard that names its slot. The place counts
     /// too: a copy may have gone and come again elsewhere under the same generation.
     #[inline]
     pub fn still(&self, found: &OnDevice) -> bool {
-        let at = word_of(found.line);
-        // In this order: whoever sees the newer stamp sees the newer place.
-        let stamp = self.words.load(at, Ordering::Acquire);
-        stamp == found.stamp && self.words.load(at + 1, Ordering::Relaxed) == found.at.to_word()
+        self.place(found.line, found.stamp) == Some(found.at)
+    }
+
+    /// The place that was set with the stamp. Stamp and place are of one moment: else the stamp could be that of a copy
+    /// that came elsewhere, and the place that of the block that the line has after it.
+    #[inline]
+    fn place(&self, line: LineId, stamp: u64) -> Option<DeviceSlot> {
+        let at = word_of(line);
+        // Acquire: whoever sees the newer stamp sees the newer place.
+        if self.words.load(at, Ordering::Acquire) != stamp {
+            return None;
+        }
+        let place = self.words.load(at + 1, Ordering::Relaxed);
+        self.words.fence(Ordering::Acquire);
+        let same = self.words.load(at, Ordering::Relaxed) == stamp;
+        same.then(|| DeviceSlot::from_word(place))
     }
 }
 

@@ -209,6 +209,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
                         self.settle();
                     }
                 }
+                // The segment may have been given up under the read, and the copy on a GPU been the only one since.
+                self.save_ended(line, outcome == Outcome::Ok);
                 self.fetch_ended(line, if outcome == Outcome::Ok { Came::FromSsd } else { Came::Not });
             }
         }

@@ -95,6 +95,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             if self.ssd.fetching.get(&line) == Some(&op) {
                 if self.is_on_gpu(line) {
                     self.orphan_fetch(line);
+                    self.save_ended(line, false);
                     self.fetch_ended(line, Came::Not);
                 } else {
                     // Its segment was given up under the read: it is nowhere any more.

@@ -16,7 +16,7 @@ use loom::{
     thread,
 };
 
-use super::{DeviceHazards, DeviceSlot, DeviceTable, DeviceWriter, HEAD, OnDevice, bytes_for, scan};
+use super::{DeviceHazards, DeviceSlot, DeviceTable, DeviceWriter, HEAD, OnDevice, bytes_for, scan, word_of};
 use crate::Words;
 
 const LINE: LineId = LineId(0);
@@ -94,9 +94,7 @@ fn table(fences: fn(Ordering) -> bool) -> (DeviceWriter<Side>, DeviceTable<Side>
 }
 
 fn model(test: impl Fn() + Sync + Send + 'static) {
-    let mut builder = Builder::new();
-    builder.preemption_bound = Some(3);
-    builder.check(test);
+    Builder::new().check(test);
 }
 
 /// True if some execution of `test` panics.
@@ -187,4 +185,59 @@ fn a_pin_without_the_daemons_fence_can_lose_its_slot() {
 fn a_pin_that_looks_at_the_stamp_alone_can_lose_its_slot_to_a_copy_that_came_again() {
     let stamp_alone: Check = |reader, found| reader.find(found.line, GENERATION).is_some();
     assert!(fails(move || pin_while_it_goes_and_comes_again(true, true, stamp_alone)));
+}
+
+/// A reader pins a copy that the daemon takes away before; it puts a copy of the same block, under the same generation,
+/// elsewhere, takes that away too, and gives the line and the first slot to another block.
+fn pin_while_another_block_comes_to_line_and_slot(check: Check) {
+    let (writer, reader) = table(|_| true);
+    let slots = Arc::new(Slots([AtomicU64::new(1), AtomicU64::new(0)]));
+    writer.set(LINE, GENERATION, place(3));
+    let found = reader.find(LINE, GENERATION).expect("it was set");
+    let [hazards, scanned] = Page::both_sides(true, true);
+    let filled = Arc::clone(&slots);
+    let daemon = thread::spawn(move || {
+        writer.clear(LINE);
+        let mut named = false;
+        scan([&scanned], &mut |gpu, slot| named |= (gpu, slot) == (GpuId(1), SlotId(3)));
+        if named {
+            return;
+        }
+        filled.0[1].store(1, Ordering::Relaxed);
+        writer.set(LINE, GENERATION, place(9));
+        filled.0[0].store(2, Ordering::Relaxed);
+        writer.set(LINE, GENERATION + 1, place(3));
+    });
+    hazards.set(0, found.at.gpu, found.at.slot);
+    hazards.fence();
+    if check(&reader, &found) {
+        assert_eq!(slots.0[Slots::of(found.at)].load(Ordering::Relaxed), 1);
+    }
+    hazards.clear(0);
+    daemon.join().expect("no panic");
+}
+
+#[test]
+fn a_pin_does_not_take_one_copys_stamp_and_anothers_place_for_its_own() {
+    model(|| pin_while_another_block_comes_to_line_and_slot(DeviceTable::still));
+}
+
+#[test]
+fn a_pin_that_does_not_look_at_the_stamp_again_can_do_that() {
+    let once: Check = |reader, found| {
+        let at = word_of(found.line);
+        let stamp = reader.words.load(at, Ordering::Acquire);
+        stamp == found.stamp && reader.words.load(at + 1, Ordering::Relaxed) == found.at.to_word()
+    };
+    assert!(fails(move || pin_while_another_block_comes_to_line_and_slot(once)));
+}
+
+#[test]
+fn a_pin_that_looks_at_the_place_before_the_stamp_can_lose_its_slot() {
+    let place_first: Check = |reader, found| {
+        let at = word_of(found.line);
+        let place = reader.words.load(at + 1, Ordering::Relaxed);
+        place == found.at.to_word() && reader.words.load(at, Ordering::Acquire) == found.stamp
+    };
+    assert!(fails(move || pin_while_another_block_comes_to_line_and_slot(place_first)));
 }

@@ -111,6 +111,12 @@ impl<K: Kept, P: Policy> Core<K, P> {
             // Once more.
             self.hbm.unsaved.extend((!came).then_some((line, copy.id)));
         }
+        self.save_ended(line, came);
+        self.fetch_ended(line, if came { Came::FromGpu } else { Came::Not });
+    }
+
+    /// A fetch of a block has ended, from wherever it was: the copy that was to go after it goes, or stays.
+    pub(in crate::core) fn save_ended(&mut self, line: LineId, came: bool) {
         match self.hbm.copies.get_mut(&line).filter(|copy| copy.state == OnGpu::Leaving) {
             Some(copy) if !came => copy.state.step(GpuStep::SaveFailed),
             Some(_) => {
@@ -119,7 +125,6 @@ impl<K: Kept, P: Policy> Core<K, P> {
             }
             None => {}
         }
-        self.fetch_ended(line, if came { Came::FromGpu } else { Came::Not });
     }
 
     /// Nothing of the copy's slot is read by this operation any more.

@@ -35,15 +35,19 @@ impl<K: Kept, P: Policy> Core<K, P> {
             if self.ssd.fetching.get(&line) == Some(&op) {
                 self.orphan_fetch(line);
                 self.fetch_ended(line, Came::Not);
+                // Its copy may have gone before, and what was on SSD since.
+                gone.push(line);
             }
         }
         for line in gone {
-            // It may have gone with one that it hung on, or wait for a sum in DRAM.
-            let Some(live) = self.kept.live(line).filter(|live| live.place.tier == Tier::Hbm) else { continue };
-            if self.kept.entry(line).ssd != 0 {
-                self.rebind(line, Place { tier: Tier::Elsewhere, ..live.place });
-            } else {
+            // It may have gone with one that it hung on. What waits in DRAM for its sum goes too: no restart would find it.
+            let Some(live) = self.kept.live(line).filter(|_| !self.in_dram(line) && !self.is_on_gpu(line)) else {
+                continue;
+            };
+            if self.kept.entry(line).ssd == 0 {
                 self.counts.hbm_lost += self.drop_subtree(line);
+            } else if live.place.tier == Tier::Hbm {
+                self.rebind(line, Place { tier: Tier::Elsewhere, ..live.place });
             }
         }
         self.settle();

@@ -23,6 +23,8 @@ const CHOICES: usize = 8;
 const LOOKS: usize = 64;
 /// Room that is made at once: readers' pages are scanned once for all of it.
 const ROOM_BYTES: u64 = 1 << 20;
+/// Slabs that may be on the way out at once, waiting for readers.
+const LEAVING_MAX: usize = 2;
 /// Searches for one slot, each of which found only copies that were used since.
 const SEARCHES: usize = 16;
 
@@ -144,10 +146,13 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// Empties the coldest slab of another shelf, if all in it may go. True if its memory came free.
     fn empty_slab_on_gpu(&mut self, gpu: GpuId, shelf: Shelf, than: Option<Warmth>) -> bool {
         let own = &self.hbm.gpus[&gpu];
+        if own.memory.slabs().filter(|found| found.leaving).count() >= LEAVING_MAX {
+            return false;
+        }
         let quiet = |found: &&SlabMemory| {
             found.shelf != shelf && !found.leaving && found.free + found.used == found.slab.slots()
         };
-        let least = self.hbm.gpus[&gpu].memory.of(shelf).stride;
+        let least = own.memory.of(shelf).stride;
         let slabs: Vec<Slab> = own
             .memory
             .slabs()

@@ -3,7 +3,7 @@
 use crate::scene::{MIB, Scene, key};
 use lapis_config::{GpuId, HitPolicy, Key, LineId, OpId, PolicyName, PoolId, PoolKind, SlotId, Wait};
 use lapis_tiering::{
-    GpuCounts,
+    GpuCounts, PlainKept,
     face::{Action, Caller, CommitItem, Outcome, Parent, Put, Reply, Reserved, Spot},
     kept::{Kept, Tier},
 };
@@ -99,6 +99,19 @@ impl Host {
         assert_eq!(self.scene.put_chain(self.pool, chain, blocks), blocks as usize);
         (0..2).for_each(|_| self.read(chain, blocks));
         self.work(Outcome::Ok);
+    }
+
+    /// The daemon dies and another takes over; the GPU's memory was kept, or not.
+    pub fn restart(&mut self, died: impl FnOnce(&mut PlainKept), is_kept: bool) {
+        self.copies.clear();
+        self.sums.clear();
+        let now = self.scene.now;
+        self.scene.restart_with(died, |core| {
+            let slabs: Vec<_> = core.kept().gpu_slabs().map(|(gpu, slab)| (gpu, *slab)).collect();
+            assert!(!is_kept || core.gpu_added(now, GPU, GPU_BLOCKS * MIB));
+            slabs.into_iter().for_each(|(gpu, slab)| core.adopt_gpu_slab(gpu, slab));
+        });
+        self.scene.core.audit().expect("a sound core");
     }
 
     pub fn counts(&self) -> GpuCounts {

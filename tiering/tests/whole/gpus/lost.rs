@@ -1,8 +1,9 @@
 //! GPUs that are lost, and blocks that go while they are copied.
 
 use crate::scene::{MIB, key};
+use lapis_config::Refusal;
 use lapis_tiering::{
-    face::{Outcome, Reply, Spot},
+    face::{CommitItem, Outcome, Parent, Put, Reply, Spot},
     kept::Tier,
 };
 
@@ -47,6 +48,57 @@ fn a_get_that_waits_for_a_block_of_a_lost_gpu_is_answered() {
     host.scene.core.completed(host.scene.now, copies[0].0, Outcome::Failed);
     host.poll();
     assert_eq!((host.scene.core.counts().slots_busy, host.counts().blocks), (0, 1));
+}
+
+#[test]
+fn grants_on_a_lost_gpu_end_with_it() {
+    let mut host = Host::new();
+    let slots = host.slots(0, 2);
+    host.scene.core.gpu_lost(host.scene.now, GPU);
+    host.poll();
+    assert!(host.scene.core.gpu_added(host.scene.now, GPU, GPU_BLOCKS * MIB));
+    let item = CommitItem { slot: slots[0], key: key(0, 0), parent: Parent::None, bytes: BLOCK, sum: 1 };
+    let mut puts = Vec::new();
+    host.scene.core.commit_on_gpu(host.scene.now, host.scene.client, GPU, host.pool, &[item], &mut puts);
+    assert_eq!(puts, [Put::Refused(Refusal::NotGranted)]);
+    host.poll();
+    assert_eq!(host.slots(1, 4).len(), 4, "all of it is free for others");
+    host.scene.core.client_gone(host.scene.client);
+    host.poll();
+    assert_eq!((host.counts().slots_granted, host.counts().slots_free), (0, 4));
+}
+
+#[test]
+fn a_copy_to_a_gpu_that_was_lost_meanwhile_is_nothing_to_the_one_that_came_back() {
+    let mut host = Host::new();
+    host.scene.put_chain(host.pool, 0, 1);
+    (0..2).for_each(|_| host.read(0, 1));
+    host.poll();
+    let (op, ..) = host.copies.pop().expect("a copy");
+    host.scene.core.gpu_lost(host.scene.now, GPU);
+    host.poll();
+    assert!(host.scene.core.gpu_added(host.scene.now, GPU, GPU_BLOCKS * MIB));
+    assert_eq!(host.slots(1, 4).len(), 4);
+    host.scene.core.completed(host.scene.now, op, Outcome::Ok);
+    host.poll();
+    assert_eq!((host.on_gpu(0, 0), host.counts().slots_granted, host.counts().slots_busy), (None, 4, 0));
+}
+
+#[test]
+fn a_block_that_waits_in_dram_for_its_sum_goes_with_its_gpu() {
+    let mut host = Host::new();
+    host.put(0, 1, 0);
+    host.poll();
+    let (op, ..) = host.copies.pop().expect("it is copied back");
+    host.scene.core.completed(host.scene.now, op, Outcome::Ok);
+    host.poll();
+    host.scene.core.gpu_lost(host.scene.now, GPU);
+    host.poll();
+    assert_eq!((host.line(0, 0), host.scene.core.counts().slots_busy), (None, 1));
+    let (op, _) = host.sums.pop().expect("it gets a sum");
+    host.scene.core.summed(host.scene.now, op, Some(9));
+    host.poll();
+    assert_eq!((host.line(0, 0), host.scene.core.counts().slots_busy), (None, 0));
 }
 
 #[test]

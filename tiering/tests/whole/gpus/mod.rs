@@ -3,6 +3,7 @@
 mod host;
 mod lost;
 mod puts;
+mod restart;
 
 use crate::scene::{MIB, Scene, key};
 use lapis_config::{GpuId, LineId, OpId, PolicyName, PoolKind, Refusal};

@@ -122,10 +122,16 @@ impl Scene {
     }
 
     pub fn restart(&mut self) {
+        self.restart_with(|_| {}, |_| {});
+    }
+
+    /// With something that happened to the kept memory as the daemon died, and GPUs that are told.
+    pub fn restart_with(&mut self, died: impl FnOnce(&mut PlainKept), gpus: impl FnOnce(&mut Core<PlainKept, Chosen>)) {
         let policy = || Chosen::new(self.policy, GHOST_BYTES);
         let core = std::mem::replace(&mut self.core, Core::new(PlainKept::new(1), policy(), CoreOptions::default()));
         let mut kept = core.into_kept();
         kept.restart();
+        died(&mut kept);
         let slabs: Vec<_> = kept.slabs().copied().collect();
         let mut core = Core::adopt(kept, policy(), options());
         for (id, def) in self.pools.iter().enumerate() {
@@ -133,6 +139,7 @@ impl Scene {
         }
         self.extents.iter().for_each(|&bytes| core.extent_added(bytes));
         slabs.into_iter().for_each(|slab| core.adopt_slab(slab));
+        gpus(&mut core);
         core.adopt_client(self.client, true);
         for line in (0..core.kept().lines()).map(lapis_config::LineId) {
             if let Some(live) = core.kept().live(line) {

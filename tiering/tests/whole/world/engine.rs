@@ -107,7 +107,7 @@ impl World {
     pub fn restart(&mut self) {
         let mut kept = self.core.take().unwrap().into_kept();
         self.crash(&kept);
-        let lost = self.lose_gpus_with_daemon();
+        let lost = self.lose_gpus_with_daemon(&mut kept);
         kept.restart();
         let slabs: Vec<_> = kept.slabs().copied().collect();
         let mut core = Core::adopt(kept, Chosen::new(self.policy, GHOST_BYTES), options());

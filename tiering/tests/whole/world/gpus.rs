@@ -52,13 +52,14 @@ impl World {
     pub fn lose_gpu(&mut self, id: u8) {
         let (gpu, now) = (GpuId(id), self.now);
         if self.gpus.there.remove(&gpu) {
-            self.forget_gpu(gpu);
+            self.forget_gpu(gpu).into_iter().for_each(|slot| self.core().kept_mut().name_on_gpu(gpu, slot, false));
             self.core().gpu_lost(now, gpu);
         }
     }
 
-    /// What was there is gone: copies fail, slots are nobody's.
-    pub(super) fn forget_gpu(&mut self, gpu: GpuId) {
+    /// What was there is gone: copies fail, slots are nobody's, and reads have failed. What comes back is other memory.
+    /// Returns the slots that readers let go.
+    fn forget_gpu(&mut self, gpu: GpuId) -> Vec<SlotId> {
         let touches = |io: &Io| {
             let of = |spot: &Spot| matches!(spot, Spot::Hbm(of, _) if *of == gpu);
             matches!(io, Io::Copy { from, to, .. } if of(from) || of(to))
@@ -66,6 +67,7 @@ impl World {
         self.gpus.doomed.extend(self.ops.iter().filter(|(_, io)| touches(io)).map(|(op, _)| *op));
         self.gpus.contents.retain(|(of, _), _| *of != gpu);
         self.gpus.owned.retain(|(of, _), _| *of != gpu);
+        self.gpus.named.extract_if(.., |(of, _)| *of == gpu).map(|(_, slot)| slot).collect()
     }
 
     /// A client reads a chain's blocks down to a depth into a GPU.
@@ -263,10 +265,11 @@ impl World {
     }
 
     /// The daemon's end is that of some GPUs' memory. True if of any.
-    pub(super) fn lose_gpus_with_daemon(&mut self) -> bool {
-        let lost = self.token_next % 3 == 0 && self.gpus.there.remove(&GpuId(1));
+    pub(super) fn lose_gpus_with_daemon(&mut self, kept: &mut lapis_tiering::PlainKept) -> bool {
+        let (gpu, one_in) = (GpuId(1), 3);
+        let lost = self.token_next.is_multiple_of(one_in) && self.gpus.there.remove(&gpu);
         if lost {
-            self.forget_gpu(GpuId(1));
+            self.forget_gpu(gpu).into_iter().for_each(|slot| kept.name_on_gpu(gpu, slot, false));
         }
         lost
     }

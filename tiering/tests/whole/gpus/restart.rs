@@ -1,0 +1,143 @@
+//! What a new daemon believes of GPUs whose memory was kept.
+
+use crate::scene::{MIB, key};
+use lapis_config::SlotId;
+use lapis_tiering::{
+    PlainKept,
+    face::{CommitItem, Outcome, Parent, Put, Reply, Spot},
+    kept::{Kept, Place, SlotState, Tier},
+};
+
+use super::host::{BLOCK, GPU, GPU_BLOCKS, Host};
+
+#[test]
+fn copies_on_a_gpu_outlive_the_daemon_and_serve_hosts_too() {
+    let mut host = Host::new();
+    host.heat(0, 2);
+    host.flood();
+    let before = [host.on_gpu(0, 0), host.on_gpu(0, 1)];
+    assert!(before.iter().all(Option::is_some));
+    host.restart(|_| {}, true);
+    assert_eq!([host.on_gpu(0, 0), host.on_gpu(0, 1)], before);
+    assert_eq!((host.tier(0, 1), host.counts().blocks), (Some(Tier::Hbm), 2));
+    host.scene.core.client_resumed(host.scene.client, &[]);
+    assert_eq!(host.get(0, 2), None, "it comes");
+    assert_eq!(host.work(Outcome::Ok), [Reply::Got { hit: 2 }]);
+}
+
+#[test]
+fn of_a_gpu_whose_memory_was_not_kept_nothing_is_believed() {
+    let mut host = Host::new();
+    host.heat(0, 1);
+    host.flood();
+    host.heat(1, 1);
+    host.restart(|_| {}, false);
+    assert_eq!((host.line(0, 0), host.tier(1, 0)), (None, Some(Tier::DramUnverified)));
+    assert!(host.scene.core.gpu_added(host.scene.now, GPU, GPU_BLOCKS * MIB));
+    host.poll();
+    assert_eq!((host.on_gpu(1, 0), host.counts().blocks), (None, 0));
+}
+
+/// Whether all of the GPU is there for a client that comes back.
+fn is_free(host: &mut Host) -> bool {
+    host.scene.core.client_resumed(host.scene.client, &[]);
+    host.slots(8, GPU_BLOCKS).len() as u64 == GPU_BLOCKS
+}
+
+/// The line's bond changed, and its place in the device table had not followed when the daemon died.
+fn rebound(kept: &mut PlainKept, line: lapis_config::LineId) {
+    let place = kept.live(line).expect("a live line").place;
+    kept.rebind(line, place);
+}
+
+#[test]
+fn a_copy_that_was_set_for_another_generation_of_its_line_is_none() {
+    let mut host = Host::new();
+    host.heat(0, 1);
+    let line = host.line(0, 0).unwrap();
+    host.restart(|kept| rebound(kept, line), true);
+    assert_eq!((host.on_gpu(0, 0), host.tier(0, 0)), (None, Some(Tier::DramUnverified)));
+    assert!(is_free(&mut host), "and its slot is free");
+}
+
+#[test]
+fn a_block_on_a_gpu_alone_that_is_not_found_there_is_nowhere() {
+    let mut host = Host::new();
+    host.heat(0, 1);
+    host.flood();
+    let line = host.line(0, 0).unwrap();
+    host.restart(|kept| rebound(kept, line), true);
+    assert!(host.line(0, 0).is_none() && is_free(&mut host));
+}
+
+#[test]
+fn a_copy_whose_slot_is_anothers_or_of_another_size_is_none() {
+    for state in [SlotState::Free, SlotState::IoIn, SlotState::Aside] {
+        let mut host = Host::new();
+        host.heat(0, 1);
+        let slot = host.on_gpu(0, 0).unwrap();
+        let as_state = |kept: &mut PlainKept| {
+            let holds = |slab: &&lapis_tiering::kept::Slab| (slab.base.0..slab.base.0 + slab.units).contains(&slot.0);
+            let slab = *kept.gpu_slabs().map(|(_, slab)| slab).find(holds).expect("a slab around it");
+            kept.set_device_slot_state(GPU, &slab, (slot.0 - slab.base.0) / slab.stride, state);
+        };
+        host.restart(as_state, true);
+        assert_eq!(host.on_gpu(0, 0), None, "{state:?}");
+    }
+    let mut host = Host::new();
+    host.heat(0, 1);
+    let line = host.line(0, 0).unwrap();
+    let shorter = |kept: &mut PlainKept| {
+        let (device, place) = (kept.device(line), kept.live(line).unwrap().place);
+        kept.rebind(line, Place { slot: SlotId(u32::MAX), tier: Tier::Elsewhere, ..place });
+        kept.set_device(line, device);
+    };
+    host.restart(shorter, true);
+    assert!(host.line(0, 0).is_none() && is_free(&mut host), "what says that it is on SSD is not here");
+}
+
+#[test]
+fn a_slot_that_a_dead_daemons_copy_may_write_is_given_to_nobody() {
+    let mut host = Host::new();
+    host.scene.put_chain(host.pool, 0, 1);
+    (0..2).for_each(|_| host.read(0, 1));
+    host.poll();
+    let (_, _, Spot::Hbm(_, to)) = host.copies.pop().expect("a copy") else { panic!("to the GPU") };
+    host.restart(|_| {}, true);
+    assert_eq!((host.on_gpu(0, 0), host.counts().slots_aside), (None, 1));
+    host.scene.core.client_resumed(host.scene.client, &[]);
+    let slots = host.slots(8, 4);
+    assert!(slots.len() == 3 && !slots.contains(&to), "{slots:?}");
+}
+
+#[test]
+fn grants_on_a_gpu_outlive_the_daemon_as_far_as_their_client_still_writes() {
+    let mut host = Host::new();
+    let slots = host.slots(0, 2);
+    host.restart(|_| {}, true);
+    assert_eq!(host.counts().slots_granted, 2);
+    host.scene.core.client_resumed(host.scene.client, &[]);
+    host.scene.core.client_resumed_on_gpus(host.scene.client, &[(GPU, slots[0])]);
+    host.poll();
+    assert_eq!((host.counts().slots_granted, host.counts().slots_free), (1, 1));
+    let mut puts = Vec::new();
+    let item = |at: usize| {
+        let key = key(0, at as u64);
+        CommitItem { slot: slots[at], key, parent: Parent::None, bytes: BLOCK, sum: 1 }
+    };
+    let items = [item(0), item(1)];
+    host.scene.core.commit_on_gpu(host.scene.now, host.scene.client, GPU, host.pool, &items, &mut puts);
+    assert_eq!(puts, [Put::Stored, Put::Refused(lapis_config::Refusal::NotGranted)]);
+    host.work(Outcome::Ok);
+}
+
+#[test]
+fn a_block_that_had_no_sum_when_the_daemon_died_gets_one() {
+    let mut host = Host::new();
+    host.put(0, 1, 0);
+    host.poll();
+    host.restart(|_| {}, true);
+    host.work(Outcome::Ok);
+    let live = host.scene.core.kept().live(host.line(0, 0).unwrap()).unwrap();
+    assert_eq!((live.place.tier, live.place.sum), (Tier::Dram, 77));
+}
