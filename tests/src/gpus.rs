@@ -250,8 +250,9 @@ impl World {
             }
         }
         self.poll_copier()?;
-        self.turn_daemon()?;
         self.bury();
+        // Last: nothing is on its way to anybody between two turns.
+        self.turn_daemon()?;
         if self.rng.u32(..4) == 0 { self.core().audit() } else { Ok(()) }
     }
 
@@ -307,6 +308,8 @@ impl World {
             } else if op >> LIFE_SHIFT == self.life {
                 self.copy_ended(op & ((1 << LIFE_SHIFT) - 1), outcome.is_ok());
             }
+            // What was answered is looked at before anything else happens.
+            self.perform()?;
         }
         Ok(())
     }

@@ -86,7 +86,7 @@ impl World {
         self.dram.to_vec(slot.offset_bytes() as usize, BLOCK_BYTES as usize)
     }
 
-    fn perform(&mut self) -> Result<(), String> {
+    pub(super) fn perform(&mut self) -> Result<(), String> {
         while let Some(action) = self.core().poll_action() {
             let after = |world: &mut Self| Time(world.now.0 + world.rng.u64(..2_000));
             match action {
