@@ -141,6 +141,8 @@ pub struct World {
     named: BTreeMap<(GpuId, SlotId), u32>,
     calls: BTreeMap<lapis_tiering::face::Caller, clients::Call>,
     soon: Vec<(Time, daemon::Soon)>,
+    /// What happened last takes blocks away, whoever was just answered that they are there.
+    takes: bool,
     tally: Tally,
 }
 
@@ -201,6 +203,7 @@ impl World {
             named: BTreeMap::new(),
             calls: BTreeMap::new(),
             soon: Vec::new(),
+            takes: false,
             tally: Tally::default(),
         };
         world.start_cold();
@@ -249,6 +252,7 @@ impl World {
                 self.core().tick(now);
             }
         }
+        self.perform()?;
         self.poll_copier()?;
         self.bury();
         // Last: nothing is on its way to anybody between two turns.
