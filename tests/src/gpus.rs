@@ -141,6 +141,8 @@ pub struct World {
     named: BTreeMap<(GpuId, SlotId), u32>,
     calls: BTreeMap<lapis_tiering::face::Caller, clients::Call>,
     soon: Vec<(Time, daemon::Soon)>,
+    /// What happened last takes blocks away, whoever was just answered that they are there.
+    takes: bool,
     tally: Tally,
 }
 
@@ -201,6 +203,7 @@ impl World {
             named: BTreeMap::new(),
             calls: BTreeMap::new(),
             soon: Vec::new(),
+            takes: false,
             tally: Tally::default(),
         };
         world.start_cold();
@@ -249,9 +252,11 @@ impl World {
                 self.core().tick(now);
             }
         }
+        self.perform()?;
         self.poll_copier()?;
-        self.turn_daemon()?;
         self.bury();
+        // Last: nothing is on its way to anybody between two turns.
+        self.turn_daemon()?;
         if self.rng.u32(..4) == 0 { self.core().audit() } else { Ok(()) }
     }
 
@@ -307,6 +312,8 @@ impl World {
             } else if op >> LIFE_SHIFT == self.life {
                 self.copy_ended(op & ((1 << LIFE_SHIFT) - 1), outcome.is_ok());
             }
+            // What was answered is looked at before anything else happens.
+            self.perform()?;
         }
         Ok(())
     }

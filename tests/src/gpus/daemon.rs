@@ -72,11 +72,12 @@ impl World {
             }
             Soon::Summed(op, slot) => {
                 let found = (self.rng.u32(..20) > 0).then(|| sum(&self.block_in_dram(slot)));
+                self.takes = found.is_none();
                 self.core().summed(now, op, found);
             }
             Soon::Lost(gpu) => {
                 self.gpus.insert(gpu, Slice::Away);
-                self.tally.losses += 1;
+                (self.tally.losses, self.takes) = (self.tally.losses + 1, true);
                 self.core().gpu_lost(now, gpu);
             }
         }
@@ -86,7 +87,7 @@ impl World {
         self.dram.to_vec(slot.offset_bytes() as usize, BLOCK_BYTES as usize)
     }
 
-    fn perform(&mut self) -> Result<(), String> {
+    pub(super) fn perform(&mut self) -> Result<(), String> {
         while let Some(action) = self.core().poll_action() {
             let after = |world: &mut Self| Time(world.now.0 + world.rng.u64(..2_000));
             match action {
@@ -109,11 +110,13 @@ impl World {
                 other => return Err(format!("a core without devices wants {other:?}")),
             }
         }
+        self.takes = false;
         Ok(())
     }
 
     pub(super) fn copy_ended(&mut self, op: u64, ok: bool) {
         let now = self.now;
+        self.takes = !ok;
         self.core().completed(now, OpId(op), if ok { Outcome::Ok } else { Outcome::Failed });
     }
 
