@@ -24,6 +24,8 @@ mod host;
 mod lane;
 #[cfg(feature = "cuda")]
 mod library;
+#[cfg(feature = "cuda")]
+mod stream;
 
 pub use face::{Copied, Copier, CopyError, CopyJob, Spot};
 pub use fake::{FakeCopier, FakeFaults};
@@ -36,4 +38,5 @@ pub use self::{
     extent::{HbmExtent, Shared},
     host::{CHUNK_BYTES_MAX, HostExtent},
     library::{Cuda, NoCuda, is_present},
+    stream::{Mark, Stream},
 };

@@ -10,7 +10,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use cudarc::driver::sys::{self, CU_MEMHOSTREGISTER_PORTABLE};
+use cudarc::driver::sys::{self, CU_MEMHOSTREGISTER_PORTABLE, CU_MEMHOSTREGISTER_READ_ONLY};
 
 use super::{device::Device, error::HbmError};
 use crate::Mapping;
@@ -127,8 +127,9 @@ impl Registration {
         let _current = self.device.enter()?;
         let at = self.mapping.as_ptr(chunk.start as usize).cast::<c_void>();
         let bytes = (chunk.end - chunk.start) as usize;
+        let reads = if self.mapping.is_writable() { 0 } else { CU_MEMHOSTREGISTER_READ_ONLY };
         // SAFETY: bytes of the mapping, which `self` keeps mapped until they are given back.
-        let code = unsafe { sys::cuMemHostRegister_v2(at, bytes, CU_MEMHOSTREGISTER_PORTABLE) };
+        let code = unsafe { sys::cuMemHostRegister_v2(at, bytes, CU_MEMHOSTREGISTER_PORTABLE | reads) };
         self.device.check("cuMemHostRegister", code)
     }
 
