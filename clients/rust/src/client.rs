@@ -3,6 +3,8 @@
 //!
 //! Invariant: no call outlives its deadline by more than a copy, whatever the daemon does.
 
+#[cfg(feature = "cuda")]
+mod device;
 mod link;
 mod object;
 mod populate;
@@ -27,6 +29,8 @@ use lapis_transport::{
     socket,
 };
 
+#[cfg(feature = "cuda")]
+pub use self::device::DeviceGot;
 pub use self::object::NewObject;
 pub use self::ticket::{GetTicket, PutTicket};
 use self::{
@@ -103,6 +107,8 @@ impl Client {
             mail: Mail::default(),
             stop: Arc::default(),
             threads: Mutex::default(),
+            #[cfg(feature = "cuda")]
+            flights: device::Flights::default(),
             birthplace: Birthplace::here(),
         });
         populate::start(&shared, &session);
@@ -446,6 +452,8 @@ impl Drop for Inner {
         self.shared.stop.store(true, Ordering::Relaxed);
         if !self.shared.birthplace.is_here() {
             // The threads are the parent's.
+            #[cfg(feature = "cuda")]
+            self.shared.flights.forget();
             return;
         }
         self.shared.waiters.nudge.raise();
@@ -456,5 +464,7 @@ impl Drop for Inner {
                 tracing::error!("a thread of the client had panicked");
             }
         }
+        #[cfg(feature = "cuda")]
+        self.shared.flights.end();
     }
 }

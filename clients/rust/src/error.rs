@@ -60,6 +60,13 @@ pub enum ClientError {
     Memory(#[from] ArenaError),
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// What to do is said.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    NoCuda(#[from] lapis_arena::hbm::NoCuda),
+    #[cfg(feature = "cuda")]
+    #[error("{op}")]
+    Gpu { op: &'static str, source: lapis_arena::hbm::HbmError },
     #[error("{op}")]
     Io { op: &'static str, source: io::Error },
 }
@@ -69,10 +76,17 @@ impl ClientError {
         Self::Io { op, source: source.into() }
     }
 
+    #[cfg(feature = "cuda")]
+    pub(crate) fn gpu(op: &'static str) -> impl Fn(lapis_arena::hbm::HbmError) -> Self {
+        move |source| Self::Gpu { op, source }
+    }
+
     /// True if the same call may succeed later without a change of what is asked.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Views { .. } | Self::Late { .. } | Self::Gone => true,
+            #[cfg(feature = "cuda")]
+            Self::Gpu { source, .. } => source.is_transient(),
             // Nobody is there yet.
             Self::Connect { source: TransportError::Path { source, .. }, .. } => {
                 matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)

@@ -57,6 +57,8 @@ mod stats;
 mod sums;
 mod vectors;
 
+#[cfg(feature = "cuda")]
+pub use client::DeviceGot;
 pub use client::{Client, ConnectOptions, GetTicket, NewObject, PutTicket, drain, status};
 pub use error::ClientError;
 pub use fork::Birthplace;
@@ -66,6 +68,8 @@ pub use lapis_transport::frame::{PutResult, ReserveResult};
 pub use namespace::Namespace;
 pub use pool::{Pool, Pools};
 pub use present::Present;
+#[cfg(feature = "cuda")]
+pub use session::device::{DevicePtr, DeviceStream, load_cuda};
 pub use session::{
     BlockStatus, GetOptions, Got, ObjectDst, ObjectInfo, ObjectStatus, Put, PutOptions, Reservation, Session, Verify,
     View, Views,

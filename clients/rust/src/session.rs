@@ -9,6 +9,8 @@
 mod calls;
 mod commits;
 mod connection;
+#[cfg(feature = "cuda")]
+pub(crate) mod device;
 mod get;
 mod maps;
 pub(crate) mod object;
@@ -99,6 +101,8 @@ impl Welcome {
 /// A client of one daemon, from its welcome until the daemon knows it no more.
 pub struct Session {
     // Declared in the order in which they are to go: everything mapped first, then what tells the daemon so.
+    #[cfg(feature = "cuda")]
+    gpus: device::Gpus,
     maps: Arc<Maps>,
     control: ControlClient,
     pins: Pins,
@@ -160,6 +164,8 @@ impl Session {
         let control = ControlClient::new(&Mapping::shared(control, control::BYTES, Access::ReadWrite)?)?;
         let (requests, completions) = control.rings();
         Ok(Self {
+            #[cfg(feature = "cuda")]
+            gpus: device::Gpus::default(),
             pins: Pins::new(control.hazards()),
             completions: Mutex::new(completions),
             calls: Mutex::new(Calls::new(requests)),
@@ -312,8 +318,13 @@ impl Session {
     }
 
     #[inline]
+    fn verify_of(&self, verify: Option<Verify>) -> Verify {
+        verify.unwrap_or(self.verify)
+    }
+
+    #[inline]
     fn must_check(&self, found: &Found, verify: Option<Verify>) -> bool {
-        found.state == lapis_arena::LineState::Unverified || verify.unwrap_or(self.verify) == Verify::Always
+        found.state == lapis_arena::LineState::Unverified || self.verify_of(verify) == Verify::Always
     }
 
     #[inline]
@@ -343,6 +354,8 @@ impl Drop for Session {
         let last = self.last.get_mut().unwrap_or_else(PoisonError::into_inner);
         if !self.birthplace.is_here() {
             std::mem::forget(last.take());
+            #[cfg(feature = "cuda")]
+            self.gpus.forget();
         }
     }
 }

@@ -92,6 +92,8 @@ pub(super) struct Shared {
     pub mail: Mail,
     pub stop: Arc<AtomicBool>,
     pub threads: Mutex<Vec<JoinHandle<()>>>,
+    #[cfg(feature = "cuda")]
+    pub flights: super::device::Flights,
     pub birthplace: Birthplace,
 }
 

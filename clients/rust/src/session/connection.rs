@@ -191,6 +191,12 @@ impl Session {
             && self.control.warning() != Warning::Expelled
     }
 
+    /// Whether views may be given again, when the daemon knows us anew.
+    #[cfg(feature = "cuda")]
+    pub(super) fn may_come_back(&self) -> bool {
+        !self.retired.load(Ordering::Acquire) && self.control.warning() != Warning::Expelled
+    }
+
     /// What the daemon thinks of the views held.
     pub fn warning(&self) -> Warning {
         self.control.warning()

@@ -1,0 +1,175 @@
+//! Blocks to and from memory of GPUs, and a thread that lets go of what copies on their way held.
+//!
+//! Invariant: what a copy reads or writes is let go of only after a mark behind it is over, also when the client ends.
+
+use std::{
+    sync::{Arc, Mutex, OnceLock},
+    thread::Thread,
+    time::{Duration, Instant},
+};
+
+use lapis_config::Key;
+
+use super::{Client, shared::Shared};
+use crate::{
+    ClientError, DevicePtr, DeviceStream, GetOptions, Got, Pool, Put, PutOptions, Session,
+    session::{
+        self,
+        device::{DeviceGetJob, DevicePutJob, Flight, Watch},
+    },
+};
+
+/// Between two looks at copies under way: the driver wakes nobody. Doubled while nothing ends.
+const PAUSE_MIN: Duration = Duration::from_micros(200);
+const PAUSE_MAX: Duration = Duration::from_millis(5);
+/// How long the end of a client waits for GPUs; what hangs longer is held as long as the process lives.
+const END_MAX: Duration = Duration::from_secs(10);
+
+/// What a get into a GPU's memory found. Its blocks are there for whatever is put on the same stream afterwards.
+#[derive(Debug)]
+pub struct DeviceGot {
+    pub got: Got,
+    session: Arc<Session>,
+    watches: Vec<Watch>,
+}
+
+impl DeviceGot {
+    /// Whether all copies have ended.
+    pub fn is_over(&self) -> bool {
+        self.watches.iter().all(Watch::is_over)
+    }
+
+    /// Whether what was copied is what was asked for; to be asked when the copies have ended. False once the GPU is lost,
+    /// or the daemon gave the client up (too many pins for too long) or came back cold.
+    pub fn still_valid(&self) -> bool {
+        self.session.pins_are_heeded() && !self.watches.iter().any(Watch::has_failed)
+    }
+}
+
+/// Copies under way, over all sessions of a client.
+#[derive(Debug, Default)]
+pub(super) struct Flights {
+    list: Mutex<Vec<Flight>>,
+    reaper: OnceLock<Thread>,
+}
+
+impl Flights {
+    /// Lets go of what is over; true if anything is left, and if anything went.
+    fn reap(&self) -> (bool, bool) {
+        let (over, left): (Vec<Flight>, Vec<Flight>) =
+            session::lock(&self.list).drain(..).partition(|flight| flight.is_over());
+        let (any, went) = (!left.is_empty(), !over.is_empty());
+        // Those that came meanwhile are behind.
+        session::lock(&self.list).splice(0..0, left);
+        (any, went)
+    }
+
+    /// Waits for all, when the client ends.
+    pub fn end(&self) {
+        let began = Instant::now();
+        while self.reap().0 {
+            if began.elapsed() > END_MAX {
+                let left = std::mem::take(&mut *session::lock(&self.list));
+                tracing::error!(left = left.len(), "copies of a GPU do not end: what they use is never let go of");
+                return std::mem::forget(left);
+            }
+            std::thread::sleep(PAUSE_MIN);
+        }
+    }
+
+    /// In a forked child nothing of the driver may be touched.
+    pub fn forget(&self) {
+        std::mem::forget(std::mem::take(&mut *session::lock(&self.list)));
+    }
+}
+
+fn run(shared: &Shared) {
+    let mut pause = PAUSE_MIN;
+    while !shared.is_stopping() {
+        let (any, went) = shared.flights.reap();
+        pause = if went { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) };
+        if any { std::thread::park_timeout(pause) } else { std::thread::park() }
+    }
+}
+
+impl Client {
+    /// [`Self::get_into`] into the memory of a GPU, on the caller's stream: when this returns, all copies are on it. `to` has
+    /// one address for each key, or the same number for each, and each gets an equal part. What the daemon has on that GPU is
+    /// copied there, what is in DRAM is copied from where it lies, for the rest the daemon is asked, within the deadline.
+    ///
+    /// Sums are checked of what comes from DRAM, as by `get_into`; what lies on the GPU was checked before it came there,
+    /// and is not read there by who wants all checked (`Verify::Always`). The first call opens the GPU, and registers memory of
+    /// the host with the driver; later ones wait for neither.
+    ///
+    /// # Safety
+    /// Each address is memory of the stream's GPU with room for its part, and nobody frees it, or reads or writes it other than
+    /// on this stream, before what is put on the stream has ended.
+    pub unsafe fn get_device(
+        &self,
+        pool: &Pool,
+        keys: &[Key],
+        to: &[DevicePtr],
+        stream: &DeviceStream,
+        options: &GetOptions,
+    ) -> Result<DeviceGot, ClientError> {
+        let live = self.shared().here_for(pool)?;
+        self.shared().flights.reap();
+        // SAFETY: the caller's promise.
+        let mut job = unsafe { DeviceGetJob::new(live.session.clone(), pool, keys, to, stream, options)? };
+        let deadline = options.deadline.unwrap_or_else(|| live.get_deadline(job.bytes()));
+        self.shared().drive(&live, deadline, |left| job.step(left));
+        let (got, flights) = job.finish();
+        let watches = flights.iter().map(Flight::watch).collect();
+        self.hold(flights);
+        live.ring();
+        Ok(DeviceGot { got: got?, session: live.session.clone(), watches })
+    }
+
+    /// [`Self::put_from`] out of the memory of a GPU, on the caller's stream, behind what is on it: when this returns, the
+    /// blocks are read and stored. `from` has one address for each key, or the same number for each, of equal parts.
+    ///
+    /// # Safety
+    /// Each address is memory of the stream's GPU that holds its part, and nobody frees it, or writes it other than on this
+    /// stream, before what is put on the stream has ended.
+    pub unsafe fn put_device(
+        &self,
+        pool: &Pool,
+        keys: &[Key],
+        parent: Option<Key>,
+        from: &[DevicePtr],
+        stream: &DeviceStream,
+        options: &PutOptions,
+    ) -> Result<Put, ClientError> {
+        let live = self.shared().here_for(pool)?;
+        self.shared().flights.reap();
+        // SAFETY: the caller's promise.
+        let mut job = unsafe { DevicePutJob::new(live.session.clone(), pool, keys, parent, from, stream)? };
+        let deadline = options.deadline.unwrap_or_else(|| live.put_deadline(job.bytes()));
+        self.shared().drive(&live, deadline, |left| job.step(left));
+        let (put, flights) = job.finish();
+        self.hold(flights);
+        put
+    }
+
+    /// Keeps what copies use until they have ended.
+    fn hold(&self, flights: Vec<Flight>) {
+        if flights.is_empty() {
+            return;
+        }
+        let shared = self.shared();
+        session::lock(&shared.flights.list).extend(flights);
+        if let Some(reaper) = shared.flights.reaper.get() {
+            return reaper.unpark();
+        }
+        let own = shared.clone();
+        let mut threads = session::lock(&shared.threads);
+        match std::thread::Builder::new().name("lapis-gpu".into()).spawn(move || run(&own)) {
+            // Two at once are one too many, and no harm.
+            Ok(thread) => {
+                let _ = shared.flights.reaper.set(thread.thread().clone());
+                threads.push(thread);
+            }
+            Err(error) => tracing::debug!(%error, "no thread to look after copies: the next call does"),
+        }
+    }
+}

@@ -1,0 +1,369 @@
+//! GPUs from a client's side: which it has open, where the daemon keeps blocks on them, and memory of the host that they copy
+//! from and to. All is opened when it is needed first: an engine that never asks for a GPU touches no driver.
+//!
+//! Invariant: memory that a copy may read or write is held by a [`Flight`] until a mark behind the copy is over.
+
+mod get;
+mod put;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    ffi::c_void,
+    fmt,
+    os::fd::BorrowedFd,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::Duration,
+};
+
+use lapis_arena::{
+    Access, DeviceHazards, DeviceTable, Found, MappedWords, Mapping, OnDevice,
+    device::{self, HAZARD_BYTES},
+    hbm::{CHUNK_BYTES_MAX, Cuda, Device, HbmError, HbmExtent, HostExtent, Mark, Shared, Stream},
+    memfd,
+};
+use lapis_config::{GpuId, SlotId};
+
+pub use self::{get::DeviceGetJob, put::DevicePutJob};
+use super::{Session, lock, pins::Entries};
+use crate::ClientError;
+
+/// Between two looks at copies under way: the driver wakes nobody.
+const POLL: Duration = Duration::from_micros(200);
+
+/// An address in the memory of a GPU, of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DevicePtr(pub u64);
+
+/// A stream of the caller's: what a call copies is put behind what is on it.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceStream {
+    device: u16,
+    raw: *mut c_void,
+}
+
+// SAFETY: a handle; streams may be used from any thread.
+unsafe impl Send for DeviceStream {}
+// SAFETY: as above.
+unsafe impl Sync for DeviceStream {}
+
+impl DeviceStream {
+    /// `device`: as the driver counts them in this process; `raw`: a `CUstream` or `cudaStream_t`, null for the default stream.
+    ///
+    /// # Safety
+    /// The stream is one of the device's primary context, as all streams of CUDA's runtime are, and lives until all that is
+    /// put on it has ended.
+    pub unsafe fn raw(device: u16, raw: *mut c_void) -> Self {
+        Self { device, raw }
+    }
+
+    /// Its GPU, as the driver counts them in this process.
+    pub fn device(&self) -> u16 {
+        self.device
+    }
+}
+
+/// Loads CUDA's driver from a file, before it is looked for as the loader finds it. For the life of the process.
+pub fn load_cuda(library: &Path) -> Result<(), ClientError> {
+    Cuda::load(Some(library))?;
+    Ok(())
+}
+
+/// A GPU that the daemon keeps blocks on, as it tells its clients.
+#[derive(Debug)]
+pub struct GpuOffer {
+    /// As the device table calls it.
+    pub id: GpuId,
+    pub uuid: [u8; 16],
+    /// Bytes of each extent, in the order of its slots, and how it is reached.
+    pub extents: Vec<(u64, Shared)>,
+}
+
+/// What the daemon tells of GPUs: good for its life, and for this session's.
+#[derive(Debug)]
+pub struct Devices {
+    pub(super) table: DeviceTable,
+    page: DeviceHazards,
+    entries: Entries,
+    offers: Vec<GpuOffer>,
+}
+
+impl Devices {
+    /// Maps what came from the daemon. `lines` and `table_id`: of the block table.
+    pub fn open(
+        table: BorrowedFd<'_>,
+        page: BorrowedFd<'_>,
+        lines: u32,
+        table_id: u64,
+        offers: Vec<GpuOffer>,
+    ) -> Result<Self, ClientError> {
+        let bytes = device::bytes_for(lines);
+        memfd::check(table, bytes)?;
+        let mapping = Mapping::shared(table, bytes, Access::ReadOnly)?;
+        let table = DeviceTable::open(MappedWords::new(&mapping, 0, bytes as usize / 8), lines, table_id)?;
+        memfd::check(page, HAZARD_BYTES as u64)?;
+        let page = Mapping::shared(page, HAZARD_BYTES as u64, Access::ReadWrite)?;
+        Ok(Self { table, page: DeviceHazards::mapped(&page, 0), entries: Entries::new(), offers })
+    }
+}
+
+/// Slots that are named on the client's page, until this is dropped.
+#[derive(Debug)]
+struct DevicePins {
+    session: Arc<Session>,
+    devices: Arc<Devices>,
+    entries: Vec<u16>,
+}
+
+impl DevicePins {
+    fn new(session: &Arc<Session>, devices: &Arc<Devices>) -> Self {
+        Self { session: session.clone(), devices: devices.clone(), entries: Vec::new() }
+    }
+
+    /// Names a slot; false if no entry of the page is free.
+    fn set(&mut self, at: &OnDevice) -> bool {
+        let Some(entry) = self.devices.entries.take() else { return false };
+        self.devices.page.set(usize::from(entry), at.at.gpu, at.at.slot);
+        self.entries.push(entry);
+        true
+    }
+}
+
+impl Drop for DevicePins {
+    fn drop(&mut self) {
+        // In a forked child the page is the parent's.
+        if self.session.here().is_ok() {
+            for &entry in &self.entries {
+                self.devices.page.clear(usize::from(entry));
+                self.devices.entries.give(entry);
+            }
+        }
+    }
+}
+
+/// Copies on their way, and what must not go before they have ended.
+pub struct Flight {
+    mark: Arc<Mark>,
+    _held: Box<dyn Send>,
+}
+
+impl fmt::Debug for Flight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Flight({:?})", self.mark)
+    }
+}
+
+impl Flight {
+    fn new(mark: Arc<Mark>, held: impl Send + 'static) -> Self {
+        Self { mark, _held: Box::new(held) }
+    }
+
+    /// Whether it may be dropped.
+    pub fn is_over(&self) -> bool {
+        self.mark.is_over()
+    }
+
+    pub fn watch(&self) -> Watch {
+        Watch(self.mark.clone())
+    }
+}
+
+/// Tells of copies on their way and holds nothing up.
+#[derive(Clone, Debug)]
+pub struct Watch(Arc<Mark>);
+
+impl Watch {
+    pub fn is_over(&self) -> bool {
+        self.0.is_over()
+    }
+
+    /// Whether their GPU was lost.
+    pub fn has_failed(&self) -> bool {
+        self.0.failure().is_some()
+    }
+}
+
+/// Returns when all are over.
+fn wait_for(flights: &[Flight]) {
+    while flights.iter().any(|flight| !flight.is_over()) {
+        std::thread::sleep(POLL);
+    }
+}
+
+/// The memory of the daemon's tier on a GPU of this process.
+#[derive(Debug)]
+struct Slices {
+    id: GpuId,
+    extents: Vec<Arc<HbmExtent>>,
+    /// Where each ends, counted from the start of the first.
+    ends: Vec<u64>,
+}
+
+impl Slices {
+    /// The extent that holds all `bytes` of a slot, and the offset in it.
+    fn locate(&self, slot: SlotId, bytes: u64) -> Option<(&Arc<HbmExtent>, u64)> {
+        let at = slot.offset_bytes();
+        let index = self.ends.partition_point(|end| *end <= at);
+        let start = if index == 0 { 0 } else { self.ends[index - 1] };
+        let end = at.checked_add(bytes)?;
+        (end <= *self.ends.get(index)?).then(|| (&self.extents[index], at - start))
+    }
+}
+
+/// A GPU that is open in this process, and what the daemon has there.
+#[derive(Debug)]
+struct OpenGpu {
+    device: Arc<Device>,
+    tier: Option<(Arc<Devices>, Slices)>,
+}
+
+impl OpenGpu {
+    /// As the daemon calls it, if it keeps blocks there.
+    fn id(&self) -> Option<GpuId> {
+        self.tier.as_ref().map(|(_, slices)| slices.id)
+    }
+}
+
+/// What a session has of GPUs.
+#[derive(Default)]
+pub(super) struct Gpus {
+    told: RwLock<Option<Arc<Devices>>>,
+    opened: Mutex<Opened>,
+}
+
+#[derive(Default)]
+struct Opened {
+    // Before the devices that they are registered through.
+    /// By the address of the mapping.
+    hosts: HashMap<usize, Arc<HostExtent>>,
+    gpus: BTreeMap<u16, Arc<OpenGpu>>,
+    devices: BTreeMap<u16, Arc<Device>>,
+}
+
+impl fmt::Debug for Gpus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Gpus({} open)", lock(&self.opened).devices.len())
+    }
+}
+
+impl Gpus {
+    /// In a forked child nothing of the driver may be touched.
+    pub fn forget(&mut self) {
+        std::mem::forget(std::mem::take(self.opened.get_mut().unwrap_or_else(PoisonError::into_inner)));
+    }
+
+    fn told(&self) -> Option<Arc<Devices>> {
+        self.told.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A GPU of this process, with what the daemon has there.
+    fn open(&self, index: u16) -> Result<Arc<OpenGpu>, ClientError> {
+        let told = self.told();
+        let mut opened = lock(&self.opened);
+        if let Some(gpu) = opened.gpus.get(&index) {
+            return Ok(gpu.clone());
+        }
+        let device = match opened.devices.get(&index).filter(|device| !device.is_lost()) {
+            Some(device) => device.clone(),
+            None => {
+                let cuda = Cuda::load(None)?;
+                let device = Device::open(&cuda, index).map_err(ClientError::gpu("opening a GPU"))?;
+                opened.devices.insert(index, device.clone());
+                device
+            }
+        };
+        let uuid = device.info().uuid;
+        let mut tier = None;
+        if let Some(devices) = told
+            && let Some(offer) = devices.offers.iter().find(|offer| offer.uuid == uuid)
+        {
+            match import(&device, offer) {
+                Ok(slices) => tier = Some((devices.clone(), slices)),
+                Err(error) if device.is_lost() => return Err(ClientError::gpu("mapping a GPU's memory")(error)),
+                // All that is there is in DRAM too, or the daemon fetches it.
+                Err(error) => tracing::error!(%error, "the daemon's memory on a GPU cannot be used: by way of DRAM"),
+            }
+        }
+        let gpu = Arc::new(OpenGpu { device, tier });
+        opened.gpus.insert(index, gpu.clone());
+        Ok(gpu)
+    }
+
+    /// Memory of the host for a GPU's copies; its registration begins where nobody has asked for it before.
+    fn host(&self, device: &Arc<Device>, mapping: &Mapping) -> Result<Arc<HostExtent>, ClientError> {
+        let mut opened = lock(&self.opened);
+        let at = mapping.as_ptr(0).addr();
+        if let Some(host) = opened.hosts.get(&at) {
+            return Ok(host.clone());
+        }
+        let host = HostExtent::register(device, mapping.clone(), CHUNK_BYTES_MAX)
+            .map_err(ClientError::gpu("registering memory of the host"))?;
+        opened.hosts.insert(at, host.clone());
+        Ok(host)
+    }
+}
+
+fn import(device: &Arc<Device>, offer: &GpuOffer) -> Result<Slices, HbmError> {
+    let (mut extents, mut ends) = (Vec::new(), Vec::new());
+    for (bytes, shared) in &offer.extents {
+        extents.push(Arc::new(HbmExtent::import(device, shared, *bytes, &[])?));
+        ends.push(ends.last().copied().unwrap_or(0) + bytes);
+    }
+    Ok(Slices { id: offer.id, extents, ends })
+}
+
+impl Session {
+    /// What the daemon said of GPUs, in place of what it said before. Copies under way go on where they are.
+    pub fn set_devices(&self, devices: Option<Devices>) {
+        *self.gpus.told.write().unwrap_or_else(PoisonError::into_inner) = devices.map(Arc::new);
+        lock(&self.gpus.opened).gpus.clear();
+    }
+
+    /// Whether the daemon still heeds what was named: bytes that were copied meanwhile are the blocks'.
+    pub fn pins_are_heeded(&self) -> bool {
+        self.views_are_heeded()
+    }
+
+    /// Tells the daemon of a call's hits, and that their bytes went into a GPU's memory.
+    fn report_on_gpu(&self, _gpu: Option<GpuId>, deepest: Option<Found>, hit: usize, asked: usize, bytes: u64) {
+        self.report(deepest, hit, asked, bytes);
+    }
+
+    /// A GPU that is open, and the caller's stream there.
+    fn open_gpu(&self, stream: &DeviceStream) -> Result<(Arc<OpenGpu>, Stream), ClientError> {
+        let gpu = self.gpus.open(stream.device)?;
+        // SAFETY: the promise of who made the `DeviceStream`.
+        let stream = unsafe { Stream::of(&gpu.device, stream.raw) };
+        Ok((gpu, stream))
+    }
+}
+
+/// Where blocks go to or come from: so many addresses each.
+#[derive(Clone, Copy, Debug)]
+struct Places<'a> {
+    list: &'a [DevicePtr],
+    per_block: usize,
+    /// Bytes at each address.
+    bytes: u64,
+}
+
+impl<'a> Places<'a> {
+    fn new(list: &'a [DevicePtr], blocks: usize, block_bytes: u64) -> Result<Self, ClientError> {
+        if list.is_empty() || !list.len().is_multiple_of(blocks) {
+            return Err(ClientError::VectorCount { blocks, vectors: list.len() });
+        }
+        let per_block = list.len() / blocks;
+        if !block_bytes.is_multiple_of(per_block as u64) {
+            let found = block_bytes / per_block as u64 * per_block as u64;
+            return Err(ClientError::VectorBytes { block: 0, expected: block_bytes, found });
+        }
+        Ok(Self { list, per_block, bytes: block_bytes / per_block as u64 })
+    }
+
+    /// The addresses of a block, each with how many of the block's bytes come before it.
+    fn of(&self, block: usize) -> impl Iterator<Item = (u64, u64)> {
+        let list = &self.list[block * self.per_block..(block + 1) * self.per_block];
+        let bytes = self.bytes;
+        list.iter().zip(0..).map(move |(at, n)| (at.0, n * bytes))
+    }
+}

@@ -1,0 +1,372 @@
+//! Gets into the memory of a GPU, on the caller's stream. A block that the daemon has on that GPU is copied there; one in
+//! DRAM is copied from where it lies; for any other the daemon is asked first.
+//!
+//! All that is read is pinned, then fenced once, then looked at again, and only then are copies put on the stream. The pins go
+//! when a mark behind the copies is over.
+
+use std::{ops::ControlFlow, sync::Arc, time::Duration};
+
+use lapis_arena::{
+    Found, LineState, OnDevice,
+    hbm::{HbmExtent, HostExtent, Mark, Stream},
+};
+use lapis_config::{Key, PoolKind, UNIT_BYTES, Wait};
+use lapis_transport::frame::Request;
+
+use super::{DevicePins, DevicePtr, DeviceStream, Flight, OpenGpu, Places};
+use crate::{
+    ClientError, GetOptions, Pool, keys,
+    session::{
+        Answer, BlockStatus, Busy, Got, Session, Step, Verify, View, get::Part, put::daemons_share_us, view::Pinned,
+        windows::Windows,
+    },
+};
+
+/// How often a block is tried whose line changes between look-up and pin.
+const TRIES: u8 = 3;
+
+/// Where a block is read.
+enum Source {
+    Gpu { at: OnDevice, extent: Arc<HbmExtent>, offset: u64 },
+    Dram { view: View, host: Arc<HostExtent>, offset: u64 },
+}
+
+/// What became of one look at a block.
+enum Look {
+    Read(Found, Source),
+    /// The daemon can fetch it.
+    Elsewhere,
+    Miss,
+    /// Memory that is being registered, or a daemon that begins.
+    NotYet,
+}
+
+/// A get under way. Whatever is in memory is on the stream after the first `step`.
+pub struct DeviceGetJob<'a> {
+    session: Arc<Session>,
+    pool: Pool,
+    keys: &'a [Key],
+    to: Places<'a>,
+    gpu: Arc<OpenGpu>,
+    stream: Stream,
+    part: Part,
+    wait: Wait,
+    from: Option<String>,
+    verify: Option<Verify>,
+    got: Got,
+    deepest: Option<(usize, Found)>,
+    windows: Windows,
+    /// To be looked at again, with how often their line had changed.
+    later: Vec<(u32, u8)>,
+    flights: Vec<Flight>,
+    error: Option<ClientError>,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    New,
+    Asking,
+    Done,
+}
+
+impl<'a> DeviceGetJob<'a> {
+    /// Checks what is asked, and opens the GPU at the first call; copies nothing yet.
+    ///
+    /// # Safety
+    /// Each address of `to` is memory of the stream's GPU with room for an equal part of what is asked of a block, and
+    /// nobody frees it, or reads or writes it other than on this stream, before what is put on the stream has ended.
+    pub unsafe fn new(
+        session: Arc<Session>,
+        pool: &Pool,
+        keys: &'a [Key],
+        to: &'a [DevicePtr],
+        stream: &DeviceStream,
+        options: &GetOptions,
+    ) -> Result<Self, ClientError> {
+        if session.here().is_err() {
+            return Err(ClientError::Closed);
+        }
+        keys::check(keys.len())?;
+        pool.expect_kind(PoolKind::Chain)?;
+        let part = Part::of(pool, options.pieces.as_ref())?;
+        let to = Places::new(to, keys.len(), part.bytes as u64)?;
+        let (gpu, stream) = session.open_gpu(stream)?;
+        Ok(Self {
+            session,
+            pool: pool.clone(),
+            keys,
+            to,
+            gpu,
+            stream,
+            part,
+            wait: options.wait,
+            from: options.from.clone(),
+            verify: options.verify,
+            got: Got { statuses: vec![BlockStatus::Miss; keys.len()], hits: 0, bytes: 0 },
+            deepest: None,
+            windows: Windows::default(),
+            later: Vec::new(),
+            flights: Vec::new(),
+            error: None,
+            state: State::New,
+        })
+    }
+
+    /// Bytes asked for; what the default deadline depends on.
+    pub fn bytes(&self) -> u64 {
+        self.part.bytes as u64 * self.keys.len() as u64
+    }
+
+    /// Goes on as far as possible without waiting. `left`: until the caller's deadline.
+    pub fn step(&mut self, left: Duration) -> Step {
+        if self.state == State::New {
+            let all: Vec<(u32, u8)> = (0..self.keys.len() as u32).map(|i| (i, 0)).collect();
+            self.read(&all);
+            self.state = State::Asking;
+            self.plan();
+        }
+        if self.state == State::Done || self.error.is_some() {
+            self.state = State::Done;
+            return Step::Done;
+        }
+        let mut posted = self.take_answers();
+        let later = std::mem::take(&mut self.later);
+        self.read(&later);
+        loop {
+            match self.ask(left) {
+                Ok(true) => posted = true,
+                Ok(false) => break,
+                Err(Busy::Full) => return Step::Full,
+                Err(Busy::Gone) => {
+                    self.windows.forget_rest();
+                    break;
+                }
+            }
+        }
+        let waits = !self.later.is_empty();
+        if self.windows.is_done() && !waits {
+            self.state = State::Done;
+        }
+        match (posted, self.state) {
+            (true, _) => Step::Posted,
+            (false, State::Done) => Step::Done,
+            (false, _) if waits => Step::Full,
+            (false, _) => Step::Waiting,
+        }
+    }
+
+    /// What was put on the stream: its blocks are there for whatever is put on the stream after this, and what is to be held
+    /// until the copies have ended. What was still awaited is a miss. An error is the GPU's, or the driver's; copies may be
+    /// under way all the same.
+    pub fn finish(mut self) -> (Result<Got, ClientError>, Vec<Flight>) {
+        self.windows.abandon(&self.session);
+        let deepest = self.deepest.map(|(_, found)| found);
+        self.session.report_on_gpu(self.gpu.id(), deepest, self.got.hits, self.keys.len(), self.got.bytes);
+        let got = match self.error.take() {
+            Some(error) => Err(error),
+            None => Ok(std::mem::take(&mut self.got)),
+        };
+        (got, std::mem::take(&mut self.flights))
+    }
+
+    /// As of a get into memory of the host.
+    fn plan(&mut self) {
+        let coming = |i: u32| self.later.iter().any(|(later, _)| *later == i);
+        let statuses = self.got.statuses.iter().zip(0..);
+        let missing: Vec<u32> =
+            statuses.filter(|&(status, i)| !status.is_hit() && !coming(i)).map(|(_, i)| i).collect();
+        let (absent, remote) =
+            (self.wait != Wait::Present && !missing.is_empty(), !missing.is_empty() && self.session.has_peers());
+        if self.windows.is_empty() && !absent && !remote || !self.session.is_connected() {
+            return self.windows.forget_rest();
+        }
+        self.windows.set_size(self.session.maps().extents.bytes(), self.pool.slot_bytes());
+        if absent {
+            self.windows.await_absent(missing.into_iter());
+        } else if remote {
+            self.windows.want_all(missing.into_iter());
+        }
+    }
+
+    fn ask(&mut self, left: Duration) -> Result<bool, Busy> {
+        if !self.windows.may_ask() {
+            return Ok(false);
+        }
+        let pool = self.session.pool_id(&self.pool).ok_or(Busy::Gone)?;
+        let from = self.from.as_deref();
+        self.windows.ask(&self.session, pool, self.keys, (self.wait, from), daemons_share_us(left))?;
+        Ok(true)
+    }
+
+    /// Reads what came, and lets it go: it is pinned by then. True if anything was answered that is to be released.
+    fn take_answers(&mut self) -> bool {
+        let mut released = false;
+        while let Some((token, answer, window)) = self.windows.take(&self.session) {
+            let window: Vec<(u32, u8)> = window.into_iter().map(|i| (i, 0)).collect();
+            self.read(&window);
+            if matches!(answer, Answer::Got { hit: 0 }) {
+                self.windows.forget_rest();
+            }
+            if matches!(answer, Answer::Got { .. }) {
+                self.session.post(Request::Release { token: token.number() });
+                released = true;
+            }
+        }
+        released
+    }
+
+    /// Looks these blocks up, pins them, looks again, and puts their copies on the stream.
+    fn read(&mut self, wanted: &[(u32, u8)]) {
+        if wanted.is_empty() || self.error.is_some() {
+            return;
+        }
+        let devices = self.gpu.tier.as_ref().map(|(devices, _)| devices.clone());
+        let mut pins = devices.as_ref().map(|devices| DevicePins::new(&self.session, devices));
+        let mut reads: Vec<(u32, u8, Found, Source)> = Vec::with_capacity(wanted.len());
+        for &(i, tries) in wanted {
+            match self.look(&self.keys[i as usize], pins.as_mut()) {
+                Look::Read(found, source) => reads.push((i, tries, found, source)),
+                // Asked for once: what leaves again is a miss.
+                Look::Elsewhere if self.state == State::New => self.windows.want(i),
+                Look::NotYet => self.later.push((i, tries)),
+                Look::Elsewhere | Look::Miss => {}
+            }
+        }
+        // One fence for all: both pages lie in front of it.
+        self.session.pins.fence();
+        if !self.session.views_are_safe() {
+            // The daemon does not know what we name: when it does, all is looked up again.
+            let again = reads.into_iter().map(|(i, tries, ..)| (i, tries));
+            return if self.session.may_come_back() {
+                self.later.extend(again)
+            };
+        }
+        let mut held: Vec<Source> = Vec::with_capacity(reads.len());
+        for (i, tries, found, source) in reads {
+            if !self.is_still(&found, &source) {
+                self.session.counts.retried();
+                if tries < TRIES {
+                    self.later.push((i, tries + 1));
+                }
+                continue;
+            }
+            if let Source::Dram { view, .. } = &source
+                && !self.session.is_sound(view, &self.pool, &self.keys[i as usize], self.verify)
+            {
+                continue;
+            }
+            let copied = self.copy(i as usize, &source);
+            // Of a block that was refused a part may be on the stream.
+            held.push(source);
+            if copied.is_break() {
+                break;
+            }
+            self.hit(i as usize, found);
+        }
+        if !held.is_empty() {
+            let mark: Arc<Mark> = Arc::new(self.stream.mark());
+            // Pins before what they pin.
+            self.flights.push(Flight::new(mark, (pins, held, self.gpu.clone())));
+        }
+    }
+
+    fn look(&self, key: &Key, pins: Option<&mut DevicePins>) -> Look {
+        let session = &self.session;
+        let Some(found) = session.find(&self.pool, key) else { return Look::Miss };
+        if u64::from(found.bytes) != self.pool.block_bytes() {
+            return Look::Miss;
+        }
+        // Nobody checks a sum on a GPU: who wants all checked is served from DRAM.
+        if session.verify_of(self.verify) != Verify::Always
+            && let (Some(pins), Some(source)) = (pins, self.on_gpu(&found))
+            && let Source::Gpu { at, .. } = &source
+            && pins.set(at)
+        {
+            return Look::Read(found, source);
+        }
+        if found.state == LineState::Elsewhere || found.state == LineState::Hbm {
+            return Look::Elsewhere;
+        }
+        match session.pin(&self.pool, found) {
+            Pinned::View(view) => self.registered(found, view),
+            Pinned::NoEntry => Look::NotYet,
+            Pinned::Miss => Look::Miss,
+        }
+    }
+
+    /// Where the block lies on this GPU, if it does.
+    fn on_gpu(&self, found: &Found) -> Option<Source> {
+        let (devices, slices) = self.gpu.tier.as_ref()?;
+        let at = devices.table.find(found.line, found.generation()).filter(|at| at.at.gpu == slices.id)?;
+        if u64::from(at.at.units) * UNIT_BYTES < u64::from(found.bytes) {
+            return None;
+        }
+        let (extent, offset) = slices.locate(at.at.slot, u64::from(found.bytes))?;
+        Some(Source::Gpu { at, extent: extent.clone(), offset })
+    }
+
+    /// A block in DRAM, if its memory is registered that far.
+    fn registered(&self, found: Found, view: View) -> Look {
+        let (mapping, offset) = view.place();
+        let host = match self.session.gpus.host(&self.gpu.device, mapping) {
+            Ok(host) => host,
+            Err(error) => {
+                tracing::warn!(%error, "memory of the host is out of a GPU's reach");
+                return Look::Miss;
+            }
+        };
+        let end = offset as u64 + u64::from(found.bytes);
+        if end <= host.registered_bytes() {
+            return Look::Read(found, Source::Dram { view, host, offset: offset as u64 });
+        }
+        // It was said why.
+        if host.failure().is_some() { Look::Miss } else { Look::NotYet }
+    }
+
+    fn is_still(&self, found: &Found, source: &Source) -> bool {
+        match (source, &self.gpu.tier) {
+            (Source::Gpu { at, .. }, Some((devices, _))) => devices.table.still(at),
+            (Source::Gpu { .. }, None) => false,
+            (Source::Dram { .. }, _) => self.session.maps().table.still(found),
+        }
+    }
+
+    fn copy(&mut self, i: usize, source: &Source) -> ControlFlow<()> {
+        let (bytes, first) = (self.to.bytes, self.part.offset as u64);
+        for (to, before) in self.to.of(i) {
+            // SAFETY: what is read is pinned, and held until a mark behind this is over; the address is the promise of who
+            // made this job.
+            let copied = unsafe {
+                match source {
+                    Source::Gpu { extent, offset, .. } => {
+                        self.stream.copy_from(extent, offset + first + before, to, bytes)
+                    }
+                    Source::Dram { host, offset, .. } => self.stream.copy_in(host, offset + first + before, to, bytes),
+                }
+            };
+            if let Err(error) = copied {
+                self.error = Some(ClientError::gpu("copying blocks to a GPU")(error));
+                return ControlFlow::Break(());
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn hit(&mut self, i: usize, found: Found) {
+        self.got.statuses[i] = BlockStatus::Hit { bytes: self.part.bytes as u32 };
+        self.got.hits += 1;
+        self.got.bytes += self.part.bytes as u64;
+        if self.deepest.is_none_or(|(deepest, _)| deepest < i) {
+            self.deepest = Some((i, found));
+        }
+    }
+}
+
+impl Drop for DeviceGetJob<'_> {
+    fn drop(&mut self) {
+        self.windows.abandon(&self.session);
+        // Without `finish`: nobody else waits for what is under way.
+        super::wait_for(&self.flights);
+    }
+}
