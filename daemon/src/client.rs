@@ -20,6 +20,8 @@ pub struct Client {
     pub peer: Peer,
     pub may_put: bool,
     pub writes_by_dma: bool,
+    /// It was told of GPUs, since it connected last.
+    pub uses_gpus: bool,
     pub secret: u64,
     pub control: ControlDaemon,
     pub control_fd: OwnedFd,
@@ -65,6 +67,7 @@ impl Client {
             peer,
             may_put,
             writes_by_dma,
+            uses_gpus: false,
             secret,
             control,
             control_fd,

@@ -1,6 +1,8 @@
 //! The conversation on a group's socket: who may come in, what it gets, which pools it opens; and former clients after
 //! a restart. The rings take over once a client is welcome.
 
+mod gpus;
+
 use std::{
     collections::BTreeMap,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -34,12 +36,13 @@ const DRAIN_MAX: Duration = Duration::from_secs(3600);
 pub(crate) fn message<W: Wire, M: Movers>(engine: &mut Engine<W, M>, now: Time, conn: ConnId, message: ToDaemon) {
     let role = engine.roles.get(&conn).cloned();
     match (message, role) {
-        (ToDaemon::Hello { resume, name, may_put, writes_by_dma }, Some(Role::Greeting { group, peer })) => {
+        (ToDaemon::Hello { resume, name, may_put, writes_by_dma, gpus }, Some(Role::Greeting { group, peer })) => {
             if let Some(reason) = denied(&engine.groups[group], peer) {
                 return engine.refuse(now, conn, &reason);
             }
             let may_put = may_put && engine.groups[group].options.may_put;
-            let asked = Asked { name, may_put, writes_by_dma, peer };
+            // Whoever is told of GPUs may have them write into slots.
+            let asked = Asked { name, may_put, writes_by_dma: writes_by_dma || gpus, gpus, peer };
             if let Err(reason) = hello(engine, now, conn, group, resume, asked) {
                 engine.refuse(now, conn, &reason);
             }
@@ -96,6 +99,7 @@ struct Asked {
     name: String,
     may_put: bool,
     writes_by_dma: bool,
+    gpus: bool,
     peer: Peer,
 }
 
@@ -111,7 +115,7 @@ fn hello<W: Wire, M: Movers>(
     if let Some(resume) = resume
         && let Some(id) = resumable(&engine.groups[index], &resume, asked.peer)
     {
-        return resumed(engine, now, conn, index, id, &resume);
+        return resumed(engine, now, conn, index, id, &resume, asked.gpus);
     }
     if engine.groups[index].clients.len() >= engine.options.clients_max {
         return Err(format!("{} clients are connected, the limit (server.clients_max)", engine.options.clients_max));
@@ -141,7 +145,7 @@ fn hello<W: Wire, M: Movers>(
     control.reset();
     group.core.client_added(id, asked.may_put);
     group.core.kept_mut().add_hazards(id, control.hazards(), device_page.as_ref());
-    let client = Client::new(Parts {
+    let mut client = Client::new(Parts {
         id,
         name: asked.name,
         peer: asked.peer,
@@ -155,6 +159,7 @@ fn hello<W: Wire, M: Movers>(
         conn,
         connected: true,
     });
+    client.uses_gpus = asked.gpus;
     group.clients.insert(id, client);
     engine.roles.insert(conn, Role::Client { group: index, id });
     engine.counts.clients_connected += 1;
@@ -193,6 +198,7 @@ fn resumed<W: Wire, M: Movers>(
     index: usize,
     id: ClientId,
     resume: &Resume,
+    gpus: bool,
 ) -> Result<(), String> {
     // Its former socket, if this daemon still has it, ended with this call.
     engine.disconnect(now, index, id);
@@ -202,7 +208,7 @@ fn resumed<W: Wire, M: Movers>(
     engine.wire.hang_up(former);
     engine.wire.forget(former);
     client.control.reset();
-    client.connected = true;
+    (client.connected, client.uses_gpus) = (true, gpus);
     engine.roles.insert(conn, Role::Client { group: index, id });
     engine
         .wire
@@ -212,8 +218,7 @@ fn resumed<W: Wire, M: Movers>(
     let group = &mut engine.groups[index];
     group.core.client_resumed(id, &resume.writing);
     if group.devices_fd.is_some() {
-        // No `Resume` tells of slots on GPUs: it is writing none.
-        group.core.client_resumed_on_gpus(id, &[]);
+        group.core.client_resumed_on_gpus(id, &resume.writing_on_gpus);
     }
     welcome(engine, conn, index, id, None, true)
 }
@@ -250,7 +255,7 @@ fn welcome<W: Wire, M: Movers>(
         let last = (first + EXTENTS_PER_MESSAGE).min(count);
         send_extents(&engine.groups[index], &mut engine.wire, conn, client.may_put, first..last)?;
     }
-    Ok(())
+    if client.uses_gpus { gpus::send(engine, conn, index, id) } else { Ok(()) }
 }
 
 fn send_extents<W: Wire>(

@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use lapis_arena::Mapping;
-use lapis_config::{Key, PoolId, SlotId};
+use lapis_config::{GpuId, Key, PoolId, SlotId};
 use lapis_transport::{
     control::{BYTES, ControlClient, ControlDaemon, Counters, HAZARDS_OFFSET, TOUCHES, Touch, Warning},
     frame::{Completion, Request},
@@ -87,7 +87,8 @@ fn touches_are_told_once_oldest_first_and_lost_ones_are_counted() {
     let mapping = Mapping::anonymous(BYTES).expect("memory");
     let mut daemon = ControlDaemon::new(mapping.clone());
     let client = ControlClient::new(&mapping).expect("fresh memory");
-    let touch = |n: u32| Touch { line: n, bind_low: n + 1, hit: n % 100, asked: 100 };
+    let gpu = |n: u32| (n % 3 > 0).then_some(GpuId((n % 64) as u8));
+    let touch = |n: u32| Touch { line: n, bind_low: n + 1, hit: n % 100, asked: 100, gpu: gpu(n) };
     let drained = |daemon: &mut ControlDaemon, max| {
         let mut seen = Vec::new();
         let lost = daemon.drain_touches(max, &mut |touch| seen.push(touch));

@@ -58,6 +58,8 @@ pub struct ConnectOptions {
     pub may_put: bool,
     /// Devices write into reserved slots: after the death of this process the daemon waits a grace before it reuses them.
     pub writes_by_dma: bool,
+    /// Ask for the daemon's memory on GPUs; without the feature `cuda` nothing is asked. Implies `writes_by_dma`.
+    pub gpus: bool,
     /// Instead of what the daemon's configuration says.
     pub verify: Option<Verify>,
     /// Map all memory ahead, in the background.
@@ -71,7 +73,7 @@ impl Default for ConnectOptions {
     fn default() -> Self {
         let name = std::env::args().next().unwrap_or_default();
         let name = name.rsplit('/').next().unwrap_or_default().to_owned();
-        Self { name, may_put: true, writes_by_dma: false, verify: None, populate: true, interrupted: None }
+        Self { name, may_put: true, writes_by_dma: false, gpus: false, verify: None, populate: true, interrupted: None }
     }
 }
 

@@ -33,7 +33,7 @@ use std::{
 };
 
 use lapis_arena::{Access, Found, Mapping, memfd};
-use lapis_config::{ClientId, HitPolicy, Key, POOLS_MAX, PoolId};
+use lapis_config::{ClientId, GpuId, HitPolicy, Key, POOLS_MAX, PoolId};
 use lapis_transport::{
     control::{self, Completions, ControlClient, Counters, Touch},
     hello::{CallDefaults, Geometry, ToClient},
@@ -309,11 +309,17 @@ impl Session {
     /// Tells the daemon of a call's hits: one entry for the deepest line, and counters that lose nothing.
     #[inline]
     fn report(&self, deepest: Option<Found>, hit: usize, asked: usize, bytes: u64) {
+        self.report_into(None, deepest, hit, asked, bytes);
+    }
+
+    /// The same of bytes that went into the memory of a GPU that the daemon knows.
+    #[inline]
+    fn report_into(&self, gpu: Option<GpuId>, deepest: Option<Found>, hit: usize, asked: usize, bytes: u64) {
         self.control.count(Counters { asked: asked as u64, hit: hit as u64, bytes });
         self.counts.got(asked, hit, bytes);
         if let Some(found) = deepest.filter(|_| self.is_connected()) {
             let [hit, asked] = [hit, asked].map(|count| count as u32);
-            self.control.touch(Touch { line: found.line.0, bind_low: found.bind as u32, hit, asked });
+            self.control.touch(Touch { line: found.line.0, bind_low: found.bind as u32, hit, asked, gpu });
         }
     }
 

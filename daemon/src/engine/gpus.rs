@@ -62,6 +62,13 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         }
     }
 
+    /// The GPUs that a group has memory on now, as its device table calls them.
+    pub(crate) fn gpus_of(&self, index: usize) -> Vec<(GpuId, Arc<GpuShown>)> {
+        let all = self.gpu_ids.iter().copied().zip(self.gpus.iter().cloned());
+        all.filter(|(id, gpu)| index == GROUP && !gpu.is_lost() && self.groups[index].core.gpu_counts(*id).is_some())
+            .collect()
+    }
+
     /// What the core has on each GPU, in the order of `gpus`; `None`: nothing is used there.
     pub fn gpu_counts(&self, gpu: usize) -> Option<GpuCounts> {
         self.groups[GROUP].core.gpu_counts(*self.gpu_ids.get(gpu)?)

@@ -81,9 +81,12 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         for _ in 0..FRAMES_PER_TURN {
             let Some(client) = self.groups[index].clients.get_mut(&id) else { return };
             match client.control.pop_request() {
-                Ok(Some(request @ (Request::Commit { .. } | Request::Abort { .. }))) => {
-                    self.request(now, index, id, request);
-                }
+                Ok(Some(
+                    request @ (Request::Commit { .. }
+                    | Request::Abort { .. }
+                    | Request::CommitOnGpu { .. }
+                    | Request::AbortOnGpu { .. }),
+                )) => self.request(now, index, id, request),
                 Ok(Some(_)) => {}
                 // A frame cut short by its writer's death ends the ring like an empty one.
                 Ok(None) | Err(_) => return,

@@ -158,8 +158,9 @@ impl Session {
         if self.retired.load(Ordering::Acquire) || self.control.warning() == Warning::Expelled {
             return None;
         }
-        let writing = self.calls().resume()?;
-        Some(Resume { table_id: self.table_id(), client: self.client, secret: self.secret, writing })
+        let (writing, writing_on_gpus) = self.calls().resume()?;
+        let (table_id, client, secret) = (self.table_id(), self.client, self.secret);
+        Some(Resume { table_id, client, secret, writing, writing_on_gpus })
     }
 
     /// The daemon took the client back: same table, same numbers, fresh rings. False, and nothing done, if the welcome

@@ -10,19 +10,19 @@ use std::{
     collections::{BTreeMap, HashMap},
     ffi::c_void,
     fmt,
-    os::fd::BorrowedFd,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
 use lapis_arena::{
-    Access, DeviceHazards, DeviceTable, Found, MappedWords, Mapping, OnDevice,
+    Access, DeviceHazards, DeviceTable, MappedWords, Mapping, OnDevice,
     device::{self, HAZARD_BYTES},
     hbm::{CHUNK_BYTES_MAX, Cuda, Device, HbmError, HbmExtent, HostExtent, Mark, Shared, Stream},
     memfd,
 };
-use lapis_config::{GpuId, SlotId};
+use lapis_config::{GpuId, SlotId, UNIT_BYTES};
 
 pub use self::{get::DeviceGetJob, put::DevicePutJob};
 use super::{Session, lock, pins::Entries};
@@ -79,32 +79,44 @@ pub struct GpuOffer {
     pub extents: Vec<(u64, Shared)>,
 }
 
-/// What the daemon tells of GPUs: good for its life, and for this session's.
+/// What a daemon said of GPUs, with its descriptors.
 #[derive(Debug)]
-pub struct Devices {
-    pub(super) table: DeviceTable,
-    page: DeviceHazards,
-    entries: Entries,
-    offers: Vec<GpuOffer>,
+pub struct DevicesSaid {
+    pub table: OwnedFd,
+    /// On which the client names slots.
+    pub page: OwnedFd,
+    pub offers: Vec<GpuOffer>,
 }
 
-impl Devices {
-    /// Maps what came from the daemon. `lines` and `table_id`: of the block table.
-    pub fn open(
-        table: BorrowedFd<'_>,
-        page: BorrowedFd<'_>,
-        lines: u32,
-        table_id: u64,
-        offers: Vec<GpuOffer>,
-    ) -> Result<Self, ClientError> {
-        let bytes = device::bytes_for(lines);
-        memfd::check(table, bytes)?;
-        let mapping = Mapping::shared(table, bytes, Access::ReadOnly)?;
-        let table = DeviceTable::open(MappedWords::new(&mapping, 0, bytes as usize / 8), lines, table_id)?;
-        memfd::check(page, HAZARD_BYTES as u64)?;
-        let page = Mapping::shared(page, HAZARD_BYTES as u64, Access::ReadWrite)?;
-        Ok(Self { table, page: DeviceHazards::mapped(&page, 0), entries: Entries::new(), offers })
+/// The page on which the client names slots on GPUs.
+#[derive(Debug)]
+struct Page {
+    hazards: DeviceHazards,
+    entries: Entries,
+    /// Device and inode of its file: a daemon that starts anew gives the same one again.
+    file: (u64, u64),
+}
+
+impl Page {
+    fn open(fd: BorrowedFd<'_>, former: Option<&Arc<Self>>) -> Result<Arc<Self>, ClientError> {
+        memfd::check(fd, HAZARD_BYTES as u64)?;
+        let stat = rustix::fs::fstat(fd).map_err(|error| ClientError::io("looking at a descriptor", error))?;
+        let file = (stat.st_dev, stat.st_ino);
+        // What is named there is named still.
+        if let Some(former) = former.filter(|former| former.file == file) {
+            return Ok(former.clone());
+        }
+        let mapping = Mapping::shared(fd, HAZARD_BYTES as u64, Access::ReadWrite)?;
+        Ok(Arc::new(Self { hazards: DeviceHazards::mapped(&mapping, 0), entries: Entries::new(), file }))
     }
+}
+
+/// What the daemon has on GPUs: good for its life, and for this session's.
+#[derive(Debug)]
+struct Devices {
+    table: DeviceTable,
+    page: Arc<Page>,
+    offers: Vec<GpuOffer>,
 }
 
 /// Slots that are named on the client's page, until this is dropped.
@@ -122,8 +134,8 @@ impl DevicePins {
 
     /// Names a slot; false if no entry of the page is free.
     fn set(&mut self, at: &OnDevice) -> bool {
-        let Some(entry) = self.devices.entries.take() else { return false };
-        self.devices.page.set(usize::from(entry), at.at.gpu, at.at.slot);
+        let Some(entry) = self.devices.page.entries.take() else { return false };
+        self.devices.page.hazards.set(usize::from(entry), at.at.gpu, at.at.slot);
         self.entries.push(entry);
         true
     }
@@ -134,8 +146,8 @@ impl Drop for DevicePins {
         // In a forked child the page is the parent's.
         if self.session.here().is_ok() {
             for &entry in &self.entries {
-                self.devices.page.clear(usize::from(entry));
-                self.devices.entries.give(entry);
+                self.devices.page.hazards.clear(usize::from(entry));
+                self.devices.page.entries.give(entry);
             }
         }
     }
@@ -214,6 +226,8 @@ impl Slices {
 #[derive(Debug)]
 struct OpenGpu {
     device: Arc<Device>,
+    /// What the daemon had said when this was opened.
+    told: Option<Arc<Devices>>,
     tier: Option<(Arc<Devices>, Slices)>,
 }
 
@@ -221,6 +235,14 @@ impl OpenGpu {
     /// As the daemon calls it, if it keeps blocks there.
     fn id(&self) -> Option<GpuId> {
         self.tier.as_ref().map(|(_, slices)| slices.id)
+    }
+
+    /// Whether what is known of the daemon's memory here is what the daemon said last.
+    fn is_current(&self, session: &Session) -> bool {
+        match (&self.told, session.gpus.told()) {
+            (Some(then), Some(now)) => Arc::ptr_eq(then, &now),
+            (then, now) => then.is_none() && now.is_none(),
+        }
     }
 }
 
@@ -258,8 +280,9 @@ impl Gpus {
 
     /// A GPU of this process, with what the daemon has there.
     fn open(&self, index: u16) -> Result<Arc<OpenGpu>, ClientError> {
-        let told = self.told();
+        // Under the lock: whoever replaces it forgets then what was opened with the former one.
         let mut opened = lock(&self.opened);
+        let told = self.told();
         if let Some(gpu) = opened.gpus.get(&index) {
             return Ok(gpu.clone());
         }
@@ -274,7 +297,7 @@ impl Gpus {
         };
         let uuid = device.info().uuid;
         let mut tier = None;
-        if let Some(devices) = told
+        if let Some(devices) = &told
             && let Some(offer) = devices.offers.iter().find(|offer| offer.uuid == uuid)
         {
             match import(&device, offer) {
@@ -284,7 +307,7 @@ impl Gpus {
                 Err(error) => tracing::error!(%error, "the daemon's memory on a GPU cannot be used: by way of DRAM"),
             }
         }
-        let gpu = Arc::new(OpenGpu { device, tier });
+        let gpu = Arc::new(OpenGpu { device, told, tier });
         opened.gpus.insert(index, gpu.clone());
         Ok(gpu)
     }
@@ -313,20 +336,28 @@ fn import(device: &Arc<Device>, offer: &GpuOffer) -> Result<Slices, HbmError> {
 }
 
 impl Session {
-    /// What the daemon said of GPUs, in place of what it said before. Copies under way go on where they are.
-    pub fn set_devices(&self, devices: Option<Devices>) {
-        *self.gpus.told.write().unwrap_or_else(PoisonError::into_inner) = devices.map(Arc::new);
+    /// What the daemon says of GPUs, in place of what was said before; before this session goes on with that daemon. Copies
+    /// under way go on where they are.
+    pub fn set_devices(&self, said: Option<DevicesSaid>) -> Result<(), ClientError> {
+        let former = self.gpus.told();
+        let open = |said: DevicesSaid| -> Result<Arc<Devices>, ClientError> {
+            let (lines, table_id) = (self.maps.table.lines(), self.maps.table.table_id());
+            let bytes = device::bytes_for(lines).next_multiple_of(UNIT_BYTES);
+            memfd::check(said.table.as_fd(), bytes)?;
+            let mapping = Mapping::shared(said.table.as_fd(), bytes, Access::ReadOnly)?;
+            let table = DeviceTable::open(MappedWords::new(&mapping, 0, mapping.len() / 8), lines, table_id)?;
+            let page = Page::open(said.page.as_fd(), former.as_ref().map(|former| &former.page))?;
+            Ok(Arc::new(Devices { table, page, offers: said.offers }))
+        };
+        let devices = said.map(open).transpose()?;
+        *self.gpus.told.write().unwrap_or_else(PoisonError::into_inner) = devices;
         lock(&self.gpus.opened).gpus.clear();
+        Ok(())
     }
 
     /// Whether the daemon still heeds what was named: bytes that were copied meanwhile are the blocks'.
     pub fn pins_are_heeded(&self) -> bool {
         self.views_are_heeded()
-    }
-
-    /// Tells the daemon of a call's hits, and that their bytes went into a GPU's memory.
-    fn report_on_gpu(&self, _gpu: Option<GpuId>, deepest: Option<Found>, hit: usize, asked: usize, bytes: u64) {
-        self.report(deepest, hit, asked, bytes);
     }
 
     /// A GPU that is open, and the caller's stream there.

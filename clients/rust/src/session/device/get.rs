@@ -162,7 +162,7 @@ impl<'a> DeviceGetJob<'a> {
     pub fn finish(mut self) -> (Result<Got, ClientError>, Vec<Flight>) {
         self.windows.abandon(&self.session);
         let deepest = self.deepest.map(|(_, found)| found);
-        self.session.report_on_gpu(self.gpu.id(), deepest, self.got.hits, self.keys.len(), self.got.bytes);
+        self.session.report_into(self.gpu.id(), deepest, self.got.hits, self.keys.len(), self.got.bytes);
         let got = match self.error.take() {
             Some(error) => Err(error),
             None => Ok(std::mem::take(&mut self.got)),
@@ -221,6 +221,12 @@ impl<'a> DeviceGetJob<'a> {
         if wanted.is_empty() || self.error.is_some() {
             return;
         }
+        if !self.gpu.is_current(&self.session) {
+            match self.session.gpus.open(self.stream.device().index()) {
+                Ok(gpu) => self.gpu = gpu,
+                Err(error) => return self.error = Some(error),
+            }
+        }
         let devices = self.gpu.tier.as_ref().map(|(devices, _)| devices.clone());
         let mut pins = devices.as_ref().map(|devices| DevicePins::new(&self.session, devices));
         let mut reads: Vec<(u32, u8, Found, Source)> = Vec::with_capacity(wanted.len());
@@ -235,8 +241,8 @@ impl<'a> DeviceGetJob<'a> {
         }
         // One fence for all: both pages lie in front of it.
         self.session.pins.fence();
-        if !self.session.views_are_safe() {
-            // The daemon does not know what we name: when it does, all is looked up again.
+        if !self.session.views_are_safe() || !self.gpu.is_current(&self.session) {
+            // A daemon that does not know what we name: when it does, all is looked up again.
             let again = reads.into_iter().map(|(i, tries, ..)| (i, tries));
             return if self.session.may_come_back() {
                 self.later.extend(again)
