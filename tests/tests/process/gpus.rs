@@ -28,13 +28,13 @@ const HBM: u64 = 32 * MIB;
 const BUS_OF_SECOND: &str = "0000:41:00.0";
 
 /// A folder with a program that runs the daemon with a stand-in driver of its own.
-struct Bed {
+pub struct Bed {
     folder: tempfile::TempDir,
 }
 
 impl Bed {
     /// `variables`: of the stand-in, without their `LAPIS_CUDA_`.
-    fn new(variables: &[(&str, &str)]) -> Self {
+    pub fn new(variables: &[(&str, &str)]) -> Self {
         let bed = Self { folder: tempfile::tempdir().expect("a folder") };
         let mut script = "#!/bin/sh\nunset LD_LIBRARY_PATH\n".to_owned();
         let misuses = bed.misuses().display().to_string();
@@ -56,7 +56,7 @@ impl Bed {
         self.folder.path().join("misuses")
     }
 
-    fn host(&self, flags: &[&str]) -> Host {
+    pub fn host(&self, flags: &[&str]) -> Host {
         let options = HostOptions {
             binary: self.program(),
             dram_bytes: DRAM,
@@ -115,7 +115,7 @@ fn read(pid: u32, gpu: usize) -> Vec<u8> {
 }
 
 /// A status in which all memory of the host is registered with each GPU.
-fn registered(host: &Host, gpus: usize) -> Value {
+pub fn registered(host: &Host, gpus: usize) -> Value {
     status_when(&host.socket(), "registration of memory with GPUs", |status| {
         let all = status["gpus"].as_array().expect("a list of GPUs");
         all.len() == gpus && all.iter().all(|gpu| gpu["load"]["registered_bytes"] == DRAM)

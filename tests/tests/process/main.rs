@@ -10,6 +10,8 @@ mod c_abi;
 mod certificates;
 mod client_kills;
 mod daemon_kills;
+mod device_roles;
+mod devices;
 mod etcd;
 mod expelled;
 mod filter;

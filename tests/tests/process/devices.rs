@@ -1,0 +1,136 @@
+//! Blocks in the memory of GPUs that processes share with the daemon, over the stand-in driver: each process has one of its
+//! own, as each has NVIDIA's.
+
+use std::{fs::File, process::Command};
+
+use serde_json::Value;
+
+use super::{
+    alone, binary, eventually,
+    gpus::{Bed, registered},
+    machine::{at, kill_and_restart, status_when},
+    worker::Worker,
+};
+use lapis_benches::host::Host;
+
+/// Blocks of 64 KiB: 4 MiB in all.
+const BLOCKS: u64 = 64;
+
+/// A client on a GPU. `variables`: of its own stand-in, without their `LAPIS_CUDA_`.
+fn client(host: &Host, role: &str, gpu: u64, blocks: [u64; 2], variables: &[(&str, &str)]) -> Worker {
+    let mut command = Command::new(std::env::current_exe().expect("this test's binary"));
+    command.env_remove("LD_LIBRARY_PATH").env("LAPIS_CUDA_DEVICES", "2");
+    for (name, value) in variables {
+        command.env(format!("LAPIS_CUDA_{name}"), value);
+    }
+    let (library, socket) = (binary::cuda_stand_in().display().to_string(), host.socket().display().to_string());
+    let [first, end] = blocks.map(|block| block.to_string());
+    Worker::spawn(command, &format!("device {role}"), &[&library, &socket, &gpu.to_string(), &first, &end])
+}
+
+fn held(status: &Value, gpu: usize, what: &str) -> u64 {
+    at(status, &format!("/gpus/{gpu}/held/{what}"))
+}
+
+/// Puts from a GPU until the blocks are there and in DRAM too.
+fn put(host: &Host, gpu: usize) {
+    let mut writer = client(host, "put", gpu as u64, [0, BLOCKS], &[]);
+    let said = writer.line();
+    assert_eq!(said["stored"], BLOCKS, "{said}");
+    let status = status_when(&host.socket(), "blocks on the GPU", |status| {
+        held(status, gpu, "blocks") == BLOCKS && at(status, "/dram/blocks") == BLOCKS
+    });
+    assert_eq!((at(&status, "/hbm/puts"), at(&status, "/hbm/saved")), (BLOCKS, BLOCKS), "{status}");
+    writer.let_go();
+    writer.wait();
+}
+
+fn get(host: &Host, gpu: u64) {
+    let mut reader = client(host, "get", gpu, [0, BLOCKS], &[]);
+    let said = reader.line();
+    assert_eq!((&said["hits"], &said["wrong"]), (&Value::from(BLOCKS), &Value::from(0)), "{said}");
+}
+
+#[test]
+fn processes_share_blocks_on_a_gpu_and_find_them_after_the_daemon_was_killed() {
+    let _alone = alone();
+    let bed = Bed::new(&[("DEVICES", "2")]);
+    let mut host = bed.host(&[]);
+    registered(&host, 2);
+    put(&host, 0);
+    // On the GPU where they are, and by way of DRAM on another one.
+    get(&host, 0);
+    get(&host, 1);
+    for _ in 0..2 {
+        kill_and_restart(&mut host);
+        let status = status_when(&host.socket(), "the blocks", |status| status["adopting"] == false);
+        assert_eq!((held(&status, 0, "blocks"), at(&status, "/dram/blocks")), (BLOCKS, BLOCKS), "{status}");
+        get(&host, 0);
+    }
+    status_when(&host.socket(), "the end of all clients", |status| {
+        let held = |what| held(status, 0, what);
+        status["clients"].as_array().is_some_and(Vec::is_empty) && held("slots_aside") + held("slots_granted") == 0
+    });
+    host.stop_daemon().expect("it ends");
+}
+
+#[test]
+fn slots_that_a_killed_client_was_reading_on_a_gpu_come_back() {
+    let _alone = alone();
+    let bed = Bed::new(&[("DEVICES", "2")]);
+    let mut host = bed.host(&[]);
+    registered(&host, 2);
+    put(&host, 0);
+    let mut reader = client(&host, "hold", 0, [0, BLOCKS], &[("LATENCY_US", "60000000-60000000")]);
+    let said = reader.line();
+    assert_eq!((&said["hits"], &said["over"]), (&Value::from(BLOCKS), &Value::from(false)), "{said}");
+    // All go; what is being read stays where it is.
+    let other = super::machine::connect(&mut host);
+    let pool = super::blocks::pool(&other, super::blocks::SMALL);
+    eventually("a purge", || other.purge(&pool, None).ok());
+    let status = status_when(&host.socket(), "slots that wait for their reader", |status| {
+        held(status, 0, "blocks") == 0 && held(status, 0, "slots_aside") == BLOCKS
+    });
+    assert_eq!(held(&status, 0, "slots_granted"), 0);
+    reader.kill();
+    reader.wait();
+    status_when(&host.socket(), "their slots", |status| held(status, 0, "slots_aside") == 0);
+    drop(other);
+    put_again(&host);
+    host.stop_daemon().expect("it ends");
+}
+
+fn put_again(host: &Host) {
+    let mut writer = client(host, "put", 0, [0, BLOCKS], &[]);
+    assert_eq!(writer.line()["stored"], BLOCKS);
+    get(host, 0);
+}
+
+#[test]
+fn a_gpu_that_the_daemon_loses_under_load_takes_no_wrong_byte_along() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().expect("a folder");
+    let gone = folder.path().join("gone");
+    let bed = Bed::new(&[("DEVICES", "2"), ("LOSE", &format!("1@{}", gone.display()))]);
+    let mut host = bed.host(&[]);
+    registered(&host, 2);
+    let mut clients: Vec<Worker> =
+        (0..2).map(|gpu| client(&host, "load", gpu, [1000 * gpu, 1000 * gpu + 128], &[])).collect();
+    let sound = |clients: &mut [Worker]| -> Vec<u64> {
+        let said: Vec<Value> = clients.iter_mut().map(Worker::ask).collect();
+        assert!(said.iter().all(|said| said["wrong"] == 0), "{said:?}");
+        said.iter().map(|said| said["hits"].as_u64().expect("a number")).collect()
+    };
+    let before = sound(&mut clients);
+    assert!(before.iter().all(|hits| *hits > 0), "{before:?}");
+    File::create(&gone).expect("a file");
+    status_when(&host.socket(), "the loss", |status| {
+        let _ = sound(&mut clients);
+        status["gpus"][1]["state"] == "lost"
+    });
+    let then = sound(&mut clients);
+    let after = sound(&mut clients);
+    assert!(then.iter().zip(&after).all(|(then, after)| then < after), "both go on: {then:?} {after:?}");
+    drop(clients);
+    host.stop_daemon().expect("it ends");
+}
