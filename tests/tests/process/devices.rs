@@ -100,6 +100,46 @@ fn slots_that_a_killed_client_was_reading_on_a_gpu_come_back() {
     host.stop_daemon().expect("it ends");
 }
 
+#[test]
+fn blocks_in_dram_that_are_read_into_a_gpu_again_get_a_copy_there() {
+    let _alone = alone();
+    let bed = Bed::new(&[("DEVICES", "2")]);
+    let mut host = bed.host(&[]);
+    registered(&host, 2);
+    let writer = super::machine::connect(&mut host);
+    let pool = super::blocks::pool(&writer, super::blocks::SMALL);
+    eventually("puts", || super::blocks::put_all(&writer, &pool, 0..BLOCKS).is_empty().then_some(()));
+    status_when(&host.socket(), "copies on the GPU that reads", |status| {
+        // Each time in another tenth of a second: a process takes longer than that to begin.
+        get(&host, 1);
+        held(status, 1, "blocks") == BLOCKS && held(status, 0, "blocks") == 0
+    });
+    let mut reader = client(&host, "hold", 1, [0, BLOCKS], &[("LATENCY_US", "60000000-60000000")]);
+    assert_eq!(reader.line()["hits"], BLOCKS);
+    eventually("a purge", || writer.purge(&pool, None).ok());
+    // So that is where it reads.
+    status_when(&host.socket(), "slots that wait for their reader", |status| held(status, 1, "slots_aside") == BLOCKS);
+    drop((reader, writer));
+    host.stop_daemon().expect("it ends");
+}
+
+#[test]
+fn memory_that_is_shared_by_cuda_ipc_is_read_and_written_by_others_too() {
+    let _alone = alone();
+    let bed = Bed::new(&[("DEVICES", "2"), ("WITHOUT", "descriptors")]);
+    let mut host = bed.host(&[]);
+    registered(&host, 2);
+    put(&host, 1);
+    get(&host, 1);
+    // What was on the GPU ends with the daemon, and what is in DRAM does not.
+    kill_and_restart(&mut host);
+    status_when(&host.socket(), "a daemon whose GPUs are empty", |status| {
+        status["adopting"] == false && held(status, 1, "blocks") == 0
+    });
+    get(&host, 1);
+    host.stop_daemon().expect("it ends");
+}
+
 fn put_again(host: &Host) {
     let mut writer = client(host, "put", 0, [0, BLOCKS], &[]);
     assert_eq!(writer.line()["stored"], BLOCKS);
