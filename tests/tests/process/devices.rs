@@ -17,9 +17,9 @@ use lapis_benches::host::Host;
 const BLOCKS: u64 = 64;
 
 /// A client on a GPU. `variables`: of its own stand-in, without their `LAPIS_CUDA_`.
-fn client(host: &Host, role: &str, gpu: u64, blocks: [u64; 2], variables: &[(&str, &str)]) -> Worker {
+fn client(bed: &Bed, host: &Host, role: &str, gpu: u64, blocks: [u64; 2], variables: &[(&str, &str)]) -> Worker {
     let mut command = Command::new(std::env::current_exe().expect("this test's binary"));
-    command.env_remove("LD_LIBRARY_PATH").env("LAPIS_CUDA_DEVICES", "2");
+    command.env_remove("LD_LIBRARY_PATH").env("LAPIS_CUDA_DEVICES", "2").env("LAPIS_CUDA_MISUSES", bed.misuses());
     for (name, value) in variables {
         command.env(format!("LAPIS_CUDA_{name}"), value);
     }
@@ -33,8 +33,8 @@ fn held(status: &Value, gpu: usize, what: &str) -> u64 {
 }
 
 /// Puts from a GPU until the blocks are there and in DRAM too.
-fn put(host: &Host, gpu: usize) {
-    let mut writer = client(host, "put", gpu as u64, [0, BLOCKS], &[]);
+fn put(bed: &Bed, host: &Host, gpu: usize) {
+    let mut writer = client(bed, host, "put", gpu as u64, [0, BLOCKS], &[]);
     let said = writer.line();
     assert_eq!(said["stored"], BLOCKS, "{said}");
     let status = status_when(&host.socket(), "blocks on the GPU", |status| {
@@ -45,8 +45,8 @@ fn put(host: &Host, gpu: usize) {
     writer.wait();
 }
 
-fn get(host: &Host, gpu: u64) {
-    let mut reader = client(host, "get", gpu, [0, BLOCKS], &[]);
+fn get(bed: &Bed, host: &Host, gpu: u64) {
+    let mut reader = client(bed, host, "get", gpu, [0, BLOCKS], &[]);
     let said = reader.line();
     assert_eq!((&said["hits"], &said["wrong"]), (&Value::from(BLOCKS), &Value::from(0)), "{said}");
 }
@@ -57,15 +57,15 @@ fn processes_share_blocks_on_a_gpu_and_find_them_after_the_daemon_was_killed() {
     let bed = Bed::new(&[("DEVICES", "2")]);
     let mut host = bed.host(&[]);
     registered(&host, 2);
-    put(&host, 0);
+    put(&bed, &host, 0);
     // On the GPU where they are, and by way of DRAM on another one.
-    get(&host, 0);
-    get(&host, 1);
+    get(&bed, &host, 0);
+    get(&bed, &host, 1);
     for _ in 0..2 {
         kill_and_restart(&mut host);
         let status = status_when(&host.socket(), "the blocks", |status| status["adopting"] == false);
         assert_eq!((held(&status, 0, "blocks"), at(&status, "/dram/blocks")), (BLOCKS, BLOCKS), "{status}");
-        get(&host, 0);
+        get(&bed, &host, 0);
     }
     status_when(&host.socket(), "the end of all clients", |status| {
         let held = |what| held(status, 0, what);
@@ -80,8 +80,8 @@ fn slots_that_a_killed_client_was_reading_on_a_gpu_come_back() {
     let bed = Bed::new(&[("DEVICES", "2")]);
     let mut host = bed.host(&[]);
     registered(&host, 2);
-    put(&host, 0);
-    let mut reader = client(&host, "hold", 0, [0, BLOCKS], &[("LATENCY_US", "60000000-60000000")]);
+    put(&bed, &host, 0);
+    let mut reader = client(&bed, &host, "hold", 0, [0, BLOCKS], &[("LATENCY_US", "60000000-60000000")]);
     let said = reader.line();
     assert_eq!((&said["hits"], &said["over"]), (&Value::from(BLOCKS), &Value::from(false)), "{said}");
     // All go; what is being read stays where it is.
@@ -96,7 +96,7 @@ fn slots_that_a_killed_client_was_reading_on_a_gpu_come_back() {
     reader.wait();
     status_when(&host.socket(), "their slots", |status| held(status, 0, "slots_aside") == 0);
     drop(other);
-    put_again(&host);
+    put_again(&bed, &host);
     host.stop_daemon().expect("it ends");
 }
 
@@ -111,10 +111,10 @@ fn blocks_in_dram_that_are_read_into_a_gpu_again_get_a_copy_there() {
     eventually("puts", || super::blocks::put_all(&writer, &pool, 0..BLOCKS).is_empty().then_some(()));
     status_when(&host.socket(), "copies on the GPU that reads", |status| {
         // Each time in another tenth of a second: a process takes longer than that to begin.
-        get(&host, 1);
+        get(&bed, &host, 1);
         held(status, 1, "blocks") == BLOCKS && held(status, 0, "blocks") == 0
     });
-    let mut reader = client(&host, "hold", 1, [0, BLOCKS], &[("LATENCY_US", "60000000-60000000")]);
+    let mut reader = client(&bed, &host, "hold", 1, [0, BLOCKS], &[("LATENCY_US", "60000000-60000000")]);
     assert_eq!(reader.line()["hits"], BLOCKS);
     eventually("a purge", || writer.purge(&pool, None).ok());
     // So that is where it reads.
@@ -129,21 +129,21 @@ fn memory_that_is_shared_by_cuda_ipc_is_read_and_written_by_others_too() {
     let bed = Bed::new(&[("DEVICES", "2"), ("WITHOUT", "descriptors")]);
     let mut host = bed.host(&[]);
     registered(&host, 2);
-    put(&host, 1);
-    get(&host, 1);
+    put(&bed, &host, 1);
+    get(&bed, &host, 1);
     // What was on the GPU ends with the daemon, and what is in DRAM does not.
     kill_and_restart(&mut host);
     status_when(&host.socket(), "a daemon whose GPUs are empty", |status| {
         status["adopting"] == false && held(status, 1, "blocks") == 0
     });
-    get(&host, 1);
+    get(&bed, &host, 1);
     host.stop_daemon().expect("it ends");
 }
 
-fn put_again(host: &Host) {
-    let mut writer = client(host, "put", 0, [0, BLOCKS], &[]);
+fn put_again(bed: &Bed, host: &Host) {
+    let mut writer = client(bed, host, "put", 0, [0, BLOCKS], &[]);
     assert_eq!(writer.line()["stored"], BLOCKS);
-    get(host, 0);
+    get(bed, host, 0);
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn a_gpu_that_the_daemon_loses_under_load_takes_no_wrong_byte_along() {
     let mut host = bed.host(&[]);
     registered(&host, 2);
     let mut clients: Vec<Worker> =
-        (0..2).map(|gpu| client(&host, "load", gpu, [1000 * gpu, 1000 * gpu + 128], &[])).collect();
+        (0..2).map(|gpu| client(&bed, &host, "load", gpu, [1000 * gpu, 1000 * gpu + 128], &[])).collect();
     let sound = |clients: &mut [Worker]| -> Vec<u64> {
         let said: Vec<Value> = clients.iter_mut().map(Worker::ask).collect();
         assert!(said.iter().all(|said| said["wrong"] == 0), "{said:?}");

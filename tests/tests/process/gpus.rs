@@ -52,7 +52,8 @@ impl Bed {
         self.folder.path().join("lapis")
     }
 
-    fn misuses(&self) -> PathBuf {
+    /// Where stand-ins say what was asked of them that the driver's manual forbids; none may, or the end of this fails.
+    pub fn misuses(&self) -> PathBuf {
         self.folder.path().join("misuses")
     }
 
