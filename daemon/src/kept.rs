@@ -283,8 +283,9 @@ impl Kept for SharedKept {
     }
 
     fn device(&self, line: LineId) -> Option<DevicePlace> {
-        let generation = self.table.live(line)?.generation;
-        self.devices.as_ref().expect(NO_DEVICES).place(line, generation)
+        // Asked of every line that is taken over, whether there are GPUs or not.
+        let devices = self.devices.as_ref()?;
+        devices.place(line, self.table.live(line)?.generation)
     }
 
     fn set_device(&mut self, line: LineId, place: Option<DevicePlace>) {
