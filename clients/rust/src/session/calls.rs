@@ -13,6 +13,9 @@ use lapis_transport::{
     hello::{WRITING_MAX, WRITING_ON_GPUS_MAX},
 };
 
+/// A slot on a GPU.
+type OnGpu = (GpuId, SlotId);
+
 /// Most calls under way at once.
 const CALLS_MAX: usize = 4096;
 
@@ -82,7 +85,7 @@ pub(super) struct Calls {
     free: Vec<u32>,
     magazines: Vec<Magazine>,
     writing: HashSet<SlotId>,
-    writing_on_gpus: HashSet<(GpuId, SlotId)>,
+    writing_on_gpus: HashSet<OnGpu>,
     /// Frames that found no room; they go before any other.
     owed: Vec<Request>,
     /// From the making of a `Resume` to its welcome: what is given back meanwhile was told to be in use.
@@ -304,7 +307,7 @@ impl Calls {
 
     /// The slots that a `Resume` has to name, those on GPUs apart; `None` if there are too many, so that the client must begin
     /// anew.
-    pub fn resume(&mut self) -> Option<(Vec<SlotId>, Vec<(GpuId, SlotId)>)> {
+    pub fn resume(&mut self) -> Option<(Vec<SlotId>, Vec<OnGpu>)> {
         // What was given back before needs no word: it is not in the list.
         self.owed.clear();
         self.resuming = self.writing.len() <= WRITING_MAX && self.writing_on_gpus.len() <= WRITING_ON_GPUS_MAX;
