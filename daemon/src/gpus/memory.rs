@@ -69,9 +69,7 @@ impl Found {
             let kept = by_uuid.remove(&info.uuid).unwrap_or_default();
             let names: Vec<String> = kept.iter().map(|(kept, _)| kept.to_string()).collect();
             let taken = match &device {
-                Ok(_) if !kept.is_empty() && self.without_former => {
-                    Err(Start::Cold("nothing is known any more of what was kept".into()))
-                }
+                Ok(_) if !kept.is_empty() && self.without_former => Err(Start::Cold(why_unknown(&self.options, &kept))),
                 Ok(device) if !kept.is_empty() => take_over(&self.options, device, kept, &devices).map_err(Start::Cold),
                 Ok(_) if !others.is_empty() => Err(Start::Cold(format!("what was kept is of {}", others.join(", ")))),
                 Ok(_) => Err(Start::Fresh),
@@ -114,6 +112,14 @@ impl Found {
         }
         Ok((by_uuid, others))
     }
+}
+
+/// Why nothing is known of what was kept: it is not what is wanted, as a rule.
+fn why_unknown(options: &GpuOptions, kept: &KeptOfOne) -> String {
+    let mut kept: Vec<Kept> = kept.iter().map(|(kept, _)| kept.clone()).collect();
+    kept.sort();
+    let fits = kept::fits(&kept, &options.extents_bytes());
+    fits.err().unwrap_or_else(|| "nothing is known any more of what was kept".into())
 }
 
 /// The extents that were kept. An error says why they are not those that are wanted.
