@@ -172,7 +172,9 @@ impl Group {
                 let (id, keeps_devices) = (|record: ClientRecord| record.id, mapped.devices.is_some());
                 let known: BTreeSet<String> =
                     mapped.state.clients().map(id).flat_map(|id| client_parts(id, keeps_devices)).collect();
-                for (name, _) in found.extract_if(.., |name, _| !known.contains(name)) {
+                let unknown: Vec<String> = found.keys().filter(|name| !known.contains(*name)).cloned().collect();
+                for name in unknown {
+                    found.remove(&name);
                     keeper.forget(&format!("{}.{name}", options.name)).map_err(DaemonError::keeper("drop"))?;
                 }
                 Self::adopt(options, mapped, found, keeper, instance)

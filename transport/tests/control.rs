@@ -87,7 +87,7 @@ fn touches_are_told_once_oldest_first_and_lost_ones_are_counted() {
     let mapping = Mapping::anonymous(BYTES).expect("memory");
     let mut daemon = ControlDaemon::new(mapping.clone());
     let client = ControlClient::new(&mapping).expect("fresh memory");
-    let gpu = |n: u32| (n % 3 > 0).then_some(GpuId((n % 64) as u8));
+    let gpu = |n: u32| (!n.is_multiple_of(3)).then_some(GpuId((n % 64) as u8));
     let touch = |n: u32| Touch { line: n, bind_low: n + 1, hit: n % 100, asked: 100, gpu: gpu(n) };
     let drained = |daemon: &mut ControlDaemon, max| {
         let mut seen = Vec::new();

@@ -58,6 +58,9 @@ fn open(library: &str, keeper: &mut Kept) -> Vec<OpenGpu> {
     gpus::find(options(library)).expect("the stand-in").open(kept, keeper).expect("memory")
 }
 
+/// By number of the copy: the GPU that reported it, and how it ended.
+type Ended = BTreeMap<u64, (usize, Result<(), CopyError>)>;
+
 struct Bench {
     gpus: Gpus,
     said: Receiver<(usize, FromGpu)>,
@@ -96,7 +99,7 @@ impl Bench {
     }
 
     /// What is reported of so many copies, by number of the copy; losses apart.
-    fn ended(&mut self, count: usize) -> (BTreeMap<u64, (usize, Result<(), CopyError>)>, Vec<usize>) {
+    fn ended(&mut self, count: usize) -> (Ended, Vec<usize>) {
         let (mut ended, mut lost) = (BTreeMap::new(), Vec::new());
         while ended.len() < count {
             match self.said.recv_timeout(PATIENCE).expect("reports") {
