@@ -125,7 +125,7 @@ pub fn of_client(error: &ClientError) -> c_int {
         ClientError::Connect { .. } if error.is_transient() => LAPIS_E_ABSENT,
         ClientError::Connect { .. } => LAPIS_E_CONNECT,
         ClientError::Welcome { .. } | ClientError::NoDescriptor { .. } | ClientError::Control(_) => LAPIS_E_PROTOCOL,
-        ClientError::Memory(_) | ClientError::Io { .. } => LAPIS_E_SYSTEM,
+        ClientError::Memory(_) | ClientError::Io { .. } | ClientError::Gpu { .. } => LAPIS_E_SYSTEM,
     }
 }
 

@@ -73,7 +73,8 @@ pub(crate) fn exception(py: Python<'_>, error: ClientError) -> PyErr {
         | ClientError::NoDescriptor { .. }
         | ClientError::Memory(_)
         | ClientError::Control(_)
-        | ClientError::Io { .. } => ProtocolError::new_err(text),
+        | ClientError::Io { .. }
+        | ClientError::Gpu { .. } => ProtocolError::new_err(text),
     };
     match raised.value(py).setattr("is_transient", error.is_transient()) {
         Ok(()) => raised,

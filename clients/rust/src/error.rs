@@ -60,13 +60,9 @@ pub enum ClientError {
     Memory(#[from] ArenaError),
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// What to do is said.
-    #[cfg(feature = "cuda")]
-    #[error(transparent)]
-    NoCuda(#[from] lapis_arena::hbm::NoCuda),
-    #[cfg(feature = "cuda")]
-    #[error("{op}")]
-    Gpu { op: &'static str, source: lapis_arena::hbm::HbmError },
+    /// Of a GPU or its driver; what to do is said. Only with the feature `cuda`.
+    #[error("{op}: {reason}")]
+    Gpu { op: &'static str, reason: String, is_transient: bool },
     #[error("{op}")]
     Io { op: &'static str, source: io::Error },
 }
@@ -78,15 +74,19 @@ impl ClientError {
 
     #[cfg(feature = "cuda")]
     pub(crate) fn gpu(op: &'static str) -> impl Fn(lapis_arena::hbm::HbmError) -> Self {
-        move |source| Self::Gpu { op, source }
+        move |error| Self::Gpu { op, reason: error.to_string(), is_transient: error.is_transient() }
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn no_cuda(error: lapis_arena::hbm::NoCuda) -> Self {
+        Self::Gpu { op: "loading CUDA's driver", reason: error.to_string(), is_transient: false }
     }
 
     /// True if the same call may succeed later without a change of what is asked.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Views { .. } | Self::Late { .. } | Self::Gone => true,
-            #[cfg(feature = "cuda")]
-            Self::Gpu { source, .. } => source.is_transient(),
+            Self::Gpu { is_transient, .. } => *is_transient,
             // Nobody is there yet.
             Self::Connect { source: TransportError::Path { source, .. }, .. } => {
                 matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)

@@ -65,7 +65,7 @@ impl DeviceStream {
 
 /// Loads CUDA's driver from a file, before it is looked for as the loader finds it. For the life of the process.
 pub fn load_cuda(library: &Path) -> Result<(), ClientError> {
-    Cuda::load(Some(library))?;
+    Cuda::load(Some(library)).map_err(ClientError::no_cuda)?;
     Ok(())
 }
 
@@ -289,7 +289,7 @@ impl Gpus {
         let device = match opened.devices.get(&index).filter(|device| !device.is_lost()) {
             Some(device) => device.clone(),
             None => {
-                let cuda = Cuda::load(None)?;
+                let cuda = Cuda::load(None).map_err(ClientError::no_cuda)?;
                 let device = Device::open(&cuda, index).map_err(ClientError::gpu("opening a GPU"))?;
                 opened.devices.insert(index, device.clone());
                 device
