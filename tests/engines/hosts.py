@@ -178,7 +178,7 @@ class Engine:
         return self._do(within, do="generate", prompts=prompts)
 
     def forget(self):
-        """Forgets the engine's own blocks: what hits then comes from Lapis."""
+        """Forgets the engine's own blocks, once those of finished requests are saved: what hits then comes from Lapis."""
         _until(lambda: self._do(do="reset"), "the engine's blocks to be free")
 
     def forget_all(self):

@@ -2,9 +2,9 @@
 //! unpublishes and fills slots again as fast as it can. Every block carries a pattern of its key and of the number of its
 //! publish, and every word read is compared with it.
 //!
-//! Three negative controls leave out one step each and must show foreign bytes: a test that cannot fail proves nothing. How often a
-//! processor uses the freedom that it has without the daemon's fence depends on what else it does (once in seconds, or not in minutes):
-//! that control takes it at every turn.
+//! Three negative controls leave out one step each and must show foreign bytes: a test that cannot fail proves nothing.
+//! That of the daemon's fence does at every turn what a processor may do without it: left to the processor, it shows once
+//! in seconds or not in minutes. That the fence forbids it is for `arena::table`'s loom tests.
 //! `LAPIS_STRESS_READS=100000000 cargo test --release -p lapis-tests --test table_stress` is the long form.
 
 use std::{
@@ -39,7 +39,7 @@ const CONTROL_TIME: Duration = Duration::from_secs(120);
 /// A stress that gets nowhere.
 const READ_TIME: Duration = Duration::from_secs(1200);
 /// Stores before each step that a fence must order, to memory that is in no near cache: what a client or a daemon also
-/// does. The step's own store waits behind them, so that a fence left out shows within seconds.
+/// does. The step's own store waits behind them, so that a client's fence left out shows within seconds.
 const SMEARS: usize = 16;
 const SMEAR_BYTES: usize = 32 << 20;
 const CHILD: &str = "LAPIS_STRESS_CHILD";
@@ -463,7 +463,7 @@ fn shows_no_foreign_byte(reads: u64, block_bytes: usize) {
 fn shows_foreign_bytes(without: Without) {
     let _alone = alone();
     if without != Without::Recheck && std::thread::available_parallelism().map_or(1, usize::from) < 2 {
-        println!("skipped: on one CPU a left-out fence changes nothing ({without:?})");
+        println!("skipped: on one CPU reader and writer do not run at once ({without:?})");
         return;
     }
     // One reader: both run at once on two CPUs.
