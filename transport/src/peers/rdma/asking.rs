@@ -1,6 +1,6 @@
 //! A peer whose blocks are fetched: its lanes, and what waits for one.
 
-use std::{collections::VecDeque, time::Duration};
+use std::collections::VecDeque;
 
 use lapis_arena::table::TableShape;
 use lapis_config::Time;
@@ -144,12 +144,10 @@ impl<N: Nic> Asking<N> {
         }
     }
 
-    /// A fetch gave up: the lanes that have some of it should be done by `deadline`. Half of the time is for them to drain,
-    /// the rest for their pairs to be destroyed.
-    pub(super) fn take_back(&mut self, now: Time, op: u64, deadline: Time) {
-        let drained = now.after(Duration::from_micros(deadline.since_us(now) / 2));
+    /// A fetch gave up: the lanes that have some of it let go of it.
+    pub(super) fn take_back(&mut self, now: Time, op: u64) {
         for lane in self.lanes.iter_mut().filter(|lane| lane.has_of(op)) {
-            lane.kill(now, drained, "it did not read all in time");
+            lane.kill(now, "it did not read all in time");
         }
     }
 

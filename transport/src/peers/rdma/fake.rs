@@ -47,13 +47,16 @@ pub(super) struct State {
     /// READs whose bytes have all moved.
     pub reads: u64,
     is_walled: bool,
+    /// What failed pairs have is not handed back.
+    is_mute: bool,
 }
 
 impl Default for State {
     fn default() -> Self {
         let random = fastrand::Rng::with_seed(0);
         let (regions, pairs, lent) = Default::default();
-        Self { random, faults: Faults::default(), regions, pairs, next: 1, lent, reads: 0, is_walled: false }
+        let (faults, reads, is_walled, is_mute) = Default::default();
+        Self { random, faults, regions, pairs, next: 1, lent, reads, is_walled, is_mute }
     }
 }
 
@@ -169,9 +172,19 @@ impl Fabric {
         self.lock().pairs.values_mut().for_each(|pair| pair.stuck = true);
     }
 
+    /// From now on NICs keep what failed pairs have, or hand it back.
+    pub(super) fn mute(&self, is_mute: bool) {
+        self.lock().is_mute = is_mute;
+    }
+
     /// Moves a chunk of some READ, or ends one. False: nothing moves.
     pub(super) fn step(&self) -> bool {
-        self.lock().step()
+        self.lock().step(|_| true)
+    }
+
+    /// Failed pairs hand back what they have.
+    pub(super) fn flush(&self) {
+        while self.lock().step(|pair| pair.failed) {}
     }
 }
 
@@ -180,9 +193,9 @@ impl State {
         in_a_million > 0 && self.random.u32(..1_000_000) < in_a_million
     }
 
-    fn step(&mut self) -> bool {
-        let is_deaf = |pair: &Queues| pair.stuck || self.is_walled;
-        let moving = |pair: &Queues| !pair.posted.is_empty() && (pair.failed || !is_deaf(pair));
+    fn step(&mut self, of: impl Fn(&Queues) -> bool) -> bool {
+        let is_still = |pair: &Queues| if pair.failed { self.is_mute } else { pair.stuck || self.is_walled };
+        let moving = |pair: &Queues| !pair.posted.is_empty() && !is_still(pair) && of(pair);
         let busy: Vec<u32> = self.pairs.iter().filter(|(_, pair)| moving(pair)).map(|(number, _)| *number).collect();
         let Some(number) = self.random.choice(&busy).copied() else { return false };
         let mut pair = self.pairs.remove(&number).expect("one of them");

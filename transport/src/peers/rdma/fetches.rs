@@ -149,13 +149,13 @@ impl Fetches {
         }
     }
 
-    /// Those whose time is up, each with its link and deadline, once: blocks that are not there yet are no blocks.
-    pub(super) fn give_up(&mut self, now: Time) -> Vec<(u64, LinkId, Time)> {
+    /// Those whose time is up, each with its link, once: blocks that are not there yet are no blocks.
+    pub(super) fn give_up(&mut self, now: Time) -> Vec<(u64, LinkId)> {
         let late = self.under_way.iter_mut().filter(|(_, f)| f.give_up <= now && !f.gave_up);
         let late = late.map(|(op, fetching)| {
             fetching.gave_up = true;
             (0..fetching.blocks.len() as u32).for_each(|block| fetching.decide(block, Came::Not));
-            (*op, fetching.link, fetching.deadline)
+            (*op, fetching.link)
         });
         late.collect()
     }

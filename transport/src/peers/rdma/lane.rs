@@ -27,8 +27,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(5);
 /// How long the first READ may take. Most NICs give up on a peer that does not answer before.
 const TRIAL: Duration = Duration::from_secs(3);
-/// How long what a failed pair had is waited for, before the pair is destroyed with it.
-const DRAIN: Duration = Duration::from_millis(100);
+/// How long what a failed pair had is waited for, before the pair is destroyed with it. Most NICs hand it back within a
+/// millisecond, while to destroy a pair takes the kernel a second on a link that is dead: that is for NICs that hand back nothing.
+pub(super) const DRAIN: Duration = Duration::from_millis(100);
 /// Bytes that are posted and not read, at most: more gains nothing, and takes longer to take back.
 const WINDOW_BYTES: u64 = 8 << 20;
 /// At least one READ in so many bytes tells that it, and all before it, succeeded.
@@ -242,7 +243,7 @@ impl<P: Pair> Lane<P> {
     pub(super) fn regions(&mut self, now: Time, session: u32, regions: &[RegionSaid]) {
         if session == self.session && !self.there.add(regions) {
             self.there = There::default();
-            self.kill(now, Time::NEVER, "its owner says too many regions");
+            self.kill(now, "its owner says too many regions");
         }
     }
 
@@ -312,7 +313,7 @@ impl<P: Pair> Lane<P> {
         if error.raw_os_error() == Some(libc::ENOMEM) && !back.is_empty() {
             up.full_until = Some(now.after(FULL_PAUSE));
         } else {
-            self.kill(now, Time::NEVER, &format!("a READ was not taken: {error}"));
+            self.kill(now, &format!("a READ was not taken: {error}"));
         }
     }
 
@@ -364,7 +365,7 @@ impl<P: Pair> Lane<P> {
         }
         self.pace.measure(now);
         if let Some(why) = why.filter(|_| !is_ending) {
-            self.kill(now, Time::NEVER, &why);
+            self.kill(now, &why);
         }
         self.settle(now);
     }
@@ -377,19 +378,19 @@ impl<P: Pair> Lane<P> {
             _ => return,
         };
         if let Err(error) = up.pair.arm() {
-            self.kill(now, Time::NEVER, &format!("it cannot tell of completions: {error}"));
+            self.kill(now, &format!("it cannot tell of completions: {error}"));
         }
     }
 
     // ---- Going down ----
 
-    /// Takes back what the NIC has: it is given until then for it (a tenth of a second at most), then the pair is destroyed.
-    pub(super) fn kill(&mut self, now: Time, until: Time, why: &str) {
+    /// Takes back what the NIC has.
+    pub(super) fn kill(&mut self, now: Time, why: &str) {
         match std::mem::replace(&mut self.stand, Stand::Connecting) {
             Stand::Up(mut up) => {
                 tracing::warn!(lane = self.name, reads = up.posted.len(), "the lane failed: {why}");
                 let until = match up.pair.fail() {
-                    Ok(()) => until.min(now.after(DRAIN)),
+                    Ok(()) => now.after(DRAIN),
                     // What cannot be taken back ends with its pair.
                     Err(_) => now,
                 };
@@ -400,7 +401,6 @@ impl<P: Pair> Lane<P> {
                 self.stand = trying;
                 self.fail_trial(now, why);
             }
-            Stand::Ending { up, until: before } => self.stand = Stand::Ending { up, until: until.min(before) },
             other => self.stand = other,
         }
     }
@@ -487,7 +487,7 @@ impl<P: Pair> Lane<P> {
                 up.owes = Some((last, piece));
                 up.full_until = Some(now.after(FULL_PAUSE));
             }
-            Some(error) => self.kill(now, Time::NEVER, &format!("a READ was not taken: {error}")),
+            Some(error) => self.kill(now, &format!("a READ was not taken: {error}")),
         }
     }
 

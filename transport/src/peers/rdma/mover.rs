@@ -164,7 +164,7 @@ impl<N: Nic> Mover<N> {
         tracing::warn!(nic = self.nics[nic].name(), "the device is gone: removed, or its driver was loaded anew");
         self.gone.insert(nic);
         let lanes = self.asking.values_mut().flat_map(|asking| &mut asking.lanes);
-        lanes.filter(|lane| lane.nic == nic).for_each(|lane| lane.kill(now, Time::NEVER, "its device is gone"));
+        lanes.filter(|lane| lane.nic == nic).for_each(|lane| lane.kill(now, "its device is gone"));
     }
 
     /// Into which tables of others are read.

@@ -117,6 +117,21 @@ fn a_cut_link_ends_every_fetch_by_its_deadline_and_heals_by_itself() {
     assert_eq!(world.until_fetched(op), vec![Came::Whole; 3]);
 }
 
+/// To destroy a pair takes a second on a link that is dead; what its NIC hands back is there much sooner.
+#[test]
+fn what_a_nic_hands_back_after_the_deadline_is_waited_for_before_its_pair_is_destroyed() {
+    let mut world = faultless(1);
+    world.until_up();
+    let op = world.fetch(&[1, 2, 3], Duration::from_millis(50));
+    world.post();
+    world.fabric.cut();
+    world.fabric.mute(true);
+    world.run(52_000);
+    assert_eq!(world.fabric.pairs(), 2, "one at either side");
+    world.fabric.mute(false);
+    assert_eq!(world.until_fetched(op), vec![Came::Not; 3]);
+}
+
 #[test]
 fn a_lane_that_fails_leaves_its_reads_to_the_others() {
     let mut world = faultless(2);

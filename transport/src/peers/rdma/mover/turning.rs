@@ -31,9 +31,9 @@ impl<N: Nic> Mover<N> {
         self.apply();
         let over: Vec<Over<N::Pair>> = self.asking.values_mut().flat_map(Asking::over).collect();
         over.into_iter().for_each(|over| self.destroy(over));
-        for (op, link, deadline) in self.fetches.give_up(now) {
+        for (op, link) in self.fetches.give_up(now) {
             if let Some(asking) = self.asking.get_mut(&link) {
-                asking.take_back(now, op, deadline);
+                asking.take_back(now, op);
             }
         }
         self.looks.expire(now);
