@@ -299,7 +299,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.pump_log();
         // A segment on its way out may have asked for reads that cannot begin: what becomes of them is decided here, for
         // nothing else may happen that would be a reason to.
-        while self.stirred && self.adopting.is_none() {
+        while (self.stirred || self.gets.any_ready()) && self.adopting.is_none() {
             self.run();
             self.pump_log();
         }
@@ -403,6 +403,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             self.unhold(held);
         }
         loop {
+            self.answer_ready();
             if std::mem::take(&mut self.stirred) {
                 self.hbm.stalled = false;
                 self.pump_fetches();
@@ -412,7 +413,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 self.pump(shelf);
             } else if !self.woken.is_empty() {
                 self.wake_gets();
-            } else if !self.stirred {
+            } else if !self.stirred && !self.gets.any_ready() {
                 break;
             }
         }
