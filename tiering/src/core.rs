@@ -349,6 +349,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             aside,
             self.log_timeout(),
             self.hbm.aside_look(),
+            self.hbm.save_from(),
         ];
         times.into_iter().flatten().min()
     }
@@ -366,6 +367,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         if self.hbm.aside_look().is_some_and(|at| now >= at) {
             self.look_aside_on_gpus();
         }
+        self.hbm.end_pause(now);
         self.expire_gets();
         self.run();
         self.expire_puts();
