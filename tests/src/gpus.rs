@@ -141,8 +141,6 @@ pub struct World {
     named: BTreeMap<(GpuId, SlotId), u32>,
     calls: BTreeMap<lapis_tiering::face::Caller, clients::Call>,
     soon: Vec<(Time, daemon::Soon)>,
-    /// What happened last takes blocks away, whoever was just answered that they are there.
-    takes: bool,
     tally: Tally,
 }
 
@@ -203,7 +201,6 @@ impl World {
             named: BTreeMap::new(),
             calls: BTreeMap::new(),
             soon: Vec::new(),
-            takes: false,
             tally: Tally::default(),
         };
         world.start_cold();

@@ -299,7 +299,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.pump_log();
         // A segment on its way out may have asked for reads that cannot begin: what becomes of them is decided here, for
         // nothing else may happen that would be a reason to.
-        while self.stirred && self.adopting.is_none() {
+        while (self.stirred || self.gets.any_ready()) && self.adopting.is_none() {
             self.run();
             self.pump_log();
         }
@@ -349,6 +349,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             aside,
             self.log_timeout(),
             self.hbm.aside_look(),
+            self.hbm.save_from(),
         ];
         times.into_iter().flatten().min()
     }
@@ -366,6 +367,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         if self.hbm.aside_look().is_some_and(|at| now >= at) {
             self.look_aside_on_gpus();
         }
+        self.hbm.end_pause(now);
         self.expire_gets();
         self.run();
         self.expire_puts();
@@ -403,6 +405,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             self.unhold(held);
         }
         loop {
+            self.answer_ready();
             if std::mem::take(&mut self.stirred) {
                 self.hbm.stalled = false;
                 self.pump_fetches();
@@ -412,7 +415,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 self.pump(shelf);
             } else if !self.woken.is_empty() {
                 self.wake_gets();
-            } else if !self.stirred {
+            } else if !self.stirred && !self.gets.any_ready() {
                 break;
             }
         }

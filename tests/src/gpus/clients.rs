@@ -114,7 +114,6 @@ impl World {
         let Some(id) = self.someone() else { return };
         let (chain, depth) = self.key();
         let (to, now) = (self.caller(id, Call::Remove), self.now);
-        self.takes = true;
         self.core().remove(now, to, POOL, &[key(chain, depth)]);
     }
 
@@ -171,12 +170,12 @@ impl World {
         assert!(!puts.contains(&Put::Refused(lapis_config::Refusal::NotGranted)), "they were granted: {puts:?}");
     }
 
-    /// A hit is in DRAM as it is answered, and stays until it is released, if nothing takes it away in the same breath:
-    /// a subtree goes leaf by leaf, and a get that waits for one of them is answered before the next.
+    /// A hit is in DRAM as it is answered, and stays until it is released: what takes it away in spite of that does so
+    /// before the answer.
     fn read_in_dram(&mut self, key: &Key) -> Result<(), String> {
         let kept = self.core().kept();
         let Some(live) = kept.find(POOL, key).and_then(|line| kept.live(line)) else {
-            return if self.takes { Ok(()) } else { Err(format!("a hit that is not there: {key:?}")) };
+            return Err(format!("a hit that is not there: {key:?}"));
         };
         if !matches!(live.place.tier, Tier::Dram | Tier::DramUnverified) {
             return Err(format!("a hit that is not in DRAM: {live:?}"));

@@ -72,12 +72,11 @@ impl World {
             }
             Soon::Summed(op, slot) => {
                 let found = (self.rng.u32(..20) > 0).then(|| sum(&self.block_in_dram(slot)));
-                self.takes = found.is_none();
                 self.core().summed(now, op, found);
             }
             Soon::Lost(gpu) => {
                 self.gpus.insert(gpu, Slice::Away);
-                (self.tally.losses, self.takes) = (self.tally.losses + 1, true);
+                self.tally.losses += 1;
                 self.core().gpu_lost(now, gpu);
             }
         }
@@ -110,13 +109,11 @@ impl World {
                 other => return Err(format!("a core without devices wants {other:?}")),
             }
         }
-        self.takes = false;
         Ok(())
     }
 
     pub(super) fn copy_ended(&mut self, op: u64, ok: bool) {
         let now = self.now;
-        self.takes = !ok;
         self.core().completed(now, OpId(op), if ok { Outcome::Ok } else { Outcome::Failed });
     }
 

@@ -96,6 +96,8 @@ pub(super) struct Hbm {
     unsaved: VecDeque<(LineId, u64)>,
     /// There was no room for the first of them, and nothing came free since.
     pub stalled: bool,
+    /// One of them did not come: none is tried before.
+    save_from: Option<Time>,
     /// Bytes being copied from DRAM.
     out_bytes: u64,
     /// Copies under way that read a slot in DRAM.
@@ -130,6 +132,15 @@ impl Hbm {
 
     pub fn aside_look(&self) -> Option<Time> {
         self.aside_look
+    }
+
+    pub fn save_from(&self) -> Option<Time> {
+        self.save_from
+    }
+
+    /// Time passed: the pause is over, or goes on.
+    pub fn end_pause(&mut self, now: Time) {
+        self.save_from = self.save_from.filter(|&from| now < from);
     }
 }
 

@@ -15,6 +15,10 @@ use crate::{
     policy::Policy,
 };
 
+/// How long nothing is copied back unasked after one such copy failed, us: as long as memory of the host is not registered
+/// with the driver all of them fail at once.
+const SAVE_PAUSE_US: u64 = 10_000;
+
 impl<K: Kept, P: Policy> Core<K, P> {
     /// Copies a block that is not in DRAM into this slot there, from its copy on a GPU, if it has one. False if not.
     pub(in crate::core) fn begin_copy_in(&mut self, line: LineId, slot: SlotId, pages: u32) -> bool {
@@ -50,6 +54,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     /// What clients put on GPUs is copied to DRAM at once, so that its slot may go at any time.
     pub(super) fn save_puts(&mut self) {
+        if self.hbm.save_from.is_some() {
+            return;
+        }
         while let Some(&(line, id)) = self.hbm.unsaved.front().filter(|_| !self.hbm.stalled) {
             let same = self.hbm.copies.get(&line).is_some_and(|copy| copy.id == id);
             if same && self.is_only_on_gpu(line) && !self.copy_back(line) {
@@ -108,8 +115,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
         if let Some(copy) = self.hbm.copies.get_mut(&line).filter(|copy| copy.is_unsaved) {
             copy.is_unsaved = !came;
-            // Once more.
-            self.hbm.unsaved.extend((!came).then_some((line, copy.id)));
+            if !came {
+                // Once more, in a while.
+                self.hbm.unsaved.push_back((line, copy.id));
+                self.hbm.save_from = Some(Time(self.now.0 + SAVE_PAUSE_US));
+            }
         }
         self.save_ended(line, came);
         self.fetch_ended(line, if came { Came::FromGpu } else { Came::Not });

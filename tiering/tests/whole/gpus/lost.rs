@@ -1,13 +1,13 @@
 //! GPUs that are lost, and blocks that go while they are copied.
 
 use crate::scene::{MIB, key};
-use lapis_config::Refusal;
+use lapis_config::{HitPolicy, Refusal, Wait};
 use lapis_tiering::{
     face::{CommitItem, Outcome, Parent, Put, Reply, Spot},
     kept::Tier,
 };
 
-use super::host::{BLOCK, GPU, GPU_BLOCKS, Host};
+use super::host::{BLOCK, GPU, GPU_BLOCKS, Host, SECOND_US};
 
 #[test]
 fn a_lost_gpu_takes_its_copies_and_nothing_else() {
@@ -119,4 +119,37 @@ fn a_copy_under_way_keeps_both_of_its_slots_though_the_block_goes() {
     host.poll();
     assert_eq!((host.scene.core.counts().slots_busy, host.counts().slots_busy), (0, 0));
     assert_eq!(host.counts().slots_free, 1, "what came belongs to nobody");
+}
+
+#[test]
+fn a_get_is_not_answered_with_a_block_that_goes_in_the_same_removal() {
+    let mut host = Host::new();
+    host.put(0, 3, 5);
+    host.poll();
+    assert_eq!(host.get(0, 3), None, "it waits for all three");
+    for _ in 0..2 {
+        let (op, ..) = host.copies.remove(0);
+        host.scene.core.completed(host.scene.now, op, Outcome::Ok);
+        assert_eq!(host.poll(), []);
+    }
+    let &[(op, ..)] = &host.copies[..] else { panic!("of the deepest block") };
+    // The deepest block goes first, and with it what the get waits for; the one above it is still there then.
+    host.remove(0, 1);
+    assert_eq!(host.poll(), [Reply::Removed { blocks: 2 }, Reply::Got { hit: 1 }]);
+    host.scene.core.completed(host.scene.now, op, Outcome::Ok);
+    host.poll();
+    assert_eq!((host.line(0, 1), host.scene.core.counts().slots_busy), (None, 0));
+}
+
+#[test]
+fn a_get_is_not_answered_with_a_block_that_goes_with_the_lost_gpu() {
+    let mut host = Host::new();
+    host.heat(0, 2);
+    host.flood();
+    host.scene.put_after(host.pool, key(0, 1), key(0, 2));
+    let (asks, keys) = ([(host.pool, HitPolicy::Any)], [key(0, 0), key(0, 2)]);
+    assert_eq!(host.scene.get(&asks, &keys, Wait::Present, 10 * SECOND_US), None, "it waits for the root");
+    host.poll();
+    host.scene.core.gpu_lost(host.scene.now, GPU);
+    assert_eq!(host.poll(), [Reply::Got { hit: 0 }], "what was in DRAM hung on what was lost");
 }

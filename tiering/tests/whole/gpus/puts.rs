@@ -23,6 +23,24 @@ fn what_a_client_puts_on_a_gpu_is_found_there_at_once_and_in_dram_soon() {
 }
 
 #[test]
+fn a_put_that_could_not_be_copied_to_dram_is_tried_again_after_a_pause() {
+    let mut host = Host::new();
+    host.put(0, 1, 5);
+    host.poll();
+    let (op, ..) = host.copies.pop().expect("it is copied back");
+    host.scene.core.completed(host.scene.now, op, Outcome::Failed);
+    host.poll();
+    assert_eq!(host.copies, [], "memory of the host that is not registered yet refuses it at once");
+    let at = host.scene.core.poll_timeout().expect("it is tried again");
+    assert!(at > host.scene.now);
+    host.scene.core.tick(at);
+    host.poll();
+    assert_eq!(host.copies.len(), 1);
+    host.work(Outcome::Ok);
+    assert_eq!(host.tier(0, 0), Some(Tier::DramUnverified));
+}
+
+#[test]
 fn a_block_without_a_sum_gets_one_before_any_host_finds_it_in_dram() {
     let mut host = Host::new();
     host.put(0, 1, 0);

@@ -67,7 +67,10 @@ impl World {
         self.gpus.doomed.extend(self.ops.iter().filter(|(_, io)| touches(io)).map(|(op, _)| *op));
         self.gpus.contents.retain(|(of, _), _| *of != gpu);
         self.gpus.owned.retain(|(of, _), _| *of != gpu);
-        self.gpus.named.extract_if(.., |(of, _)| *of == gpu).map(|(_, slot)| slot).collect()
+        let named = self.gpus.named.range((gpu, SlotId(0))..=(gpu, SlotId(u32::MAX)));
+        let slots: Vec<SlotId> = named.map(|&(_, slot)| slot).collect();
+        self.gpus.named.retain(|(of, _)| *of != gpu);
+        slots
     }
 
     /// A client reads a chain's blocks down to a depth into a GPU.
@@ -121,7 +124,7 @@ impl World {
                 Some(above) => Parent::Key(above),
             };
             let payload = self.token_next + at as u64;
-            let sum = if payload % 2 == 0 { payload } else { 0 };
+            let sum = if payload.is_multiple_of(2) { payload } else { 0 };
             let bytes = POOLS[usize::from(pool.0)].1 * UNIT_BYTES as u32;
             payloads.push(payload);
             items.push(CommitItem { slot, key, parent, bytes, sum });
