@@ -57,9 +57,9 @@ mod stats;
 mod sums;
 mod vectors;
 
+pub use client::{Client, ConnectOptions, GetTicket, NewObject, PutTicket, drain, status};
 #[cfg(feature = "cuda")]
 pub use client::{DeviceGot, DeviceLoad};
-pub use client::{Client, ConnectOptions, GetTicket, NewObject, PutTicket, drain, status};
 pub use error::ClientError;
 pub use fork::Birthplace;
 pub use keys::{KEY_BYTES, Keys};

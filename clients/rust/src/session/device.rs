@@ -26,12 +26,12 @@ use lapis_arena::{
 };
 use lapis_config::{GpuId, SlotId, UNIT_BYTES};
 
+use self::peers::Peers;
 pub use self::{
     get::DeviceGetJob,
     pieces::{DeviceFlag, DevicePiece},
     put::DevicePutJob,
 };
-use self::peers::Peers;
 use super::{Session, lock, pins::Entries};
 use crate::ClientError;
 

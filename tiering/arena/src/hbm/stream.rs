@@ -3,9 +3,7 @@
 
 use std::{ffi::c_void, fmt, sync::Arc};
 
-use cudarc::driver::sys::{
-    self, CUevent, CUevent_flags, CUresult, CUstream, CUstream_flags, CUstreamWaitValue_flags,
-};
+use cudarc::driver::sys::{self, CUevent, CUevent_flags, CUresult, CUstream, CUstream_flags, CUstreamWaitValue_flags};
 
 use super::{device::Device, error::HbmError, extent::HbmExtent, host::HostExtent};
 
@@ -62,14 +60,11 @@ impl Stream {
         let (at, len) = (address(from, offset, bytes), bytes as usize);
         if from.device().index() == self.device.index() {
             // SAFETY: a range of the extent, as just checked, and one that the caller answers for.
-            return self
-                .enqueue("a copy on a device", || unsafe { sys::cuMemcpyDtoDAsync_v2(to, at, len, self.raw) });
+            return self.enqueue("a copy on a device", || unsafe { sys::cuMemcpyDtoDAsync_v2(to, at, len, self.raw) });
         }
         let (here, there) = (self.device.context, from.device().context);
         // SAFETY: as above; both contexts are retained by their devices.
-        self.enqueue("a copy between devices", || unsafe {
-            sys::cuMemcpyPeerAsync(to, here, at, there, len, self.raw)
-        })
+        self.enqueue("a copy between devices", || unsafe { sys::cuMemcpyPeerAsync(to, here, at, there, len, self.raw) })
     }
 
     /// Begins to copy from an address of the device into an extent of it.
