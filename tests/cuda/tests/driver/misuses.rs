@@ -39,7 +39,7 @@ const PLANTED: &[(&str, fn(), &str)] = &[
     ("batch", batch, "unsynchronised: cuMemcpyBatchAsync"),
     ("word of nobody", word_of_nobody, "pageable: cuStreamWriteValue32"),
     ("word between words", word_between_words, "misaligned: cuStreamWaitValue32"),
-    ("word too early", word_too_early, "unsynchronised: cuMemcpyDtoHAsync"),
+    ("word too early", word_too_early, "unsynchronised: cuMemcpy"),
 ];
 
 fn use_after_free() {
