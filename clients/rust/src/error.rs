@@ -26,6 +26,8 @@ pub enum ClientError {
     VectorBytes { block: usize, expected: u64, found: u64 },
     #[error("pieces {first} to {end} of a block that has {pieces}")]
     Pieces { first: u16, end: u16, pieces: u16 },
+    #[error("a flag at {at:#x}, expected a multiple of four")]
+    Flag { at: u64 },
     #[error("{bytes} bytes at {offset} of a block of {block_bytes}")]
     Range { offset: u64, bytes: usize, block_bytes: u64 },
     /// This call is for pools of the other kind.

@@ -32,6 +32,8 @@ pub enum Kind {
     Leak,
     /// Registered a second time, or unregistered without.
     Registration,
+    /// A word of a stream that does not begin at a multiple of four.
+    Misaligned,
 }
 
 impl fmt::Display for Kind {
@@ -49,6 +51,7 @@ impl fmt::Display for Kind {
             Self::Unrecorded => "unrecorded",
             Self::Leak => "leak",
             Self::Registration => "registration",
+            Self::Misaligned => "misaligned",
         })
     }
 }

@@ -8,7 +8,8 @@ use lapis_arena::{
     hbm::{Cuda, Device, HbmExtent, HostExtent, Stream},
 };
 use lapis_client::{
-    Client, ConnectOptions, DeviceGot, DevicePtr, DeviceStream, GetOptions, Key, Pool, PutOptions, PutResult, load_cuda,
+    Client, ConnectOptions, DeviceFlag, DeviceGot, DevicePiece, DevicePtr, DeviceStream, GetOptions, Key, Pool,
+    PutOptions, PutResult, load_cuda,
 };
 use serde_json::json;
 
@@ -96,6 +97,57 @@ impl Bench {
     }
 }
 
+const LAYERS: usize = 4;
+const LAYER: usize = SMALL / LAYERS;
+
+impl Bench {
+    /// As an engine does: its stream was told to wait for each layer's flag before anything was asked for, and reads a layer
+    /// once it is there. That nothing is read too early is what the stand-in looks at.
+    fn get_in_layers(&self, keys: &[Key]) -> (usize, u64) {
+        let device = self.own.device();
+        let engine = Stream::create(device).expect("a stream");
+        let flags = HbmExtent::create(device, 4096, &[]).expect("memory of the GPU");
+        let bytes = (keys.len() * LAYER) as u64;
+        let layer_at = |layer: usize| self.memory.address() + layer as u64 * bytes;
+        let flag = |layer: usize| DeviceFlag { at: DevicePtr(flags.address() + 4 * layer as u64), value: 9 };
+        for layer in 0..LAYERS {
+            let DeviceFlag { at, value } = flag(layer);
+            // SAFETY: memory of this bench's own, which lives until all is over.
+            unsafe {
+                engine.wait_word(at.0, value).expect("a wait");
+                engine.copy_out(layer_at(layer), &self.host, layer as u64 * bytes, bytes).expect("a copy");
+            }
+        }
+        let place = |layer, block| DevicePtr(layer_at(layer) + (block * LAYER) as u64);
+        let to: Vec<Vec<DevicePtr>> =
+            (0..LAYERS).map(|layer| (0..keys.len()).map(|block| place(layer, block)).collect()).collect();
+        let piece = |layer: usize| {
+            let (offset, flag) = ((layer * LAYER) as u64, Some(flag(layer)));
+            DevicePiece { offset, bytes: LAYER as u64, to: &to[layer], flag }
+        };
+        let pieces: Vec<DevicePiece<'_>> = (0..LAYERS).map(piece).collect();
+        let options = GetOptions::default();
+        // SAFETY: as above.
+        let load = unsafe { self.client.get_device_pieces(&self.pool, keys, &pieces, &self.stream, &options) };
+        let load = load.expect("a sound call");
+        load.wait_piece(LAYERS - 1, &self.stream).expect("a wait");
+        let (mark, began) = (engine.mark(), Instant::now());
+        while !mark.is_over() {
+            assert!(began.elapsed() < PATIENCE, "a flag is not written");
+            std::thread::yield_now();
+        }
+        self.wait();
+        assert!(load.is_piece_over(LAYERS - 1) && load.is_over() && load.still_valid());
+        let layers = self.mapping.to_vec(0, keys.len() * SMALL);
+        let part = |block: usize, layer: usize| &layers[layer * bytes as usize + block * LAYER..][..LAYER];
+        let read: Vec<u8> = (0..keys.len())
+            .flat_map(|block| (0..LAYERS).map(move |layer| (block, layer)))
+            .flat_map(|(block, layer)| part(block, layer).to_vec())
+            .collect();
+        (load.got.hits, blocks::wrong_bytes(&self.pool, keys, &load.got, &read))
+    }
+}
+
 pub fn run(role: &str, words: &[String]) {
     let bench = Bench::new(words);
     let number = |at: usize| words[at].parse::<u64>().expect("a number");
@@ -119,6 +171,14 @@ pub fn run(role: &str, words: &[String]) {
             let got: Vec<DeviceGot> = batches().map(|keys| bench.begin_get(&keys)).collect();
             let hits: usize = got.iter().map(|got| got.got.hits).sum();
             say(&json!({ "hits": hits, "over": got.iter().all(DeviceGot::is_over) }));
+        }
+        "layers" => {
+            let (mut hits, mut wrong) = (0, 0);
+            for keys in batches() {
+                let (more, bad) = bench.get_in_layers(&keys);
+                (hits, wrong) = (hits + more, wrong + bad);
+            }
+            say(&json!({ "hits": hits, "wrong": wrong }));
         }
         // Puts and gets until it is told to end; a line for each that it is asked for.
         "load" => load(&bench, number(3), number(4)),

@@ -174,3 +174,48 @@ fn a_gpu_that_the_daemon_loses_under_load_takes_no_wrong_byte_along() {
     drop(clients);
     host.stop_daemon().expect("it ends");
 }
+
+#[test]
+fn layers_come_one_after_the_other_and_flags_of_missing_blocks_are_written_too() {
+    let _alone = alone();
+    let bed = Bed::new(&[("DEVICES", "2")]);
+    let mut host = bed.host(&[]);
+    registered(&host, 2);
+    put(&bed, &host, 0);
+    // The last half of them was never put.
+    for gpu in 0..2 {
+        let mut reader = client(&bed, &host, "layers", gpu, [0, 2 * BLOCKS], &[("LATENCY_US", "100-500")]);
+        let said = reader.line();
+        assert_eq!((&said["hits"], &said["wrong"]), (&Value::from(BLOCKS), &Value::from(0)), "{said}");
+    }
+    host.stop_daemon().expect("it ends");
+}
+
+/// How many slots of the first GPU a reader on the second one holds.
+fn held_from_the_other_gpu(variables: &[(&str, &str)]) -> u64 {
+    let bed = Bed::new(&[("DEVICES", "2")]);
+    let mut host = bed.host(&[]);
+    registered(&host, 2);
+    put(&bed, &host, 0);
+    let mut all = vec![("LATENCY_US", "60000000-60000000")];
+    all.extend(variables);
+    let mut reader = client(&bed, &host, "hold", 1, [0, BLOCKS], &all);
+    assert_eq!(reader.line()["hits"], BLOCKS);
+    let other = super::machine::connect(&mut host);
+    let pool = super::blocks::pool(&other, super::blocks::SMALL);
+    eventually("a purge", || other.purge(&pool, None).ok());
+    let status = status_when(&host.socket(), "a purge", |status| held(status, 0, "blocks") == 0);
+    let aside = held(&status, 0, "slots_aside");
+    reader.kill();
+    reader.wait();
+    drop(other);
+    host.stop_daemon().expect("it ends");
+    aside
+}
+
+#[test]
+fn a_gpu_reads_what_lies_on_another_that_it_reaches_and_else_by_way_of_dram() {
+    let _alone = alone();
+    assert_eq!(held_from_the_other_gpu(&[]), BLOCKS);
+    assert_eq!(held_from_the_other_gpu(&[("WITHOUT", "peers")]), 0);
+}

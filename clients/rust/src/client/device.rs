@@ -10,9 +10,12 @@ use std::{
 
 use lapis_config::Key;
 
-use super::{Client, shared::Shared};
+use super::{
+    Client,
+    shared::{Live, Shared},
+};
 use crate::{
-    ClientError, DevicePtr, DeviceStream, GetOptions, Got, Pool, Put, PutOptions, Session,
+    ClientError, DevicePiece, DevicePtr, DeviceStream, GetOptions, Got, Pool, Put, PutOptions, Session,
     session::{
         self,
         device::{DeviceGetJob, DevicePutJob, Flight, Watch},
@@ -43,6 +46,50 @@ impl DeviceGot {
     /// or the daemon gave the client up (too many pins for too long) or came back cold.
     pub fn still_valid(&self) -> bool {
         self.session.pins_are_heeded() && !self.watches.iter().any(Watch::has_failed)
+    }
+}
+
+/// A get in pieces: what it found, and what becomes of each piece. Nothing of a piece is to be looked at, nor its addresses to
+/// be used by others, before its flag is seen or a stream waits for it ([`Self::wait_piece`]).
+#[derive(Debug)]
+pub struct DeviceLoad {
+    pub got: Got,
+    session: Arc<Session>,
+    watches: Vec<Watch>,
+    pieces: Vec<Watch>,
+}
+
+impl DeviceLoad {
+    /// So many pieces as were asked for.
+    pub fn pieces(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// What is put on the stream after this waits, on its GPU, until the piece of all blocks is there. The stream may be of any
+    /// GPU. An error says that the GPU is lost, and then nothing runs there.
+    ///
+    /// # Panics
+    /// If there is no such piece.
+    pub fn wait_piece(&self, piece: usize, stream: &DeviceStream) -> Result<(), ClientError> {
+        self.session.wait_on(stream, &self.pieces[piece])
+    }
+
+    /// Whether the copies of a piece, and of those before it, have ended.
+    ///
+    /// # Panics
+    /// If there is no such piece.
+    pub fn is_piece_over(&self, piece: usize) -> bool {
+        self.pieces[piece].is_over()
+    }
+
+    /// Whether all copies have ended.
+    pub fn is_over(&self) -> bool {
+        self.pieces.iter().chain(&self.watches).all(Watch::is_over)
+    }
+
+    /// As of [`DeviceGot::still_valid`].
+    pub fn still_valid(&self) -> bool {
+        self.session.pins_are_heeded() && !self.pieces.iter().chain(&self.watches).any(Watch::has_failed)
     }
 }
 
@@ -115,14 +162,62 @@ impl Client {
         let live = self.shared().here_for(pool)?;
         self.shared().flights.reap();
         // SAFETY: the caller's promise.
-        let mut job = unsafe { DeviceGetJob::new(live.session.clone(), pool, keys, to, stream, options)? };
+        let job = unsafe { DeviceGetJob::new(live.session.clone(), pool, keys, to, stream, options)? };
+        let (got, watches, _) = self.run_get(&live, job, options);
+        Ok(DeviceGot { got: got?, session: live.session.clone(), watches })
+    }
+
+    /// [`Self::get_device`] in pieces, for engines that begin with the first layer while the others arrive: the first piece of
+    /// all blocks is copied first, then the second of all, in the order of `pieces`, to addresses of its own each. Copies go on
+    /// a stream of the client's own, behind what is on `stream` now. When this returns all are asked for; blocks that were
+    /// not in memory were waited for, within the deadline, and in that time those that were there have been copied whole.
+    ///
+    /// After each piece its flag is written on the stream of the copies (`cuStreamWriteValue32`): a stream of the caller's waits
+    /// for it by `cuStreamWaitValue32` with `CU_STREAM_WAIT_VALUE_GEQ`, also before this is called, but then not `stream`, nor
+    /// one that it waits for: the copies come behind it. Or, without a flag, by [`DeviceLoad::wait_piece`], once this has returned.
+    ///
+    /// A flag says that its piece is *over*, not that all blocks came: which did is what this returns. It is written too where
+    /// blocks are missing, late or refused, where all are, and where this returns an error of the GPU ([`ClientError::Gpu`]) after
+    /// copies were begun: so nobody who waits for it waits for ever. No flag is written by a call that is refused for what it asks
+    /// (all other errors), where the GPU or its driver is not to be had or is lost (nothing runs there then), or where the driver
+    /// refuses to write it, which is an error: its address is none that the GPU reaches. Who waits before calling writes the
+    /// flags itself then.
+    ///
+    /// Pieces are bytes of a block and need not cover it; `options.pieces` is not heeded. A hit has so many bytes as all pieces.
+    ///
+    /// # Safety
+    /// Each address is memory of the stream's GPU with room for its part, and nobody frees it, or reads or writes it, before its
+    /// piece is over, but what is on `stream` when this is called. A flag is memory that the GPU can write, and that nobody frees
+    /// before its piece is over.
+    pub unsafe fn get_device_pieces(
+        &self,
+        pool: &Pool,
+        keys: &[Key],
+        pieces: &[DevicePiece<'_>],
+        stream: &DeviceStream,
+        options: &GetOptions,
+    ) -> Result<DeviceLoad, ClientError> {
+        let live = self.shared().here_for(pool)?;
+        self.shared().flights.reap();
+        // SAFETY: the caller's promise.
+        let job = unsafe { DeviceGetJob::in_pieces(live.session.clone(), pool, keys, pieces, stream, options)? };
+        let (got, watches, pieces) = self.run_get(&live, job, options);
+        Ok(DeviceLoad { got: got?, session: live.session.clone(), watches, pieces })
+    }
+
+    fn run_get(
+        &self,
+        live: &Live,
+        mut job: DeviceGetJob<'_>,
+        options: &GetOptions,
+    ) -> (Result<Got, ClientError>, Vec<Watch>, Vec<Watch>) {
         let deadline = options.deadline.unwrap_or_else(|| live.get_deadline(job.bytes()));
-        self.shared().drive(&live, deadline, |left| job.step(left));
-        let (got, flights) = job.finish();
+        self.shared().drive(live, deadline, |left| job.step(left));
+        let (got, flights, pieces) = job.finish();
         let watches = flights.iter().map(Flight::watch).collect();
         self.hold(flights);
         live.ring();
-        Ok(DeviceGot { got: got?, session: live.session.clone(), watches })
+        (got, watches, pieces)
     }
 
     /// [`Self::put_from`] out of the memory of a GPU, on the caller's stream, behind what is on it: when this returns, the

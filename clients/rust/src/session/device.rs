@@ -4,6 +4,8 @@
 //! Invariant: memory that a copy may read or write is held by a [`Flight`] until a mark behind the copy is over.
 
 mod get;
+mod peers;
+mod pieces;
 mod put;
 
 use std::{
@@ -24,7 +26,12 @@ use lapis_arena::{
 };
 use lapis_config::{GpuId, SlotId, UNIT_BYTES};
 
-pub use self::{get::DeviceGetJob, put::DevicePutJob};
+use self::peers::Peers;
+pub use self::{
+    get::DeviceGetJob,
+    pieces::{DeviceFlag, DevicePiece},
+    put::DevicePutJob,
+};
 use super::{Session, lock, pins::Entries};
 use crate::ClientError;
 
@@ -156,6 +163,8 @@ impl Drop for DevicePins {
 /// Copies on their way, and what must not go before they have ended.
 pub struct Flight {
     mark: Arc<Mark>,
+    /// Other GPUs that are read.
+    peers: Vec<Arc<Device>>,
     _held: Box<dyn Send>,
 }
 
@@ -167,7 +176,11 @@ impl fmt::Debug for Flight {
 
 impl Flight {
     fn new(mark: Arc<Mark>, held: impl Send + 'static) -> Self {
-        Self { mark, _held: Box::new(held) }
+        Self::reading(mark, Vec::new(), held)
+    }
+
+    fn reading(mark: Arc<Mark>, peers: Vec<Arc<Device>>, held: impl Send + 'static) -> Self {
+        Self { mark, peers, _held: Box::new(held) }
     }
 
     /// Whether it may be dropped.
@@ -176,22 +189,29 @@ impl Flight {
     }
 
     pub fn watch(&self) -> Watch {
-        Watch(self.mark.clone())
+        Watch { mark: self.mark.clone(), peers: self.peers.clone() }
     }
 }
 
 /// Tells of copies on their way and holds nothing up.
 #[derive(Clone, Debug)]
-pub struct Watch(Arc<Mark>);
+pub struct Watch {
+    mark: Arc<Mark>,
+    peers: Vec<Arc<Device>>,
+}
 
 impl Watch {
-    pub fn is_over(&self) -> bool {
-        self.0.is_over()
+    fn of(mark: &Arc<Mark>) -> Self {
+        Self { mark: mark.clone(), peers: Vec::new() }
     }
 
-    /// Whether their GPU was lost.
+    pub fn is_over(&self) -> bool {
+        self.mark.is_over()
+    }
+
+    /// Whether their GPU was lost, or one that was read.
     pub fn has_failed(&self) -> bool {
-        self.0.failure().is_some()
+        self.mark.failure().is_some() || self.peers.iter().any(|peer| !peer.is_well())
     }
 }
 
@@ -228,13 +248,17 @@ struct OpenGpu {
     device: Arc<Device>,
     /// What the daemon had said when this was opened.
     told: Option<Arc<Devices>>,
-    tier: Option<(Arc<Devices>, Slices)>,
+    /// What it has on this GPU.
+    own: Option<Slices>,
+    peers: Peers,
+    /// Streams of ours that nothing uses.
+    streams: Mutex<Vec<Stream>>,
 }
 
 impl OpenGpu {
     /// As the daemon calls it, if it keeps blocks there.
     fn id(&self) -> Option<GpuId> {
-        self.tier.as_ref().map(|(_, slices)| slices.id)
+        self.own.as_ref().map(|slices| slices.id)
     }
 
     /// Whether what is known of the daemon's memory here is what the daemon said last.
@@ -262,6 +286,19 @@ struct Opened {
     devices: BTreeMap<u16, Arc<Device>>,
 }
 
+impl Opened {
+    /// A GPU of this process.
+    fn device(&mut self, index: u16) -> Result<Arc<Device>, ClientError> {
+        if let Some(device) = self.devices.get(&index).filter(|device| !device.is_lost()) {
+            return Ok(device.clone());
+        }
+        let cuda = Cuda::load(None).map_err(ClientError::no_cuda)?;
+        let device = Device::open(&cuda, index).map_err(ClientError::gpu("opening a GPU"))?;
+        self.devices.insert(index, device.clone());
+        Ok(device)
+    }
+}
+
 impl fmt::Debug for Gpus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Gpus({} open)", lock(&self.opened).devices.len())
@@ -286,28 +323,21 @@ impl Gpus {
         if let Some(gpu) = opened.gpus.get(&index) {
             return Ok(gpu.clone());
         }
-        let device = match opened.devices.get(&index).filter(|device| !device.is_lost()) {
-            Some(device) => device.clone(),
-            None => {
-                let cuda = Cuda::load(None).map_err(ClientError::no_cuda)?;
-                let device = Device::open(&cuda, index).map_err(ClientError::gpu("opening a GPU"))?;
-                opened.devices.insert(index, device.clone());
-                device
-            }
-        };
+        let device = opened.device(index)?;
         let uuid = device.info().uuid;
-        let mut tier = None;
+        let mut own = None;
         if let Some(devices) = &told
             && let Some(offer) = devices.offers.iter().find(|offer| offer.uuid == uuid)
         {
-            match import(&device, offer) {
-                Ok(slices) => tier = Some((devices.clone(), slices)),
+            match import(&device, offer, &[]) {
+                Ok(slices) => own = Some(slices),
                 Err(error) if device.is_lost() => return Err(ClientError::gpu("mapping a GPU's memory")(error)),
                 // All that is there is in DRAM too, or the daemon fetches it.
                 Err(error) => tracing::error!(%error, "the daemon's memory on a GPU cannot be used: by way of DRAM"),
             }
         }
-        let gpu = Arc::new(OpenGpu { device, told, tier });
+        let (peers, streams) = (Peers::default(), Mutex::default());
+        let gpu = Arc::new(OpenGpu { device, told, own, peers, streams });
         opened.gpus.insert(index, gpu.clone());
         Ok(gpu)
     }
@@ -326,10 +356,11 @@ impl Gpus {
     }
 }
 
-fn import(device: &Arc<Device>, offer: &GpuOffer) -> Result<Slices, HbmError> {
+/// What the daemon has on a GPU, mapped through a device, for others too as far as they can reach it.
+fn import(device: &Arc<Device>, offer: &GpuOffer, readers: &[Arc<Device>]) -> Result<Slices, HbmError> {
     let (mut extents, mut ends) = (Vec::new(), Vec::new());
     for (bytes, shared) in &offer.extents {
-        extents.push(Arc::new(HbmExtent::import(device, shared, *bytes, &[])?));
+        extents.push(Arc::new(HbmExtent::import(device, shared, *bytes, readers)?));
         ends.push(ends.last().copied().unwrap_or(0) + bytes);
     }
     Ok(Slices { id: offer.id, extents, ends })
@@ -366,6 +397,12 @@ impl Session {
         // SAFETY: the promise of who made the `DeviceStream`.
         let stream = unsafe { Stream::of(&gpu.device, stream.raw) };
         Ok((gpu, stream))
+    }
+
+    /// What is put on the caller's stream from now on waits for what a watch watches.
+    pub fn wait_on(&self, stream: &DeviceStream, watch: &Watch) -> Result<(), ClientError> {
+        let (_, stream) = self.open_gpu(stream)?;
+        stream.wait_for(&watch.mark).map_err(ClientError::gpu("waiting for a piece"))
     }
 }
 

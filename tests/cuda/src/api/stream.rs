@@ -4,7 +4,10 @@ use std::ffi::{c_int, c_uint, c_void};
 
 use cudarc::driver::sys::{CUcontext, CUdeviceptr, CUhostFn, CUresult, CUstream, cuuint32_t};
 
-use super::put;
+use super::{
+    copy::{check, either},
+    put,
+};
 use crate::{
     misuse::Kind,
     stream::{self, HostCall, Until, Work},
@@ -77,8 +80,14 @@ fn enter_stream(handle: CUstream, call: &'static str) -> Outcome<(Held, u64)> {
     Ok((enter_of(held, context, call)?, id))
 }
 
-fn word(at: CUdeviceptr) -> Outcome<u64> {
-    if at.is_multiple_of(4) { Ok(at) } else { Err(CUresult::CUDA_ERROR_INVALID_VALUE) }
+/// A word that a stream is to write or wait for: what is wrong with it now is the caller's to hear.
+fn word(held: &World, context: u64, at: CUdeviceptr, writes: bool, call: &str) -> Outcome<u64> {
+    if !at.is_multiple_of(4) {
+        held.misuse(Kind::Misaligned, call, format!("a word at {at:#x}"));
+        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+    }
+    check(held, context, either(held, at), 4, writes, false, call)?;
+    Ok(at)
 }
 
 api! {
@@ -134,7 +143,8 @@ api! {
     fn cuStreamWriteValue32_v2(stream: CUstream, at: CUdeviceptr, value: cuuint32_t, _flags: c_uint) {
         let (mut held, current) = enter_context(CALL)?;
         let id = find_own(&mut held, stream, current, CALL)?;
-        stream::push(&mut held, id, Work::WriteWord { at: word(at)?, value }, CALL);
+        let at = word(&held, current, at, true, CALL)?;
+        stream::push(&mut held, id, Work::WriteWord { at, value }, CALL);
         Ok(())
     }
 
@@ -147,7 +157,8 @@ api! {
             2 => Until::And(value),
             _ => Until::Nor(value),
         };
-        stream::push(&mut held, id, Work::WaitWord { at: word(at)?, until }, CALL);
+        let at = word(&held, current, at, false, CALL)?;
+        stream::push(&mut held, id, Work::WaitWord { at, until }, CALL);
         Ok(())
     }
 

@@ -37,6 +37,9 @@ const PLANTED: &[(&str, fn(), &str)] = &[
     ("no access", no_access, "no-access: cuMemcpyDtoDAsync"),
     ("destroyed stream", destroyed_stream, "use-after-free: cuStreamSynchronize"),
     ("batch", batch, "unsynchronised: cuMemcpyBatchAsync"),
+    ("word of nobody", word_of_nobody, "pageable: cuStreamWriteValue32"),
+    ("word between words", word_between_words, "misaligned: cuStreamWaitValue32"),
+    ("word too early", word_too_early, "unsynchronised: cuMemcpy"),
 ];
 
 fn use_after_free() {
@@ -194,6 +197,30 @@ fn batch() {
         &raw mut failed,
         stream,
     ));
+}
+
+fn word_of_nobody() {
+    let (stream, word) = (stream(), Box::new(0u32));
+    let at = std::ptr::from_ref(&*word).addr() as u64;
+    fails!(sys::cuStreamWriteValue32_v2(stream, at, 1, 0), CUDA_ERROR_INVALID_VALUE);
+}
+
+fn word_between_words() {
+    let (stream, words) = (stream(), memory(8));
+    fails!(sys::cuStreamWaitValue32_v2(stream, words + 2, 1, 0), CUDA_ERROR_INVALID_VALUE);
+}
+
+/// The word is there before what it is to tell of.
+fn word_too_early() {
+    let (one, two, block, word) = (stream(), stream(), memory(BYTES), memory(4));
+    let (from, to) = (Pinned::new(BYTES, 7), Pinned::new(BYTES, 0));
+    ok!(sys::cuMemsetD8Async(word, 0, 4, one));
+    ok!(sys::cuStreamSynchronize(one));
+    ok!(sys::cuStreamWaitValue32_v2(two, word, 1, 0));
+    ok!(sys::cuMemcpyDtoHAsync_v2(to.at(), block, BYTES, two));
+    ok!(sys::cuStreamWriteValue32_v2(one, word, 1, 0));
+    ok!(sys::cuMemcpyHtoDAsync_v2(block, from.at(), BYTES, one));
+    ok!(sys::cuCtxSynchronize());
 }
 
 fn host_touches(at: *mut c_void, bytes: u64, writes: bool) -> c_uint {

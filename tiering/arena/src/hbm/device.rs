@@ -176,6 +176,17 @@ impl Device {
         Ok((free as u64, total as u64))
     }
 
+    /// Asks the driver whether the device still answers: a copy out of memory of a device that went away meanwhile may end
+    /// well, and have moved anything.
+    pub fn is_well(&self) -> bool {
+        let Ok(_current) = self.enter() else { return false };
+        // SAFETY: the context's own default stream.
+        match unsafe { sys::cuStreamQuery(std::ptr::null_mut()) } {
+            CUresult::CUDA_ERROR_NOT_READY => true,
+            code => self.check("cuStreamQuery", code).is_ok(),
+        }
+    }
+
     /// Whether this device can reach the other's memory.
     pub fn can_reach(&self, other: &Device) -> Result<bool, HbmError> {
         let mut can = 0;

@@ -161,7 +161,7 @@ impl HbmExtent {
     }
 
     /// Whether that device reaches it.
-    pub(super) fn is_reached_by(&self, device: u16) -> bool {
+    pub fn is_reached_by(&self, device: u16) -> bool {
         self.device.index() == device || self.peers.contains(&device)
     }
 

@@ -277,15 +277,10 @@ impl Piece {
 
 /// A copy from a device that went away meanwhile may end well, and have moved anything.
 fn still_there(other: Option<&Device>) -> Result<(), CopyError> {
-    let Some(device) = other else { return Ok(()) };
-    let there = device.enter().and_then(|_current| {
-        // SAFETY: the context's own default stream: asks how the context is.
-        match unsafe { sys::cuStreamQuery(std::ptr::null_mut()) } {
-            CUresult::CUDA_ERROR_NOT_READY => Ok(()),
-            code => device.check("cuStreamQuery", code),
-        }
-    });
-    there.map_err(|_| CopyError::Lost { device: device.index() })
+    match other {
+        Some(device) if !device.is_well() => Err(CopyError::Lost { device: device.index() }),
+        _ => Ok(()),
+    }
 }
 
 impl Drop for Lane {

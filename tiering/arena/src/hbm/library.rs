@@ -57,6 +57,7 @@ const NEEDED: &[&str] = &[
     "cuStreamDestroy_v2",
     "cuStreamQuery",
     "cuStreamSynchronize",
+    "cuStreamWaitEvent",
     "cuEventCreate",
     "cuEventDestroy_v2",
     "cuEventRecord",
@@ -86,6 +87,7 @@ const VMM: &[&str] = &[
 ];
 const IPC: &[&str] = &["cuIpcGetMemHandle", "cuIpcOpenMemHandle_v2", "cuIpcCloseMemHandle"];
 const BATCH: &[&str] = &["cuMemcpyBatchAsync"];
+const WORDS: &[&str] = &["cuStreamWriteValue32_v2", "cuStreamWaitValue32_v2"];
 
 /// The driver, started.
 #[derive(Debug)]
@@ -95,6 +97,8 @@ pub struct Cuda {
     pub(super) has_vmm: bool,
     pub(super) has_ipc: bool,
     pub(super) has_batch: bool,
+    /// Streams write words and wait for them.
+    pub(super) has_words: bool,
 }
 
 /// Whether a driver that can be used is there: `library` is the file, else the loader's rules find it. Never panics.
@@ -169,8 +173,9 @@ impl Cuda {
             code => return Err(NoCuda::Start { code }),
         }
         let path = library.map(Path::to_owned);
-        let (has_vmm, has_ipc, has_batch) = (VMM.iter().all(has), IPC.iter().all(has), BATCH.iter().all(has));
-        Ok(Self { path, version, has_vmm, has_ipc, has_batch })
+        let all = |names: &[&str]| names.iter().all(has);
+        let (has_vmm, has_ipc, has_batch, has_words) = (all(VMM), all(IPC), all(BATCH), all(WORDS));
+        Ok(Self { path, version, has_vmm, has_ipc, has_batch, has_words })
     }
 }
 

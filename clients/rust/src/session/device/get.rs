@@ -1,19 +1,22 @@
-//! Gets into the memory of a GPU, on the caller's stream. A block that the daemon has on that GPU is copied there; one in
-//! DRAM is copied from where it lies; for any other the daemon is asked first.
+//! Gets into the memory of a GPU. A block that the daemon has on that GPU, or on one that it reaches, is copied from there; one
+//! in DRAM is copied from where it lies; for any other the daemon is asked first.
 //!
 //! All that is read is pinned, then fenced once, then looked at again, and only then are copies put on the stream. The pins go
-//! when a mark behind the copies is over.
+//! when a mark behind the copies is over. What is in memory at the first look is one wave of copies, what comes later is others;
+//! pieces are told of behind the last.
 
-use std::{ops::ControlFlow, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use lapis_arena::{
     Found, LineState, OnDevice,
-    hbm::{HbmExtent, HostExtent, Mark, Stream},
+    hbm::{Device, HbmExtent, HostExtent, Mark},
 };
 use lapis_config::{Key, PoolKind, UNIT_BYTES, Wait};
 use lapis_transport::frame::Request;
 
-use super::{DevicePins, DevicePtr, DeviceStream, Flight, OpenGpu, Places};
+use super::{
+    DevicePiece, DevicePins, DevicePtr, DeviceStream, Flight, OpenGpu, Places, Watch, peers::Peer, pieces::Targets,
+};
 use crate::{
     ClientError, GetOptions, Pool, keys,
     session::{
@@ -26,8 +29,8 @@ use crate::{
 const TRIES: u8 = 3;
 
 /// Where a block is read.
-enum Source {
-    Gpu { at: OnDevice, extent: Arc<HbmExtent>, offset: u64 },
+pub(super) enum Source {
+    Gpu { at: OnDevice, extent: Arc<HbmExtent>, offset: u64, peer: Option<Arc<Peer>> },
     Dram { view: View, host: Arc<HostExtent>, offset: u64 },
 }
 
@@ -41,15 +44,20 @@ enum Look {
     NotYet,
 }
 
+/// A block that is pinned, and was seen to be what was asked for since.
+struct Ready {
+    block: usize,
+    found: Found,
+    source: Source,
+}
+
 /// A get under way. Whatever is in memory is on the stream after the first `step`.
 pub struct DeviceGetJob<'a> {
     session: Arc<Session>,
     pool: Pool,
     keys: &'a [Key],
-    to: Places<'a>,
+    to: Targets<'a>,
     gpu: Arc<OpenGpu>,
-    stream: Stream,
-    part: Part,
     wait: Wait,
     from: Option<String>,
     verify: Option<Verify>,
@@ -58,6 +66,9 @@ pub struct DeviceGetJob<'a> {
     windows: Windows,
     /// To be looked at again, with how often their line had changed.
     later: Vec<(u32, u8)>,
+    /// To be copied, and the pins of these.
+    ready: Vec<Ready>,
+    pins: Vec<DevicePins>,
     flights: Vec<Flight>,
     error: Option<ClientError>,
     state: State,
@@ -84,22 +95,54 @@ impl<'a> DeviceGetJob<'a> {
         stream: &DeviceStream,
         options: &GetOptions,
     ) -> Result<Self, ClientError> {
+        Self::check(&session, pool, keys)?;
+        let part = Part::of(pool, options.pieces.as_ref())?;
+        let places = Places::new(to, keys.len(), part.bytes as u64)?;
+        let (gpu, stream) = session.open_gpu(stream)?;
+        Ok(Self::begin(session, pool, keys, Targets::whole(part.offset as u64, places, stream), gpu, options))
+    }
+
+    /// The same in pieces, on a stream of the client's own, behind what is on the caller's now.
+    ///
+    /// # Safety
+    /// As of `new`, until the flag of the address's piece is seen, or what [`Self::finish`] gives for it is over; a flag is not
+    /// freed before its piece is over.
+    pub unsafe fn in_pieces(
+        session: Arc<Session>,
+        pool: &Pool,
+        keys: &'a [Key],
+        pieces: &[DevicePiece<'a>],
+        stream: &DeviceStream,
+        options: &GetOptions,
+    ) -> Result<Self, ClientError> {
+        Self::check(&session, pool, keys)?;
+        let (gpu, behind) = session.open_gpu(stream)?;
+        let to = Targets::in_pieces(pieces, keys.len(), pool.block_bytes(), &gpu, &behind)?;
+        Ok(Self::begin(session, pool, keys, to, gpu, options))
+    }
+
+    fn check(session: &Session, pool: &Pool, keys: &[Key]) -> Result<(), ClientError> {
         if session.here().is_err() {
             return Err(ClientError::Closed);
         }
         keys::check(keys.len())?;
-        pool.expect_kind(PoolKind::Chain)?;
-        let part = Part::of(pool, options.pieces.as_ref())?;
-        let to = Places::new(to, keys.len(), part.bytes as u64)?;
-        let (gpu, stream) = session.open_gpu(stream)?;
-        Ok(Self {
+        pool.expect_kind(PoolKind::Chain)
+    }
+
+    fn begin(
+        session: Arc<Session>,
+        pool: &Pool,
+        keys: &'a [Key],
+        to: Targets<'a>,
+        gpu: Arc<OpenGpu>,
+        options: &GetOptions,
+    ) -> Self {
+        Self {
             session,
             pool: pool.clone(),
             keys,
             to,
             gpu,
-            stream,
-            part,
             wait: options.wait,
             from: options.from.clone(),
             verify: options.verify,
@@ -107,19 +150,27 @@ impl<'a> DeviceGetJob<'a> {
             deepest: None,
             windows: Windows::default(),
             later: Vec::new(),
+            ready: Vec::new(),
+            pins: Vec::new(),
             flights: Vec::new(),
             error: None,
             state: State::New,
-        })
+        }
     }
 
     /// Bytes asked for; what the default deadline depends on.
     pub fn bytes(&self) -> u64 {
-        self.part.bytes as u64 * self.keys.len() as u64
+        self.to.bytes() * self.keys.len() as u64
     }
 
     /// Goes on as far as possible without waiting. `left`: until the caller's deadline.
     pub fn step(&mut self, left: Duration) -> Step {
+        let step = self.turn(left);
+        self.flush(self.state == State::Done);
+        step
+    }
+
+    fn turn(&mut self, left: Duration) -> Step {
         if self.state == State::New {
             let all: Vec<(u32, u8)> = (0..self.keys.len() as u32).map(|i| (i, 0)).collect();
             self.read(&all);
@@ -158,16 +209,18 @@ impl<'a> DeviceGetJob<'a> {
 
     /// What was put on the stream: its blocks are there for whatever is put on the stream after this, and what is to be held
     /// until the copies have ended. What was still awaited is a miss. An error is the GPU's, or the driver's; copies may be
-    /// under way all the same.
-    pub fn finish(mut self) -> (Result<Got, ClientError>, Vec<Flight>) {
+    /// under way all the same. Last, of a get in pieces, what tells of each piece.
+    pub fn finish(mut self) -> (Result<Got, ClientError>, Vec<Flight>, Vec<Watch>) {
         self.windows.abandon(&self.session);
+        self.flush(true);
         let deepest = self.deepest.map(|(_, found)| found);
         self.session.report_into(self.gpu.id(), deepest, self.got.hits, self.keys.len(), self.got.bytes);
         let got = match self.error.take() {
             Some(error) => Err(error),
             None => Ok(std::mem::take(&mut self.got)),
         };
-        (got, std::mem::take(&mut self.flights))
+        let pieces = self.to.take_marks().iter().map(Watch::of).collect();
+        (got, std::mem::take(&mut self.flights), pieces)
     }
 
     /// As of a get into memory of the host.
@@ -216,19 +269,18 @@ impl<'a> DeviceGetJob<'a> {
         released
     }
 
-    /// Looks these blocks up, pins them, looks again, and puts their copies on the stream.
+    /// Looks these blocks up, pins them, and looks again: what is still there is ready.
     fn read(&mut self, wanted: &[(u32, u8)]) {
         if wanted.is_empty() || self.error.is_some() {
             return;
         }
         if !self.gpu.is_current(&self.session) {
-            match self.session.gpus.open(self.stream.device().index()) {
+            match self.session.gpus.open(self.to.device()) {
                 Ok(gpu) => self.gpu = gpu,
                 Err(error) => return self.error = Some(error),
             }
         }
-        let devices = self.gpu.tier.as_ref().map(|(devices, _)| devices.clone());
-        let mut pins = devices.as_ref().map(|devices| DevicePins::new(&self.session, devices));
+        let mut pins = self.gpu.told.as_ref().map(|devices| DevicePins::new(&self.session, devices));
         let mut reads: Vec<(u32, u8, Found, Source)> = Vec::with_capacity(wanted.len());
         for &(i, tries) in wanted {
             match self.look(&self.keys[i as usize], pins.as_mut()) {
@@ -248,7 +300,6 @@ impl<'a> DeviceGetJob<'a> {
                 self.later.extend(again)
             };
         }
-        let mut held: Vec<Source> = Vec::with_capacity(reads.len());
         for (i, tries, found, source) in reads {
             if !self.is_still(&found, &source) {
                 self.session.counts.retried();
@@ -262,18 +313,44 @@ impl<'a> DeviceGetJob<'a> {
             {
                 continue;
             }
-            let copied = self.copy(i as usize, &source);
-            // Of a block that was refused a part may be on the stream.
-            held.push(source);
-            if copied.is_break() {
-                break;
-            }
-            self.hit(i as usize, found);
+            self.ready.push(Ready { block: i as usize, found, source });
         }
-        if !held.is_empty() {
-            let mark: Arc<Mark> = Arc::new(self.stream.mark());
-            // Pins before what they pin.
-            self.flights.push(Flight::new(mark, (pins, held, self.gpu.clone())));
+        self.pins.extend(pins);
+    }
+
+    /// Puts copies of what is ready on the stream. Behind the last, pieces are told of.
+    fn flush(&mut self, is_last: bool) {
+        let (ready, pins) = (std::mem::take(&mut self.ready), std::mem::take(&mut self.pins));
+        let blocks: Vec<(usize, &Source)> = match self.error {
+            None => ready.iter().map(|Ready { block, source, .. }| (*block, source)).collect(),
+            Some(_) => Vec::new(),
+        };
+        // SAFETY: what is read is pinned, and held until a mark behind this is over; the addresses are the promise of who made
+        // this job.
+        let copied = unsafe { self.to.copy(&blocks, is_last) };
+        if blocks.is_empty() {
+            return self.fail(copied);
+        }
+        let peer = |ready: &Ready| match &ready.source {
+            Source::Gpu { peer: Some(peer), .. } => Some(peer.device.clone()),
+            _ => None,
+        };
+        let mut peers: Vec<Arc<Device>> = ready.iter().filter_map(peer).collect();
+        peers.sort_by_key(|device| device.index());
+        peers.dedup_by_key(|device| device.index());
+        if copied.is_ok() {
+            ready.iter().for_each(|ready| self.hit(ready.block, ready.found));
+        }
+        self.fail(copied);
+        // Of blocks that were refused a part may be on the stream. Pins before what they pin.
+        let mark: Arc<Mark> = Arc::new(self.to.mark());
+        let sources: Vec<Source> = ready.into_iter().map(|ready| ready.source).collect();
+        self.flights.push(Flight::reading(mark, peers, (pins, sources, self.gpu.clone())));
+    }
+
+    fn fail(&mut self, outcome: Result<(), ClientError>) {
+        if let Err(error) = outcome {
+            self.error.get_or_insert(error);
         }
     }
 
@@ -301,15 +378,18 @@ impl<'a> DeviceGetJob<'a> {
         }
     }
 
-    /// Where the block lies on this GPU, if it does.
+    /// Where the block lies on this GPU, or on one that it reaches.
     fn on_gpu(&self, found: &Found) -> Option<Source> {
-        let (devices, slices) = self.gpu.tier.as_ref()?;
-        let at = devices.table.find(found.line, found.generation()).filter(|at| at.at.gpu == slices.id)?;
+        let at = self.gpu.told.as_ref()?.table.find(found.line, found.generation())?;
         if u64::from(at.at.units) * UNIT_BYTES < u64::from(found.bytes) {
             return None;
         }
+        let own = self.gpu.own.as_ref().filter(|own| own.id == at.at.gpu);
+        let peer = if own.is_some() { None } else { Some(self.gpu.peer(&self.session.gpus, at.at.gpu)?) };
+        let slices = own.or(peer.as_deref().map(|peer| &peer.slices))?;
         let (extent, offset) = slices.locate(at.at.slot, u64::from(found.bytes))?;
-        Some(Source::Gpu { at, extent: extent.clone(), offset })
+        let extent = extent.clone();
+        Some(Source::Gpu { at, extent, offset, peer })
     }
 
     /// A block in DRAM, if its memory is registered that far.
@@ -331,38 +411,17 @@ impl<'a> DeviceGetJob<'a> {
     }
 
     fn is_still(&self, found: &Found, source: &Source) -> bool {
-        match (source, &self.gpu.tier) {
-            (Source::Gpu { at, .. }, Some((devices, _))) => devices.table.still(at),
+        match (source, &self.gpu.told) {
+            (Source::Gpu { at, .. }, Some(devices)) => devices.table.still(at),
             (Source::Gpu { .. }, None) => false,
             (Source::Dram { .. }, _) => self.session.maps().table.still(found),
         }
     }
 
-    fn copy(&mut self, i: usize, source: &Source) -> ControlFlow<()> {
-        let (bytes, first) = (self.to.bytes, self.part.offset as u64);
-        for (to, before) in self.to.of(i) {
-            // SAFETY: what is read is pinned, and held until a mark behind this is over; the address is the promise of who
-            // made this job.
-            let copied = unsafe {
-                match source {
-                    Source::Gpu { extent, offset, .. } => {
-                        self.stream.copy_from(extent, offset + first + before, to, bytes)
-                    }
-                    Source::Dram { host, offset, .. } => self.stream.copy_in(host, offset + first + before, to, bytes),
-                }
-            };
-            if let Err(error) = copied {
-                self.error = Some(ClientError::gpu("copying blocks to a GPU")(error));
-                return ControlFlow::Break(());
-            }
-        }
-        ControlFlow::Continue(())
-    }
-
     fn hit(&mut self, i: usize, found: Found) {
-        self.got.statuses[i] = BlockStatus::Hit { bytes: self.part.bytes as u32 };
+        self.got.statuses[i] = BlockStatus::Hit { bytes: self.to.bytes() as u32 };
         self.got.hits += 1;
-        self.got.bytes += self.part.bytes as u64;
+        self.got.bytes += self.to.bytes();
         if self.deepest.is_none_or(|(deepest, _)| deepest < i) {
             self.deepest = Some((i, found));
         }
@@ -372,6 +431,7 @@ impl<'a> DeviceGetJob<'a> {
 impl Drop for DeviceGetJob<'_> {
     fn drop(&mut self) {
         self.windows.abandon(&self.session);
+        self.flush(true);
         // Without `finish`: nobody else waits for what is under way.
         super::wait_for(&self.flights);
     }

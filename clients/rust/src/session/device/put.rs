@@ -261,7 +261,7 @@ impl<'a> DevicePutJob<'a> {
     }
 
     fn copy_on_gpu(&self, i: usize, slot: SlotId) -> Result<(), ClientError> {
-        let slices = self.gpu.tier.as_ref().map(|(_, slices)| slices);
+        let slices = self.gpu.own.as_ref();
         let place = slices.and_then(|slices| slices.locate(slot, self.pool.block_bytes()));
         let Some((extent, offset)) = place else {
             return Err(ClientError::Welcome { what: "a slot outside of its memory on a GPU" });

@@ -1,0 +1,195 @@
+//! Where a get into a GPU puts bytes: whole blocks on the caller's stream, or pieces of theirs on a stream of our own, one piece
+//! of all blocks after the other, each with a flag and a mark behind it.
+//!
+//! Invariant: once `end` was called, the flag of every piece was asked of the driver, whatever became of the blocks.
+//! Invariant: a flag is behind all copies of its piece, on the same stream.
+
+use std::{
+    fmt,
+    mem::ManuallyDrop,
+    ops::Deref,
+    sync::{Arc, PoisonError},
+};
+
+use lapis_arena::hbm::{Mark, Stream};
+
+use super::{DevicePtr, OpenGpu, Places};
+use crate::{ClientError, session::lock};
+
+use super::get::Source;
+
+/// A word in memory that the GPU reaches: 4 bytes of its own memory, or of the host's that is registered with the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceFlag {
+    /// A multiple of four.
+    pub at: DevicePtr,
+    /// What is written there when the piece is over.
+    pub value: u32,
+}
+
+/// A part of every block that goes to a place of its own, such as a layer's.
+#[derive(Clone, Copy, Debug)]
+pub struct DevicePiece<'a> {
+    /// Bytes of a block before it.
+    pub offset: u64,
+    pub bytes: u64,
+    /// One address for each key, or the same number for each, of equal parts; those of the first key come first.
+    pub to: &'a [DevicePtr],
+    pub flag: Option<DeviceFlag>,
+}
+
+/// A piece that was checked.
+struct Target<'a> {
+    offset: u64,
+    to: Places<'a>,
+    flag: Option<DeviceFlag>,
+}
+
+/// A stream of ours, given back when nothing is put on it any more.
+struct Lent {
+    gpu: Arc<OpenGpu>,
+    stream: ManuallyDrop<Stream>,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        // SAFETY: taken once, and not used afterwards.
+        let stream = unsafe { ManuallyDrop::take(&mut self.stream) };
+        self.gpu.streams.lock().unwrap_or_else(PoisonError::into_inner).push(stream);
+    }
+}
+
+enum On {
+    /// The caller's.
+    Theirs(Stream),
+    Ours(Lent),
+}
+
+impl Deref for On {
+    type Target = Stream;
+    fn deref(&self) -> &Stream {
+        match self {
+            Self::Theirs(stream) => stream,
+            Self::Ours(lent) => &lent.stream,
+        }
+    }
+}
+
+pub(super) struct Targets<'a> {
+    list: Vec<Target<'a>>,
+    on: On,
+    /// Behind each piece, where pieces are told of.
+    marks: Vec<Arc<Mark>>,
+    has_ended: bool,
+}
+
+impl fmt::Debug for Targets<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Targets({} pieces on {:?})", self.list.len(), *self.on)
+    }
+}
+
+impl<'a> Targets<'a> {
+    /// One piece, on the caller's stream.
+    pub fn whole(offset: u64, to: Places<'a>, stream: Stream) -> Self {
+        let list = vec![Target { offset, to, flag: None }];
+        Self { list, on: On::Theirs(stream), marks: Vec::new(), has_ended: true }
+    }
+
+    /// In pieces, on a stream of ours behind what is on the caller's now.
+    pub fn in_pieces(
+        pieces: &[DevicePiece<'a>],
+        blocks: usize,
+        block_bytes: u64,
+        gpu: &Arc<OpenGpu>,
+        behind: &Stream,
+    ) -> Result<Self, ClientError> {
+        let mut list = Vec::with_capacity(pieces.len());
+        for &DevicePiece { offset, bytes, to, flag } in pieces {
+            let inside = offset.checked_add(bytes).is_some_and(|end| end <= block_bytes);
+            if !inside || bytes == 0 {
+                return Err(ClientError::Range { offset, bytes: bytes as usize, block_bytes });
+            }
+            if let Some(flag) = flag {
+                behind.has_words("cuStreamWriteValue32").map_err(ClientError::gpu("a flag behind a piece"))?;
+                if !flag.at.0.is_multiple_of(4) {
+                    return Err(ClientError::Flag { at: flag.at.0 });
+                }
+            }
+            list.push(Target { offset, to: Places::new(to, blocks, bytes)?, flag });
+        }
+        if list.is_empty() {
+            return Err(ClientError::Pieces { first: 0, end: 0, pieces: 0 });
+        }
+        let spare = lock(&gpu.streams).pop();
+        let stream = match spare {
+            Some(stream) => stream,
+            None => Stream::create(&gpu.device).map_err(ClientError::gpu("making a stream"))?,
+        };
+        let lent = Lent { gpu: gpu.clone(), stream: ManuallyDrop::new(stream) };
+        lent.stream.wait_for(&behind.mark()).map_err(ClientError::gpu("waiting for the caller's stream"))?;
+        let marks = Vec::with_capacity(list.len());
+        Ok(Self { list, on: On::Ours(lent), marks, has_ended: false })
+    }
+
+    /// Bytes of a block that are copied.
+    pub fn bytes(&self) -> u64 {
+        self.list.iter().map(|target| target.to.bytes * target.to.per_block as u64).sum()
+    }
+
+    pub fn device(&self) -> u16 {
+        self.on.device().index()
+    }
+
+    pub fn mark(&self) -> Mark {
+        self.on.mark()
+    }
+
+    /// Puts the copies of blocks on the stream, a piece after the other. With `is_last` each piece is told of when the
+    /// copies of all blocks up to now have ended, also where there are none, or some failed.
+    ///
+    /// # Safety
+    /// What is read is pinned until a mark behind this is over; the addresses are the promise of who named them.
+    pub unsafe fn copy(&mut self, blocks: &[(usize, &Source)], is_last: bool) -> Result<(), ClientError> {
+        let is_last = is_last && !self.has_ended;
+        self.has_ended |= is_last;
+        let mut copied = Ok(());
+        for target in &self.list {
+            if copied.is_ok() {
+                // SAFETY: the caller's promise.
+                copied = blocks.iter().try_for_each(|&(block, source)| unsafe { self.copy_one(target, block, source) });
+            }
+            if !is_last {
+                continue;
+            }
+            if let Some(DeviceFlag { at, value }) = target.flag {
+                // SAFETY: as of the addresses.
+                let told = unsafe { self.on.write_word(at.0, value) };
+                copied = copied.and(told.map_err(ClientError::gpu("writing a flag")));
+            }
+            self.marks.push(Arc::new(self.on.mark()));
+        }
+        copied
+    }
+
+    unsafe fn copy_one(&self, target: &Target<'_>, block: usize, source: &Source) -> Result<(), ClientError> {
+        let bytes = target.to.bytes;
+        for (to, before) in target.to.of(block) {
+            let first = target.offset + before;
+            // SAFETY: the caller's promise.
+            let copied = unsafe {
+                match source {
+                    Source::Gpu { extent, offset, .. } => self.on.copy_from(extent, offset + first, to, bytes),
+                    Source::Dram { host, offset, .. } => self.on.copy_in(host, offset + first, to, bytes),
+                }
+            };
+            copied.map_err(ClientError::gpu("copying blocks to a GPU"))?;
+        }
+        Ok(())
+    }
+
+    /// Behind each piece, if all were told of.
+    pub fn take_marks(&mut self) -> Vec<Arc<Mark>> {
+        std::mem::take(&mut self.marks)
+    }
+}
