@@ -5,7 +5,8 @@
 // Rules, for all that follows:
 //
 // - A function answers LAPIS_OK or a negative LAPIS_E_ code. What failed is told by lapis_last_error(). A failed call
-//   changed nothing, but for LAPIS_E_LATE and LAPIS_E_PANIC, and wrote null where it was to write a handle.
+//   changed nothing, but for LAPIS_E_LATE, LAPIS_E_GPU, LAPIS_E_GPU_BUSY and LAPIS_E_PANIC, and wrote null where it was to
+//   write a handle.
 // - Calls take batches: `keys_count` keys, 1 to LAPIS_KEYS_MAX, and answer into lists of as many elements, which the
 //   caller provides. Misses and refused puts are values there.
 // - Lists, texts, buffers and places for answers are the caller's; they must be good until the call returns (with a
@@ -13,13 +14,14 @@
 //   be initialised, and nobody may write it meanwhile. None of it may lie in a view or a slot.
 // - A handle is freed once, by the one function that its creator names. Freeing null does nothing. A handle that was
 //   freed is not to be used again.
-// - Clients and pools may be used by any threads at the same time; views, tickets and reservations by one at a time.
-//   No handle is to be freed while another thread uses it.
-// - Pools, views, tickets and reservations may be freed after their client was closed, in any order.
+// - Clients, pools and what lapis_get_device() gives may be used by any threads at the same time; views, tickets and
+//   reservations by one at a time. No handle is to be freed while another thread uses it.
+// - All other handles may be freed after their client was closed, in any order.
 // - In a forked child the parent's handles are of no use but to be freed, which does no harm to the parent: calls answer
 //   LAPIS_E_CLOSED. Connect anew there.
 // - Structs begin with their size, so that fields can be added: set it, and zero all else, by LAPIS_INIT.
-// - No call outlives its deadline by more than a copy. Without a daemon, hits in memory go on, all else answers at once.
+// - No call outlives its deadline by more than a copy, but the first one on a GPU, which opens it. Without a daemon, hits
+//   in memory go on, all else answers at once.
 // - The library writes nothing and installs no signal handlers; only a bug of its own (LAPIS_E_PANIC) prints to standard
 //   error. It starts threads of its own for each client.
 
@@ -100,6 +102,12 @@
 // The system has no memory, no descriptors or no threads left, or forbids the use of them.
 #define LAPIS_E_SYSTEM -17
 
+// A GPU or its driver: it is not there, was lost, or refused. lapis_last_error() says which, and what to do.
+#define LAPIS_E_GPU -18
+
+// A GPU has no memory left for what the call needs, or the system has not. Transient.
+#define LAPIS_E_GPU_BUSY -19
+
 // What became of a key of a put: stored by this call.
 #define LAPIS_STORED 1
 
@@ -156,7 +164,7 @@
 
 // Of this header. The upper half rises when a program compiled before would not run any more (as does the number in
 // the shared library's name), the lower half when something was added.
-#define LAPIS_ABI_VERSION 1
+#define LAPIS_ABI_VERSION 2
 
 // Ask for memory that can only be read: every put is refused, and so are removals and hints.
 #define LAPIS_CONNECT_READ_ONLY 1
@@ -166,6 +174,10 @@
 
 // Devices write into reserved slots: after the death of this process the daemon waits a grace before it reuses them.
 #define LAPIS_CONNECT_WRITES_BY_DMA 4
+
+// Ask for the daemon's memory on GPUs, where lapis_get_device() finds blocks and lapis_put_device() puts them; without it
+// both go by way of DRAM. Implies LAPIS_CONNECT_WRITES_BY_DMA.
+#define LAPIS_CONNECT_GPUS 8
 
 // When the bytes of a hit in memory are checked against their sum: as a level above says; at first the daemon's
 // configuration.
@@ -236,6 +248,9 @@ typedef struct lapis_bytes_t lapis_bytes_t;
 
 // A connection to the daemon of this host, kept up by itself. Any thread may use it at any time.
 typedef struct lapis_client_t lapis_client_t;
+
+// The copies that a get put on a stream. Any thread may use it at any time.
+typedef struct lapis_device_got_t lapis_device_got_t;
 
 // A get under way. One thread at a time may use it.
 typedef struct lapis_get_ticket_t lapis_get_ticket_t;
@@ -530,6 +545,69 @@ int lapis_put_from_vectors(const struct lapis_pool_t *pool,
                            const struct lapis_put_options_t *options,
                            int32_t *results,
                            size_t *stored);
+
+// Takes CUDA's driver from a file, instead of libcuda.so or libcuda.so.1 as the loader finds it; before the first call
+// that needs it, and for the life of the process. Without this call the driver is looked for at the first lapis_get_device()
+// or lapis_put_device(); this library is linked with none. LAPIS_E_GPU where it cannot be loaded, or another one is.
+int lapis_load_cuda(const char *path);
+
+// lapis_get_into() into the memory of a GPU, on the caller's stream: when this returns, all copies are on it, behind what
+// was there, so blocks are there for whatever is put on the stream afterwards. What the daemon has on that GPU is copied
+// there (LAPIS_CONNECT_GPUS), what is in DRAM from where it lies; for the rest the daemon is asked, within the deadline.
+//
+// `addresses` are those of CUdeviceptr: one for each key, or the same number for each, and each gets an equal part of what
+// is asked of a block. Each is memory of the stream's GPU with room for its part, which nobody frees, nor reads or writes
+// other than on this stream, before what is put on the stream has ended. `device` is the GPU as the driver counts them in
+// this process (CUdevice, cudaGetDevice()); `stream` is a CUstream or cudaStream_t of its primary context, null for the
+// default stream.
+//
+// `hit_bytes` and `hits` are as lapis_get_into() has them. `got` tells of the copies; ask lapis_device_got_still_valid()
+// when they have ended and before the bytes are believed. Freed by lapis_device_got_free().
+//
+// Sums are checked of what comes from DRAM, and were of what lies on the GPU when it came there; with LAPIS_VERIFY_ALWAYS
+// blocks come from DRAM. The first call opens the GPU and registers memory of the host with the driver, which may take
+// longer than a default deadline: blocks that are not registered by then are misses. LAPIS_E_GPU and LAPIS_E_GPU_BUSY, also
+// where there is no driver: copies may be on the stream all the same.
+int lapis_get_device(const struct lapis_pool_t *pool,
+                     const struct lapis_key_t *keys,
+                     size_t keys_count,
+                     const unsigned long long *addresses,
+                     size_t addresses_count,
+                     uint32_t device,
+                     void *stream,
+                     const struct lapis_get_options_t *options,
+                     uint32_t *hit_bytes,
+                     size_t *hits,
+                     struct lapis_device_got_t **got);
+
+// Whether all copies of a get have ended.
+int lapis_device_got_is_over(const struct lapis_device_got_t *got,
+                             bool *over);
+
+// Whether what was copied is what was asked for; ask when the copies have ended. False once the GPU is lost, or the daemon
+// gave the client up or came back cold: then the bytes may be anything.
+int lapis_device_got_still_valid(const struct lapis_device_got_t *got,
+                                 bool *valid);
+
+// Frees the handle, whether the copies have ended or not: they go on, and what they read stays pinned until then. Null is
+// no mistake.
+int lapis_device_got_free(struct lapis_device_got_t *got);
+
+// lapis_put_from() out of the memory of a GPU, on the caller's stream, behind what is on it: when this returns, the blocks
+// are read and stored. Into the daemon's memory on that GPU as far as there is room (LAPIS_CONNECT_GPUS), else to DRAM.
+// Arguments are as lapis_get_device() and lapis_put_from() have them; nobody frees the addresses' memory, or writes it other
+// than on this stream, before what is put on the stream has ended.
+int lapis_put_device(const struct lapis_pool_t *pool,
+                     const struct lapis_key_t *keys,
+                     size_t keys_count,
+                     const struct lapis_key_t *parent,
+                     const unsigned long long *addresses,
+                     size_t addresses_count,
+                     uint32_t device,
+                     void *stream,
+                     const struct lapis_put_options_t *options,
+                     int32_t *results,
+                     size_t *stored);
 
 // Asks for slots. Parent and options are those of lapis_put_from(). `results` and `places` have one element a key:
 // LAPIS_RESERVED and where the block is to be written, block_bytes of it; or LAPIS_EXISTS or a LAPIS_REFUSED_ value and

@@ -19,6 +19,7 @@ use pyo3::{
 
 use crate::{
     buffers::{Memory, Role},
+    device::{self, DeviceGot},
     errors::{closed, exception, forked},
     keys::{Batch, parent_key},
     objects,
@@ -67,7 +68,8 @@ impl Client {
 #[pymethods]
 impl Client {
     #[new]
-    #[pyo3(signature = (path, *, name=None, may_put=true, populate=true, verify=None))]
+    #[pyo3(signature = (path, *, name=None, may_put=true, populate=true, verify=None, gpus=false))]
+    #[allow(clippy::too_many_arguments, reason = "named in Python")]
     fn new(
         py: Python<'_>,
         path: PathBuf,
@@ -75,11 +77,12 @@ impl Client {
         may_put: bool,
         populate: bool,
         verify: Option<Verify>,
+        gpus: bool,
     ) -> PyResult<Self> {
         let defaults = ConnectOptions::default();
         let name = name.unwrap_or(defaults.name.clone());
         let (verify, interrupted) = (verify.map(Into::into), Some(interrupted as fn() -> bool));
-        let options = ConnectOptions { name, may_put, populate, verify, interrupted, ..defaults };
+        let options = ConnectOptions { name, may_put, populate, verify, interrupted, gpus, ..defaults };
         let connected = detached(py, || client::Client::connect(&path, options))?;
         Ok(Self {
             client: RwLock::new(Some(connected)),
@@ -274,6 +277,67 @@ impl Client {
         let memory = Memory::of(src, Role::Src)?;
         // SAFETY: the caller lends it to the call (docs/python.md).
         detached(py, || client.put_from(pool, &keys, parent, unsafe { memory.src() }, &options)).map(Put)
+    }
+
+    // ---- On GPUs ----
+
+    /// `get_into` into the memory of a GPU, on the caller's stream: when this returns, all copies are on it, so blocks are there
+    /// for whatever is put on the stream afterwards. The CPU waits for the daemon alone, and only for what is in no memory.
+    ///
+    /// dst: a list of addresses, `tensor.data_ptr()`: one for each key, or the same number for each; each gets an equal part
+    /// of what is asked of a block. stream: `torch.cuda.current_stream().cuda_stream`, or 0 for the default stream. device: its
+    /// GPU as this process counts them, `tensor.device.index`. The memory stays, and is used on this stream alone, until what
+    /// is on it has ended. pieces, wait, deadline, verify: as in `get_into`; with `Verify.ALWAYS` blocks come from DRAM, as
+    /// nobody checks sums on a GPU.
+    ///
+    /// The daemon's memory on GPUs is read by a client with `gpus=True`; without, blocks come from DRAM. The first call opens
+    /// the GPU and registers memory of the host with the driver: what is not registered within the deadline is a miss.
+    /// Ask `DeviceGot.still_valid` when the copies have ended. Raises GpuError, also where there is no driver; copies may be on
+    /// the stream all the same.
+    #[pyo3(signature = (pool, keys, dst, stream, *, device, pieces=None, wait=Wait::Present, deadline=None, verify=None))]
+    #[allow(clippy::too_many_arguments, reason = "named in Python")]
+    fn get_device<'py>(
+        &self,
+        py: Python<'py>,
+        pool: &Bound<'py, Pool>,
+        keys: &Bound<'py, PyAny>,
+        dst: &Bound<'py, PyAny>,
+        stream: &Bound<'py, PyAny>,
+        device: &Bound<'py, PyAny>,
+        pieces: Option<&Bound<'py, PyAny>>,
+        wait: Wait,
+        deadline: Option<f64>,
+        verify: Option<Verify>,
+    ) -> PyResult<Bound<'py, DeviceGot>> {
+        let options = get_options(pieces, wait, deadline, verify)?;
+        let (client, pool, keys) = (self.client()?, self.own(pool)?, Batch::of(keys)?);
+        let to = device::Places::of("dst", dst, stream, device)?;
+        device::get(py, &client, pool, &keys, &to, &options)
+    }
+
+    /// `put_from` out of the memory of a GPU, on the caller's stream, behind what is on it: when this returns, the blocks are read
+    /// and stored.
+    ///
+    /// src, stream, device: as `dst` and the others in `get_device`. parent, deadline: as in `put_from`. A client with `gpus=True`
+    /// puts into the daemon's memory on that GPU as far as there is room; all else goes to DRAM. Raises GpuError.
+    #[pyo3(signature = (pool, keys, src, stream, *, device, parent=None, deadline=None))]
+    #[allow(clippy::too_many_arguments, reason = "named in Python")]
+    fn put_device(
+        &self,
+        py: Python<'_>,
+        pool: &Bound<'_, Pool>,
+        keys: &Bound<'_, PyAny>,
+        src: &Bound<'_, PyAny>,
+        stream: &Bound<'_, PyAny>,
+        device: &Bound<'_, PyAny>,
+        parent: Option<&Bound<'_, PyAny>>,
+        deadline: Option<f64>,
+    ) -> PyResult<Put> {
+        let options = PutOptions { deadline: crate::words::deadline(deadline)? };
+        let (client, pool, keys) = (self.client()?, self.own(pool)?, Batch::of(keys)?);
+        let parent = parent.map(parent_key).transpose()?;
+        let from = device::Places::of("src", src, stream, device)?;
+        device::put(py, &client, pool, &keys, parent, &from, &options)
     }
 
     /// Begins a `get_into`: a `Ticket` that holds `dst` and copies when it is polled. `aget_into` does it all.

@@ -4,6 +4,7 @@
 
 mod buffers;
 mod client;
+mod device;
 mod errors;
 mod keys;
 mod objects;
@@ -20,9 +21,10 @@ mod _lapis {
     #[pymodule_export]
     use crate::{
         client::{Client, status_json},
+        device::{DeviceGot, load_cuda},
         errors::{
-            ClosedError, ConnectError, ForkedError, GoneError, LapisError, LateError, ProtocolError, RefusedError,
-            ViewsError,
+            ClosedError, ConnectError, ForkedError, GoneError, GpuError, LapisError, LateError, ProtocolError,
+            RefusedError, ViewsError,
         },
         keys::{key_of, pack_keys},
         pool::Pool,

@@ -74,7 +74,7 @@ impl Present {
 
 /// What a get found. `got[i]` tells whether key `i` was a hit; where it was not, nothing in `dst` is to be looked at.
 /// True if all were hits.
-#[pyclass(frozen, module = "lapis_kv")]
+#[pyclass(frozen, subclass, module = "lapis_kv")]
 pub(crate) struct Got(pub client::Got);
 
 #[pymethods]

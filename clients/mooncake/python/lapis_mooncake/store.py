@@ -169,7 +169,8 @@ class MooncakeDistributedStore(Ranges, Tensors, Admin):
     # ---- Memory by address ----
 
     def register_buffer(self, buffer_ptr: int, size: int) -> int:
-        """Tells that addresses in it may be read and written as they are. -600 for what is not host memory, or overlaps."""
+        """Tells that addresses in it may be read and written as they are. -600 for what is no memory of the host or a GPU, or
+        overlaps."""
         return self._memory.register(buffer_ptr, size) if self._daemon else INVALID_PARAMS
 
     def unregister_buffer(self, buffer_ptr: int) -> int:
@@ -369,8 +370,8 @@ class MooncakeDistributedStore(Ranges, Tensors, Admin):
         """What is to be put of one key, or the code of why it cannot be."""
         if len(ptrs) != len(sizes):
             return INVALID_PARAMS
-        places = [memory.place(self._memory.range(ptr, size, for_writing=False)) for ptr, size in zip(ptrs, sizes)]
-        return TRANSFER_FAIL if None in places else places
+        places = memory.places([self._memory.range(ptr, size, for_writing=False) for ptr, size in zip(ptrs, sizes)])
+        return TRANSFER_FAIL if places is None else places
 
     def _put_many(
         self,

@@ -12,9 +12,11 @@ __all__ = [
     "Client",
     "ClosedError",
     "ConnectError",
+    "DeviceGot",
     "ForkedError",
     "GoneError",
     "Got",
+    "GpuError",
     "Hint",
     "HitPolicy",
     "KEY_BYTES",
@@ -35,6 +37,7 @@ __all__ = [
     "Wait",
     "__version__",
     "key",
+    "load_cuda",
     "pack_keys",
     "status_json",
 ]
@@ -67,6 +70,7 @@ class RefusedError(LapisError): ...
 class ViewsError(LapisError): ...
 class ForkedError(LapisError): ...
 class ClosedError(LapisError): ...
+class GpuError(LapisError): ...
 class ProtocolError(LapisError): ...
 
 @final
@@ -188,7 +192,7 @@ class Present:
     def __bool__(self, /) -> bool: ...
     def __getitem__(self, key: int, /) -> bool: ...
 
-@final
+@disjoint_base
 class Got:
     @property
     def hits(self) -> int: ...
@@ -202,6 +206,11 @@ class Got:
     def __len__(self, /) -> int: ...
     def __bool__(self, /) -> bool: ...
     def __getitem__(self, key: int, /) -> bool: ...
+
+@final
+class DeviceGot(Got):
+    def is_over(self) -> bool: ...
+    def still_valid(self) -> bool: ...
 
 @final
 class Put:
@@ -264,6 +273,7 @@ class Client:
         may_put: bool = True,
         populate: bool = True,
         verify: Verify | None = None,
+        gpus: bool = False,
     ) -> Self: ...
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...
@@ -290,6 +300,30 @@ class Client:
         deadline: float | None = None,
         verify: Verify | None = None,
     ) -> Got: ...
+    def get_device(
+        self,
+        pool: Pool,
+        keys: _Keys,
+        dst: Iterable[int],
+        stream: int,
+        *,
+        device: int,
+        pieces: tuple[int, int] | None = None,
+        wait: Wait = ...,
+        deadline: float | None = None,
+        verify: Verify | None = None,
+    ) -> DeviceGot: ...
+    def put_device(
+        self,
+        pool: Pool,
+        keys: _Keys,
+        src: Iterable[int],
+        stream: int,
+        *,
+        device: int,
+        parent: Buffer | None = None,
+        deadline: float | None = None,
+    ) -> Put: ...
     def view(self, pool: Pool, keys: _Keys) -> Views: ...
     def put_from(
         self, pool: Pool, keys: _Keys, src: _Vectors, *, parent: Buffer | None = None, deadline: float | None = None
@@ -347,5 +381,6 @@ class Client:
     def is_connected(self) -> bool: ...
 
 def key(name: Buffer, /) -> bytes: ...
+def load_cuda(library: str | os.PathLike[str], /) -> None: ...
 def pack_keys(names: Iterable[Buffer], /) -> bytes: ...
 def status_json(path: str | os.PathLike[str], deadline: float = 2.0) -> str: ...

@@ -1,0 +1,133 @@
+"""Memory of GPUs by address, over the stand-in for CUDA's driver."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from cuda import Cuda
+from lapis_mooncake import gpu
+
+NOT_FOUND, INVALID, TRANSFER = -704, -600, -800
+WHOLE = bytes(range(256)) * 400
+
+
+@pytest.fixture(scope="module")
+def cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cuda]:
+    cuda = Cuda(tmp_path_factory.mktemp("cuda") / "misuses")
+    yield cuda
+    misuses = cuda.misuses.read_text() if cuda.misuses.exists() else ""
+    assert misuses == "", "misuse of the driver"
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies that are longer than what is pinned for them."""
+    monkeypatch.setattr(gpu, "_lanes", {})
+    monkeypatch.setattr(gpu, "_STAGE_BYTES", 1000)
+
+
+@pytest.mark.parametrize("device", [0, 1])
+@pytest.mark.parametrize("registered", [True, False])
+def test_objects_come_from_a_gpu_and_go_to_one(cuda, store, stage, device, registered):
+    cuda.use(device)
+    source, sink = cuda.memory(WHOLE), cuda.memory(bytes(len(WHOLE)))
+    cuda.use(1 - device)  # Whatever is current in the calling thread.
+    if registered:
+        assert store.register_buffer(source.ptr, source.size) == store.register_buffer(sink.ptr, sink.size) == 0
+        assert store.register_buffer(source.ptr + 5, 10) == INVALID, "it is registered"
+    # The parts of each object in an order of their own.
+    ptrs = [[source.ptr + 5000, source.ptr, source.ptr + 10_000], [source.ptr + 20_000]]
+    assert store.batch_put_from_multi_buffers(["a", "b"], ptrs, [[5000, 3000, 7], [9000]]) == [0, 0]
+    a, b = WHOLE[5000:10_000] + WHOLE[:3000] + WHOLE[10_000:10_007], WHOLE[20_000:29_000]
+    assert (store.get("a"), store.get("b")) == (a, b)
+    to = [[sink.ptr + 50_000, sink.ptr + 10], [sink.ptr + 60_000], [sink.ptr + 90_000]]
+    got = store.batch_get_into_multi_buffers(["a", "none", "b"], [to[0], to[1], to[2]], [[4000, 5000], [10], [9000]])
+    assert got == [8007, NOT_FOUND, 9000]
+    cuda.use(device)
+    read = bytes(sink)
+    expected = bytearray(len(WHOLE))
+    expected[50_000:54_000], expected[10:4017], expected[90_000:99_000] = a[:4000], a[4000:], b
+    assert read == expected, "those bytes, and no other"
+    assert store.put_from("c", source.ptr, source.size) == 0 and store.get("c") == WHOLE
+    assert store.get_into("c", sink.ptr, sink.size - 1) == INVALID and bytes(sink) == read
+    assert store.get_into("c", sink.ptr, sink.size) == len(WHOLE) and bytes(sink) == WHOLE
+    assert store.batch_upsert_from(["c"], [source.ptr + 1], [3]) == [0] and store.get("c") == WHOLE[1:4]
+    if registered:
+        assert store.unregister_buffer(source.ptr) == store.unregister_buffer(sink.ptr) == 0
+    source.free()
+    sink.free()
+
+
+def test_one_object_may_lie_on_the_host_and_on_two_gpus(cuda, store, block):
+    on_host = block(100, b"h" * 100)
+    cuda.use(0)
+    first = cuda.memory(b"0" * 100)
+    cuda.use(1)
+    second = cuda.memory(b"1" * 100)
+    ptrs = [second.ptr, on_host.ptr, first.ptr, second.ptr + 50]
+    assert store.batch_put_from_multi_buffers(["k"], [ptrs], [[1, 2, 3, 4]]) == [0]
+    assert store.get("k") == b"1hh0001111"
+    store.put("l", b"abcdefghij")
+    assert store.batch_get_into_multi_buffers(["l"], [ptrs], [[1, 2, 3, 4]]) == [10]
+    assert bytes(second)[:2] + bytes(second)[50:55] == b"a1ghij1" and bytes(on_host)[:3] == b"bch"
+    cuda.use(0)
+    assert bytes(first)[:4] == b"def0"
+    first.free()
+    cuda.use(1)
+    second.free()
+
+
+def test_ranges_and_sessions_reach_gpus(cuda, store):
+    cuda.use(0)
+    memory = cuda.memory(WHOLE[:1000])
+    assert store.register_buffer(memory.ptr, 1000) == 0
+    assert store.batch_put_session_start(["k"], [1000]) == [0]
+    halves = [memory.ptr + 500, memory.ptr]
+    assert store.batch_put_from_multi_buffer_ranges(["k"], [halves], [[500, 500]], [[0, 500]]) == [1000]
+    assert store.batch_put_session_end(["k"]) == [0] and store.get("k") == WHOLE[500:1000] + WHOLE[:500]
+    assert store.get_into_ranges([memory.ptr], [["k"]], [[[0, 10]]], [[[500, 0]]], [[[4, 2]]]) == [[[4, 2]]]
+    assert store.batch_get_session_start(["k"]) == [0]
+    assert store.batch_get_into_multi_buffer_ranges(["k"], [[memory.ptr + 100]], [[3]], [[501]]) == [3]
+    store.batch_get_session_end(["k"])
+    expected = bytearray(WHOLE[:1000])
+    expected[:4], expected[10:12], expected[100:103] = WHOLE[:4], WHOLE[500:502], WHOLE[1:4]
+    assert bytes(memory) == expected
+    memory.free()
+
+
+def test_what_is_freed_or_beyond_its_end_is_no_memory(cuda, store):
+    cuda.use(0)
+    memory = cuda.memory(bytes(512))
+    assert store.register_buffer(memory.ptr, 1 << 30) == INVALID
+    assert store.put_from("k", memory.ptr, 1 << 20) == TRANSFER and store.is_exist("k") == 0
+    store.put("k", b"x" * 100)
+    memory.free()
+    assert store.register_buffer(memory.ptr, 100) == INVALID
+    assert store.put_from("l", memory.ptr, 100) == store.get_into("k", memory.ptr, 100) == TRANSFER
+
+
+def test_a_process_without_a_driver_loads_none(host):
+    program = """
+import sys
+from lapis_mooncake import gpu
+from mooncake.store import MooncakeDistributedStore
+store = MooncakeDistributedStore()
+assert store.setup("me", "", 0, 1 << 20, "tcp", "", "unix:" + sys.argv[1]) == 0
+assert store.put_from("k", 1 << 40, 8) == -800 and store.register_buffer(1 << 40, 8) == -600
+assert gpu.device_of(1 << 40, 8) == gpu.HOST and "libcuda" not in open("/proc/self/maps").read()
+"""
+    ran = subprocess.run([sys.executable, "-c", program, host.socket], capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_no_tensor_is_made_over_memory_of_a_gpu(cuda, store):
+    cuda.use(0)
+    store.put("t", WHOLE)
+    memory = cuda.memory(b"m" * len(WHOLE))
+    assert store.get_tensor_into("t", memory.ptr, memory.size) is None
+    assert store.batch_get_tensor_into(["t", "none"], [memory.ptr] * 2, [memory.size] * 2) == [None, None]
+    assert bytes(memory) == b"m" * len(WHOLE)
+    memory.free()

@@ -1,0 +1,128 @@
+//! Blocks to and from the memory of GPUs: addresses and streams as numbers, as torch has them.
+
+use std::{mem::ManuallyDrop, path::PathBuf};
+
+use lapis_client::{self as client, Birthplace, Client, DevicePtr, DeviceStream, GetOptions, Key, Pool, PutOptions};
+use pyo3::{
+    exceptions::{PyTypeError, PyValueError},
+    prelude::*,
+};
+
+use crate::{
+    errors::forked,
+    keys::Batch,
+    results::{Got, Put},
+    wait::detached,
+    words::whole,
+};
+
+/// What a get into a GPU's memory found: a `Got`, and how it stands with the copies, which are on the stream by now.
+#[pyclass(frozen, extends=Got, module = "lapis_kv")]
+pub(crate) struct DeviceGot {
+    copies: ManuallyDrop<client::DeviceGot>,
+    birthplace: Birthplace,
+}
+
+impl DeviceGot {
+    /// In a forked child nothing of the driver may be touched.
+    fn copies(&self) -> PyResult<&client::DeviceGot> {
+        if self.birthplace.is_here() { Ok(&self.copies) } else { Err(forked()) }
+    }
+}
+
+impl Drop for DeviceGot {
+    fn drop(&mut self) {
+        if self.birthplace.is_here() {
+            // SAFETY: dropped here alone, and never used afterwards.
+            unsafe { ManuallyDrop::drop(&mut self.copies) };
+        }
+    }
+}
+
+#[pymethods]
+impl DeviceGot {
+    /// Whether all copies have ended.
+    fn is_over(&self) -> PyResult<bool> {
+        Ok(self.copies()?.is_over())
+    }
+
+    /// Whether what was copied is what was asked for; ask when the copies have ended, and before the bytes are believed.
+    /// False once the GPU is lost, or the daemon gave the client up or came back cold: then the bytes may be anything.
+    fn still_valid(&self) -> PyResult<bool> {
+        Ok(self.copies()?.still_valid())
+    }
+
+    fn __repr__(slf: &Bound<'_, Self>) -> String {
+        let got = &slf.as_super().get().0;
+        format!("<lapis_kv.DeviceGot {} of {} keys, {} bytes>", got.hits, got.statuses.len(), got.bytes)
+    }
+}
+
+/// Memory of a GPU that the caller answers for, and the stream on which it may be used.
+pub(crate) struct Places {
+    ptrs: Vec<DevicePtr>,
+    stream: DeviceStream,
+}
+
+impl Places {
+    /// `argument`: the name of the list. What stream and addresses are is the caller's promise (docs/python.md).
+    pub fn of(
+        argument: &str,
+        addresses: &Bound<'_, PyAny>,
+        stream: &Bound<'_, PyAny>,
+        device: &Bound<'_, PyAny>,
+    ) -> PyResult<Self> {
+        let wrong = |_| {
+            PyTypeError::new_err(format!(
+                "{argument}: expected a list of addresses in the memory of a GPU, tensor.data_ptr() or the like"
+            ))
+        };
+        let one = |(n, address): (usize, PyResult<Bound<'_, PyAny>>)| match whole(argument, &address?)? {
+            0 => Err(PyValueError::new_err(format!("{argument}[{n}] is 0, which is no address"))),
+            address => Ok(DevicePtr(address)),
+        };
+        let ptrs = addresses.try_iter().map_err(wrong)?.enumerate().map(one).collect::<PyResult<_>>()?;
+        let raw = std::ptr::with_exposed_provenance_mut(whole("stream", stream)?);
+        // SAFETY: the caller's promise (docs/python.md).
+        Ok(Self { ptrs, stream: unsafe { DeviceStream::raw(whole("device", device)?, raw) } })
+    }
+}
+
+pub(crate) fn get<'py>(
+    py: Python<'py>,
+    client: &Client,
+    pool: &Pool,
+    keys: &Batch<'_>,
+    to: &Places,
+    options: &GetOptions,
+) -> PyResult<Bound<'py, DeviceGot>> {
+    let keys: &[Key] = keys;
+    // SAFETY: the caller lends the memory to the stream (docs/python.md).
+    let mut copies = detached(py, || unsafe { client.get_device(pool, keys, &to.ptrs, &to.stream, options) })?;
+    let got = Got(std::mem::take(&mut copies.got));
+    let device_got = DeviceGot { copies: ManuallyDrop::new(copies), birthplace: Birthplace::here() };
+    Bound::new(py, PyClassInitializer::from(got).add_subclass(device_got))
+}
+
+pub(crate) fn put(
+    py: Python<'_>,
+    client: &Client,
+    pool: &Pool,
+    keys: &Batch<'_>,
+    parent: Option<Key>,
+    from: &Places,
+    options: &PutOptions,
+) -> PyResult<Put> {
+    let keys: &[Key] = keys;
+    // SAFETY: the caller lends the memory to the stream (docs/python.md).
+    detached(py, || unsafe { client.put_device(pool, keys, parent, &from.ptrs, &from.stream, options) }).map(Put)
+}
+
+/// Takes CUDA's driver from a file, instead of libcuda.so or libcuda.so.1 as the loader finds it; before the first call that
+/// needs it, and for the life of the process. Without this call the driver is looked for at the first `get_device` or
+/// `put_device`. Raises GpuError where it cannot be loaded, or another one is.
+#[pyfunction]
+#[pyo3(signature = (library, /))]
+pub(crate) fn load_cuda(py: Python<'_>, library: PathBuf) -> PyResult<()> {
+    detached(py, || client::load_cuda(&library))
+}

@@ -1,0 +1,213 @@
+"""Blocks to and from the memory of GPUs, over the stand-in for CUDA's driver."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import lapis_kv
+import numpy
+import pytest
+from conftest import BLOCK, names, payload
+from cuda import Cuda, stand_in
+from host import Host, eventually, patiently
+from lapis_kv import PutStatus, Verify, Wait
+
+HALF = BLOCK // 2
+
+
+@pytest.fixture(scope="module")
+def cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cuda]:
+    cuda = Cuda(tmp_path_factory.mktemp("cuda") / "misuses")
+    yield cuda
+    misuses = cuda.misuses.read_text() if cuda.misuses.exists() else ""
+    assert misuses == "", "misuse of the driver"
+
+
+@pytest.fixture(scope="module")
+def gpu_host() -> Iterator[Host]:
+    """Whose daemon has memory on the first GPU."""
+    host = Host("64MiB", "--hbm-bytes", "16MiB", "--hbm-cuda-library", str(stand_in()))
+    yield host
+    host.end()
+
+
+@pytest.fixture
+def gpu_client(gpu_host: Host) -> Iterator[lapis_kv.Client]:
+    with gpu_host.client(gpus=True) as client:
+        yield client
+
+
+@pytest.fixture
+def gpu_pool(gpu_client: lapis_kv.Client, namespace: lapis_kv.Namespace) -> lapis_kv.Pool:
+    return patiently(lambda: gpu_client.pool(namespace, "kv", BLOCK, pieces=4))
+
+
+def puts_on_gpus(host: Host) -> int:
+    return int(lapis_kv.status(host.socket)["hbm"]["puts"])
+
+
+@pytest.mark.parametrize("device", [0, 1])
+def test_blocks_go_from_a_gpu_to_other_memory_of_it(cuda, gpu_host, gpu_client, gpu_pool, device):
+    cuda.use(device)
+    stream, before = cuda.stream(), puts_on_gpus(gpu_host)
+    src, dst = cuda.memory(payload(6)), cuda.memory(b"\xee" * 7 * BLOCK)
+    # By halves, each block's second one first.
+    halves = [src.ptr + HALF * (n ^ 1) for n in range(12)]
+    put = gpu_client.put_device(gpu_pool, names(6), halves, stream, device=device)
+    assert (put.stored, put.statuses) == (6, [PutStatus.STORED] * 6)
+    again = gpu_client.put_device(gpu_pool, names(6), numpy.array(halves, numpy.uint64), stream, device=device)
+    assert (again.stored, again.existed) == (0, 6)
+    eventually("slots on the daemon's GPU", lambda: puts_on_gpus(gpu_host) - before == (6 if device == 0 else 0))
+    keys = [*names(3), b"none", *names(3, 3)]
+    got = gpu_client.get_device(gpu_pool, keys, [dst.ptr + HALF * n for n in range(14)], stream, device=device)
+    cuda.synchronize(stream)
+    assert got.is_over() and got.still_valid()
+    assert (got.hits, got.prefix, got.nbytes, len(got)) == (6, 3, 6 * BLOCK, 7)
+    assert not got and got.misses() == [3] and got.mask == b"\1\1\1\0\1\1\1" and not got[3] and isinstance(got, lapis_kv.Got)
+    assert repr(got) == f"<lapis_kv.DeviceGot 6 of 7 keys, {6 * BLOCK} bytes>"
+    put_bytes = bytes(src)
+    crossed = b"".join(put_bytes[HALF * (n ^ 1) : HALF * (n ^ 1) + HALF] for n in range(12))
+    assert bytes(dst) == crossed[: 3 * BLOCK] + b"\xee" * BLOCK + crossed[3 * BLOCK :]
+    on_host = bytearray(6 * BLOCK)
+    eventually("them in DRAM too", lambda: gpu_client.get_into(gpu_pool, names(6), on_host).hits == 6)
+    assert on_host == crossed
+    src.free()
+    dst.free()
+
+
+def test_pieces_and_blocks_of_the_host_come_to_the_default_stream(cuda, gpu_client, gpu_pool):
+    cuda.use(0)
+    gpu_client.put_from(gpu_pool, names(2), payload(2))
+    dst = cuda.memory(bytes(BLOCK))
+    ptrs = [dst.ptr, dst.ptr + HALF]
+    got = gpu_client.get_device(gpu_pool, names(2), ptrs, 0, device=0, pieces=(2, 4), verify=Verify.ALWAYS)
+    cuda.synchronize(0)
+    assert got and got.still_valid() and got.nbytes == BLOCK
+    assert bytes(dst) == payload(2)[HALF:BLOCK] + payload(2)[BLOCK + HALF :]
+    dst.free()
+
+
+def test_a_put_on_a_gpu_below_a_parent_needs_it(cuda, gpu_client, gpu_pool):
+    cuda.use(0)
+    src = cuda.memory(payload(2))
+    ptrs = [src.ptr, src.ptr + BLOCK]
+    refused = gpu_client.put_device(gpu_pool, names(2), ptrs, 0, device=0, parent=b"nobody")
+    assert refused.statuses == [PutStatus.NO_PARENT] * 2
+    assert gpu_client.put_device(gpu_pool, names(1), ptrs[:1], 0, device=0).stored == 1
+    assert gpu_client.put_device(gpu_pool, names(1, 1), ptrs[1:], 0, device=0, parent=names(1)[0]).stored == 1
+    src.free()
+
+
+def test_other_threads_run_while_a_get_waits(cuda, gpu_client, gpu_pool):
+    cuda.use(0)
+    dst = cuda.memory(bytes(BLOCK))
+    thread = threading.Timer(0.05, lambda: gpu_client.put_from(gpu_pool, [b"later"], payload(1)))
+    thread.start()
+    got = gpu_client.get_device(gpu_pool, [b"later"], [dst.ptr], 0, device=0, wait=Wait.ABSENT, deadline=30.0)
+    thread.join()
+    cuda.synchronize(0)
+    assert got and bytes(dst) == payload(1)
+    dst.free()
+
+
+def test_a_client_that_asked_for_no_gpus_goes_by_way_of_dram(cuda, gpu_host, namespace):
+    cuda.use(0)
+    before = puts_on_gpus(gpu_host)
+    with gpu_host.client() as client:
+        pool = patiently(lambda: client.pool(namespace, "kv", BLOCK))
+        src, dst = cuda.memory(payload(1)), cuda.memory(bytes(BLOCK))
+        assert client.put_device(pool, names(1), [src.ptr], 0, device=0).stored == 1
+        assert client.get_device(pool, names(1), [dst.ptr], 0, device=0)
+        cuda.synchronize(0)
+        assert bytes(dst) == payload(1) and puts_on_gpus(gpu_host) == before
+        src.free()
+        dst.free()
+
+
+def test_mistakes_are_told(cuda, gpu_client, gpu_pool, namespace):
+    cuda.use(0)
+    memory = cuda.memory(bytes(2 * BLOCK))
+    for call in (gpu_client.get_device, gpu_client.put_device):
+        with pytest.raises(ValueError, match="3 vectors for 2 blocks"):
+            call(gpu_pool, names(2), [memory.ptr] * 3, 0, device=0)
+        with pytest.raises(ValueError, match="0 vectors for 1 blocks"):
+            call(gpu_pool, names(1), [], 0, device=0)
+        with pytest.raises(ValueError, match="hold 4095 bytes, expected 4096"):
+            call(gpu_pool, names(1), [memory.ptr] * 3, 0, device=0)
+        with pytest.raises(ValueError, match=r"\[1\] is 0"):
+            call(gpu_pool, names(2), [memory.ptr, 0], 0, device=0)
+        with pytest.raises(ValueError, match="of -1: expected 0"):
+            call(gpu_pool, names(1), [-1], 0, device=0)
+        with pytest.raises(ValueError, match="device of 65536"):
+            call(gpu_pool, names(1), [memory.ptr], 0, device=65536)
+        for wrong in (memory.ptr, ["1"], [1.0]):
+            with pytest.raises(TypeError):
+                call(gpu_pool, names(1), wrong, 0, device=0)
+        with pytest.raises(TypeError, match="stream"):
+            call(gpu_pool, names(1), [memory.ptr], None, device=0)
+        with pytest.raises(TypeError, match="device"):
+            call(gpu_pool, names(1), [memory.ptr], 0)
+        with pytest.raises(lapis_kv.GpuError, match="opening a GPU"):
+            call(gpu_pool, names(1), [memory.ptr], 0, device=7)
+    objects = patiently(lambda: gpu_client.pool(namespace, "objects", 1 << 20, kind="object"))
+    with pytest.raises(ValueError, match="no chain pool"):
+        gpu_client.get_device(objects, names(1), [memory.ptr], 0, device=0)
+    with pytest.raises(lapis_kv.GpuError, match="beside it") as raised:
+        lapis_kv.load_cuda("/nowhere/libcuda.so")
+    assert not raised.value.is_transient
+    memory.free()
+
+
+def test_a_forked_child_touches_no_driver(cuda, gpu_client, gpu_pool):
+    cuda.use(0)
+    dst = cuda.memory(bytes(BLOCK))
+    gpu_client.put_from(gpu_pool, names(1), payload(1))
+    got = gpu_client.get_device(gpu_pool, names(1), [dst.ptr], 0, device=0)
+    if (child := os.fork()) == 0:
+        told = 0
+        for call in (got.is_over, got.still_valid):
+            try:
+                call()
+            except lapis_kv.ForkedError:
+                told += 1
+        del got
+        os._exit(told)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    cuda.synchronize(0)
+    assert got.is_over() and got.still_valid() and bytes(dst) == payload(1)
+    dst.free()
+
+
+_WITHOUT_A_DRIVER = """
+import ctypes, sys, lapis_kv
+for name in ("libcuda.so", "libcuda.so.1"):
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        continue
+    sys.exit(print("a driver is here"))
+client = lapis_kv.Client(sys.argv[1], gpus=True)
+pool = client.pool(lapis_kv.Namespace("no driver"), "kv", 4096)
+for call in (client.get_device, client.put_device):
+    try:
+        call(pool, [b"k"], [4096], 0, device=0)
+    except lapis_kv.GpuError as error:
+        print(error.is_transient, error)
+print(client.put_from(pool, [b"k"], bytes(4096)).stored)
+"""
+
+
+def test_without_a_driver_the_error_says_what_to_do(host: Host):
+    ran = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_A_DRIVER, host.socket], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    if ran.stdout == "a driver is here\n":
+        pytest.skip("NVIDIA's driver is installed here: what is said without it is not seen")
+    *said, stored = ran.stdout.splitlines()
+    assert len(said) == 2 and stored == "1"
+    assert all(line.startswith("False loading CUDA's driver: ") and "install NVIDIA's driver" in line for line in said)
