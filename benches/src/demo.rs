@@ -1,6 +1,8 @@
 //! `lapis demo`: a holder, a daemon and this process as its client; a request trace through shared memory, every byte
-//! compared, the daemon killed in the middle. With `--hosts`, several of them that are each other's peers.
+//! compared, the daemon killed in the middle. With `--hosts`, several of them that are each other's peers; with `--gpus`, clients
+//! that have their blocks in the memory of GPUs.
 
+mod gpus;
 mod hosts;
 mod kill;
 mod progress;
@@ -60,6 +62,18 @@ pub struct DemoArgs {
     /// So many daemons on loopback addresses, each the others' peer; requests go to them in turn, one is killed in the middle
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
     pub hosts: Option<u8>,
+    /// So many GPUs have a slice each for blocks, and clients get and put blocks in their memory
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16), conflicts_with = "hosts")]
+    pub gpus: Option<u16>,
+    /// The CUDA driver's library; by default the one that the loader finds as libcuda.so.1
+    #[arg(long, value_name = "PATH", requires = "gpus")]
+    pub cuda_library: Option<PathBuf>,
+    /// The slice of each GPU
+    #[arg(long, value_name = "SIZE", default_value = "32MiB", value_parser = lapis_config::size, requires = "gpus")]
+    pub hbm: u64,
+    /// What a process is that the demo started itself
+    #[arg(long, hide = true)]
+    pub gpu_role: Option<String>,
     /// What a 512-token block is scaled to
     #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = block_bytes)]
     pub block_bytes: u64,
@@ -75,6 +89,12 @@ fn block_bytes(text: &str) -> Result<u64, String> {
 
 /// `lapis demo`. An error also if a single byte was wrong.
 pub fn run(args: DemoArgs) -> anyhow::Result<()> {
+    if let Some(role) = &args.gpu_role {
+        return gpus::client::run(&args, role);
+    }
+    if let Some(count) = args.gpus {
+        return gpus::run(&args, count);
+    }
     let requests = requests(&args)?;
     let dram_bytes = dram_bytes(&args)?;
     if let Some(count) = args.hosts {
