@@ -29,13 +29,15 @@ impl<K: Kept, P: Policy> Core<K, P> {
             Parent::Key(key) => self.kept.find(pool, &key),
             Parent::None | Parent::Previous => None,
         };
-        before = keys.iter().map_while(|key| self.kept.find(pool, key)).last().or(before);
+        // Before room is made: that may take blocks of the batch away, but not the one that is held.
+        let there: Vec<Option<LineId>> = keys.iter().map(|key| self.kept.find(pool, key)).collect();
+        before = there.iter().map_while(|line| *line).last().or(before);
         let held = before.map(|line| self.hold(line));
-        let missing = keys.iter().filter(|key| self.kept.find(pool, key).is_none()).count() as u32;
+        let missing = there.iter().filter(|line| line.is_none()).count() as u32;
         let room = self.reserve_room_on_gpu(to.client, gpu, stride);
         let (reservation, mut slots, mut results) = (self.next_reservation(), 0, Vec::with_capacity(keys.len()));
-        for &key in keys {
-            if self.kept.find(pool, &key).is_some() {
+        for (&key, line) in keys.iter().zip(there) {
+            if line.is_some() {
                 results.push(Reserved::Exists);
                 continue;
             }

@@ -68,6 +68,25 @@ fn puts_on_a_gpu_that_is_full_are_refused_at_once_and_room_is_made_behind() {
 }
 
 #[test]
+fn a_block_of_a_batch_that_goes_for_the_batch_gets_no_slot() {
+    let mut host = Host::new();
+    (0..2).for_each(|chain| host.heat(chain, 1));
+    host.flood();
+    (2..4).for_each(|chain| host.heat(chain, 1));
+    // The colder two on the GPU are nowhere else: one of them is copied back, and DRAM makes room for that.
+    let batch = [key(1_002, 0), key(9, 0), key(1_003, 0), key(1_004, 0)];
+    let results = host.reserve(&batch);
+    assert!(
+        matches!(results[..], [Reserved::Exists, Reserved::Slot(_), Reserved::Exists, Reserved::Exists]),
+        "{results:?}"
+    );
+    assert_eq!((host.copies.len(), host.counts().slots_granted), (1, 1), "no more room than was counted");
+    assert_eq!(host.line(1_003, 0), None, "the coldest block in DRAM that is not held");
+    assert!(host.line(1_002, 0).is_some(), "what is put hangs on it");
+    host.work(Outcome::Ok);
+}
+
+#[test]
 fn slots_on_a_gpu_come_back_by_abort_or_with_their_client_and_by_nothing_else() {
     let mut host = Host::new();
     let slots = host.slots(0, 3);
