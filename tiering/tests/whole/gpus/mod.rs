@@ -113,25 +113,32 @@ fn of_a_chain_the_deepest_copy_goes_first() {
     assert_eq!(there, [true, true, true, false]);
 }
 
-#[test]
-fn bytes_under_way_to_gpus_are_bounded() {
-    let mut host = Host::under(PolicyName::Lru);
-    // 64 MiB are the bound: of blocks of 20 MiB three at once.
-    let mut scene = Scene::under(PolicyName::Lru, &[256 * MIB], 20 * BLOCK);
-    let pool = scene.pool(PoolKind::Chain, 20 * MIB, 1);
-    scene.core.gpu_added(scene.now, GPU, 256 * MIB);
-    assert_eq!(scene.put_chain(pool, 0, 6), 6);
-    let lines: Vec<LineId> = (0..6).map(|d| scene.core.kept().find(pool, &key(0, d)).unwrap()).collect();
+/// Blocks of so many MiB that are wanted on a GPU at once: how many are copied at first, and more when one has ended.
+fn under_way(block_mib: u64) -> (usize, usize) {
+    let mut scene = Scene::under(PolicyName::Lru, &[1_024 * MIB], block_mib as u32 * BLOCK);
+    let pool = scene.pool(PoolKind::Chain, block_mib * MIB, 1);
+    scene.core.gpu_added(scene.now, GPU, 1_024 * MIB);
+    assert_eq!(scene.put_chain(pool, 0, 5), 5);
+    let lines: Vec<LineId> = (0..5).map(|d| scene.core.kept().find(pool, &key(0, d)).unwrap()).collect();
     scene.core.hbm_wanted(scene.now, GPU, &lines);
     scene.answers();
     let op = |action: &Action| if let Action::Copy { op, .. } = action { Some(*op) } else { None };
     let ops: Vec<OpId> = scene.others.iter().filter_map(op).collect();
-    assert_eq!(ops.len(), 3);
     scene.others.clear();
     scene.core.completed(scene.now, ops[0], Outcome::Ok);
     scene.answers();
-    assert_eq!(scene.others.iter().filter_map(op).count(), 1, "one more for one that ended");
-    host.poll();
+    (ops.len(), scene.others.iter().filter_map(op).count())
+}
+
+#[test]
+fn bytes_under_way_to_gpus_are_bounded() {
+    // 64 MiB are the bound.
+    assert_eq!(under_way(20), (3, 1));
+}
+
+#[test]
+fn a_block_larger_than_the_bound_of_bytes_under_way_comes_alone() {
+    assert_eq!(under_way(80), (1, 1));
 }
 
 #[test]
@@ -224,6 +231,19 @@ fn the_only_copy_is_copied_back_before_it_goes() {
     assert_eq!(there, [false, true, true, true]);
     assert_eq!(host.tier(0, 0), Some(Tier::DramUnverified));
     assert!(matches!(host.reserve(&[key(9, 0)])[..], [Reserved::Slot(_)]));
+}
+
+#[test]
+fn a_copy_that_a_get_waits_for_stays() {
+    let mut host = Host::new();
+    (0..4).for_each(|chain| host.heat(chain, 1));
+    host.flood();
+    assert_eq!(host.get(0, 1), None);
+    assert_eq!(host.reserve(&[key(9, 0)]), [Reserved::Refused(Refusal::AllPinned)]);
+    assert_eq!(host.copies.len(), 2, "room is made of the next one");
+    host.work(Outcome::Ok);
+    let there: Vec<bool> = (0..4).map(|chain| host.on_gpu(chain, 0).is_some()).collect();
+    assert_eq!(there, [true, false, true, true]);
 }
 
 #[test]

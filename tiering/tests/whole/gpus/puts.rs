@@ -3,7 +3,7 @@
 use crate::scene::key;
 use lapis_config::{ClientId, GpuId, Refusal};
 use lapis_tiering::{
-    face::{Caller, CommitItem, Outcome, Parent, Put, Reserved, Spot},
+    face::{Caller, CommitItem, Outcome, Parent, Put, Reply, Reserved, Spot},
     kept::{Kept, Tier},
 };
 
@@ -38,6 +38,22 @@ fn a_put_that_could_not_be_copied_to_dram_is_tried_again_after_a_pause() {
     assert_eq!(host.copies.len(), 1);
     host.work(Outcome::Ok);
     assert_eq!(host.tier(0, 0), Some(Tier::DramUnverified));
+}
+
+#[test]
+fn a_put_that_came_to_dram_once_is_not_copied_there_unasked_again() {
+    let mut host = Host::new();
+    host.put(0, 1, 5);
+    host.work(Outcome::Ok);
+    // It is held no more as the end of a put that goes on.
+    host.scene.now.0 += SECOND_US;
+    host.scene.core.tick(host.scene.now);
+    host.flood();
+    assert_eq!((host.tier(0, 0), host.get(0, 1)), (Some(Tier::Hbm), None));
+    assert_eq!(host.work(Outcome::Failed), [Reply::Got { hit: 0 }]);
+    host.scene.core.tick(lapis_config::Time(host.scene.now.0 + SECOND_US));
+    host.poll();
+    assert_eq!(host.copies, [], "only a get asks for it");
 }
 
 #[test]
