@@ -49,6 +49,7 @@ pub struct Tally {
     pub failed: u64,
     pub evictions: u64,
     pub losses: u64,
+    pub returns: u64,
     pub kills: u64,
     pub deaths_mid_copy: u64,
     pub judged: u64,
@@ -66,7 +67,7 @@ impl Tally {
     }
 
     /// All counts, with their names.
-    pub fn named(&self) -> [(&'static str, u64); 12] {
+    pub fn named(&self) -> [(&'static str, u64); 13] {
         let mut names = [
             "reads on GPUs",
             "puts on GPUs",
@@ -77,6 +78,7 @@ impl Tally {
             "copies that failed",
             "evictions",
             "losses of GPUs",
+            "returns of GPUs",
             "kills of the daemon",
             "deaths with copies under way",
             "blocks judged where they lie",
@@ -87,7 +89,7 @@ impl Tally {
         names
     }
 
-    fn counts(&mut self) -> [&mut u64; 12] {
+    fn counts(&mut self) -> [&mut u64; 13] {
         [
             &mut self.reads_on_gpu,
             &mut self.puts_on_gpu,
@@ -98,6 +100,7 @@ impl Tally {
             &mut self.failed,
             &mut self.evictions,
             &mut self.losses,
+            &mut self.returns,
             &mut self.kills,
             &mut self.deaths_mid_copy,
             &mut self.judged,

@@ -144,6 +144,7 @@ impl World {
         let now = self.now;
         assert!(self.core().gpu_added(now, gpu, Self::gpu_bytes(gpu)), "it was lost before");
         self.gpus.insert(gpu, Slice::There);
+        self.tally.returns += 1;
     }
 
     // ---- Death and a new start ----
