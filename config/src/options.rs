@@ -224,8 +224,8 @@ options! {
         "Free memory that one client may hold in advance for its puts. auto: dram.bytes / 64, at least 1MiB and \
          at most 256MiB.";
     "client.pin_bytes_max" client_pin_bytes_max: u64 = "auto", Size { least: MIB, most: 16 * TIB, auto: true },
-        "Bytes that one client may pin by views before it is warned and, under pressure, disconnected. auto: \
-         dram.bytes / 4.";
+        "Bytes that one client may pin, by views in DRAM and by reads under way on GPUs, before it is warned and, under \
+         pressure, disconnected. auto: dram.bytes / 4.";
     "client.pin_age_max" client_pin_age_max: Duration = "60s",
         Span { least: Duration::from_millis(100), most: Duration::from_secs(86400) },
         "How long a client over its pin limit may stay warned before it is disconnected.";

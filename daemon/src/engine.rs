@@ -420,6 +420,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
             us = now.since_us(self.started),
             "took over the blocks of the former daemon"
         );
+        self.say_adopted_on_gpus(index);
     }
 
     /// Carries out what the core wants.

@@ -1,6 +1,7 @@
 //! The memory of one trust group: made new, or taken over from a former daemon when format and geometry fit.
 
 mod devices;
+mod extents;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,21 +15,20 @@ use lapis_arena::{
     memfd::{self, Huge},
     sum, table,
 };
-use lapis_config::{ClientId, LineId, PolicyName, PoolId, PoolShape, SlotId, UNIT_BYTES, topology::Spread};
+use lapis_config::{ClientId, LineId, PolicyName, PoolId, PoolShape, UNIT_BYTES, topology::Spread};
 use lapis_tiering::{Chosen, Core, CoreOptions};
 use lapis_transport::{
     control::{self, Counters},
     hold::Keeper,
 };
 
-pub use self::devices::DevicePage;
+pub use self::{devices::DevicePage, extents::Extent};
 use crate::{
     client::Client,
     error::DaemonError,
     kept::SharedKept,
-    movers::Populate,
     peers::{FETCHER, FETCHER_AHEAD},
-    pins::PinWatch,
+    pins::{PinWatch, Waiting},
     state::{ClientRecord, Geometry, State},
     status,
 };
@@ -46,7 +46,7 @@ pub struct GroupOptions {
     pub lock: bool,
     /// Which NUMA node each extent is taken from.
     pub spread: Spread,
-    /// Bytes that one client may pin by views, and for how long it may be over.
+    /// Bytes that one client may pin, in DRAM and on GPUs, and for how long it may be over.
     pub pin_bytes_max: u64,
     pub pin_age_max: Duration,
     pub core: CoreOptions,
@@ -83,18 +83,6 @@ impl fmt::Display for Start {
             Self::Cold(why) => write!(f, "cold: {why}"),
             Self::Warm => write!(f, "warm"),
         }
-    }
-}
-
-pub struct Extent {
-    pub fd: OwnedFd,
-    pub mapping: Mapping,
-    pub populated_bytes: u64,
-}
-
-impl Extent {
-    pub fn bytes(&self) -> u64 {
-        self.mapping.len() as u64
     }
 }
 
@@ -368,64 +356,6 @@ impl Group {
         Ok((group, formers))
     }
 
-    /// Makes one more extent, of memory of its node where memory is spread. It is usable as far as it gets populated.
-    pub fn add_extent(&mut self, bytes: u64, keeper: &mut dyn Keeper) -> Result<memfd::Pages, DaemonError> {
-        let name = format!("{}.arena.{}", self.options.name, self.extents.len());
-        let (fd, pages) = memfd::create(&name, bytes, self.options.huge)?;
-        let mapping = Mapping::shared(fd.as_fd(), bytes, Access::ReadWrite)?;
-        if let Some(node) = self.options.spread.node_of(self.extents.len())
-            && let Err(error) = mapping.prefer_node(node)
-        {
-            // As in a container that may not say: then it comes from where it is touched first.
-            tracing::warn!(%error, node, name, "an extent is not placed at its node");
-        }
-        keeper.keep(&name, fd.as_fd()).map_err(DaemonError::keeper("keep"))?;
-        if pages == memfd::Pages::Transparent {
-            mapping.advise_huge();
-        }
-        self.core.kept_mut().state.add_extent(bytes);
-        self.add_mapped(Extent { fd, mapping, populated_bytes: 0 });
-        Ok(pages)
-    }
-
-    /// The extent that a slot lies in, and where in it.
-    ///
-    /// # Panics
-    /// If it lies in none: slots are the core's, never a client's unchecked word.
-    pub fn extent_of(&self, slot: SlotId) -> (usize, u64) {
-        let mut at = slot.offset_bytes();
-        for (extent, memory) in self.extents.iter().enumerate() {
-            if at < memory.bytes() {
-                return (extent, at);
-            }
-            at -= memory.bytes();
-        }
-        panic!("{slot:?} lies in no extent")
-    }
-
-    fn is_populated(&self, base: SlotId, units: u32) -> bool {
-        let (mut start, from) = (0, base.offset_bytes());
-        let to = from + u64::from(units) * UNIT_BYTES;
-        for extent in &self.extents {
-            if (start..start + extent.bytes()).contains(&from) {
-                return to <= start + extent.populated_bytes;
-            }
-            start += extent.bytes();
-        }
-        false
-    }
-
-    /// What a mover needs to give an extent the rest of its memory.
-    pub fn to_populate(&self, extent: usize) -> Result<Populate, DaemonError> {
-        let Extent { fd, mapping, populated_bytes } = &self.extents[extent];
-        let fd = fd
-            .try_clone()
-            .map_err(|source| DaemonError::Os { what: "duplicate the descriptor of an extent", source })?;
-        let touch = self.options.huge == Huge::Try && memfd::transparent_permitted();
-        let (mapping, lock) = (mapping.clone(), self.options.lock);
-        Ok(Populate { mapping, fd, populated_bytes: *populated_bytes, touch, lock })
-    }
-
     /// Tells the core of a pool that `state` has.
     pub fn add_pool(&mut self, id: PoolId, shape: PoolShape) {
         self.core.pool_added(id, pool_def(&shape));
@@ -443,11 +373,24 @@ impl Group {
         })
     }
 
-    fn add_mapped(&mut self, extent: Extent) {
-        self.space.push(extent.mapping.clone()).expect("at most EXTENTS_MAX extents: `Shares` gives no more");
-        let node = self.options.spread.node_of(self.extents.len());
-        self.core.extent_added_at(extent.mapping.len() as u64, node);
-        self.extents.push(extent);
+    /// Where slots wait for readers now.
+    pub fn waiting(&self) -> Waiting {
+        Waiting { dram: self.core.slots_named() > 0, gpus: self.core.gpus_named().collect() }
+    }
+
+    /// Bytes of the slots that a client names where slots wait for readers. It may name anything, also what is no slot.
+    pub fn pinned_bytes(&self, client: ClientId, waiting: &Waiting) -> u64 {
+        let (core, mut units) = (&self.core, 0);
+        if waiting.dram {
+            core.kept().hazards_of(client, &mut |slot| units += u64::from(core.slot_units(slot).unwrap_or(0)));
+        }
+        if !waiting.gpus.is_empty() {
+            core.kept().device_hazards_of(client, &mut |gpu, slot| {
+                let waits = waiting.gpus.contains(&gpu);
+                units += u64::from(core.gpu_slot_units(gpu, slot).filter(|_| waits).unwrap_or(0));
+            });
+        }
+        units * UNIT_BYTES
     }
 
     pub fn geometry(&self) -> lapis_transport::hello::Geometry {

@@ -112,6 +112,13 @@ impl SharedKept {
             page.each(visit);
         }
     }
+
+    /// The same of slots on GPUs.
+    pub fn device_hazards_of(&self, client: ClientId, visit: &mut impl FnMut(GpuId, SlotId)) {
+        if let Some(devices) = &self.devices {
+            devices.hazards_of(client, visit);
+        }
+    }
 }
 
 fn line_state(tier: Tier) -> LineState {

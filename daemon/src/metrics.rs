@@ -101,6 +101,8 @@ metrics_table! {
     counter GPU_ERRORS "lapis_gpu_errors_total" "How many copies failed, or ended with the GPU?";
     gauge GPU_BLOCKS "lapis_gpu_blocks" "How many blocks do readers find on the GPU?";
     gauge GPU_BYTES_USED "lapis_gpu_used_bytes" "How many bytes have the slots of those?";
+    gauge GPU_SLOTS_GRANTED "lapis_gpu_slots_granted" "How many slots on the GPU are with clients to be filled now?";
+    gauge GPU_SLOTS_ASIDE "lapis_gpu_slots_aside" "How many slots on the GPU wait for a reader or a former client before they can be used again?";
     counter KEYS_HIT_HBM "lapis_keys_hit_hbm_total" "How many blocks did somebody on the host wait for that came from GPUs?";
     counter HBM_PROMOTIONS "lapis_hbm_promotions_total" "How many blocks were copied to GPUs from DRAM?";
     counter HBM_PUTS "lapis_hbm_puts_total" "How many blocks did clients put on GPUs?";
@@ -248,6 +250,8 @@ fn publish_gpu(gpu: &Gpu) {
     let gauges = [
         (GPU_BLOCKS, held.blocks),
         (GPU_BYTES_USED, held.used_bytes),
+        (GPU_SLOTS_GRANTED, held.slots_granted),
+        (GPU_SLOTS_ASIDE, held.slots_aside),
         (GPU_BYTES, gpu.bytes),
         (GPU_STATE, state),
         (GPU_COPIES_IN_FLIGHT, load.copies_in_flight),

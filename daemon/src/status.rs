@@ -17,6 +17,10 @@ pub use ssd::{Device, DeviceTotals, Load, Ssd, SsdTotals};
 
 /// Index bytes that every line takes: table 64, entry 32, sibling links 8, a count of keys at their second home 1.
 const LINE_BYTES: u64 = 64 + 32 + 8 + 1;
+/// And where the group uses GPUs: its place in the device table.
+const DEVICE_LINE_BYTES: u64 = 16;
+/// Of every slot, its state.
+const SLOT_BYTES: u64 = 8;
 
 /// The document on a group's socket. Only of that group: nothing here tells of another.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -208,7 +212,7 @@ impl Status {
         let counts = group.core.counts();
         let lines = group.options.geometry.lines;
         let slots = counts.slots_free + counts.slots_granted + counts.slots_aside + counts.slots_used;
-        let index_bytes = lines * LINE_BYTES + slots * 8 + (lines + slots) / 8;
+        let index_bytes = index_bytes(lines, slots, gpus::slots(engine, index));
         Self {
             version: env!("CARGO_PKG_VERSION").into(),
             group: group.options.name.clone(),
@@ -277,6 +281,27 @@ impl Status {
     }
 }
 
+/// `slots_gpu`: of all GPUs, where the group uses them.
+fn index_bytes(lines: u64, slots: u64, slots_gpu: Option<u64>) -> u64 {
+    let own = lines * LINE_BYTES + slots * SLOT_BYTES + (lines + slots) / 8;
+    // A bit a line, too: whether it was read into a GPU.
+    let of_gpus = |slots| lines * DEVICE_LINE_BYTES + slots * SLOT_BYTES + lines / 8;
+    own + slots_gpu.map_or(0, of_gpus)
+}
+
 pub(crate) fn json<W: Wire, M: Movers>(engine: &Engine<W, M>, now: Time, index: usize) -> String {
     serde_json::to_string(&Status::of(engine, now, index)).expect("plain data has a JSON form")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_index_of_a_group_that_uses_gpus_has_a_place_in_the_device_table_for_each_line() {
+        assert_eq!(index_bytes(1000, 80, None), 1000 * 105 + 80 * 8 + 135);
+        let more = |slots_gpu| index_bytes(1000, 80, Some(slots_gpu)) - index_bytes(1000, 80, None);
+        assert_eq!((more(0), more(40) - more(0)), (1000 * 16 + 125, 40 * 8));
+        assert_eq!(DEVICE_LINE_BYTES, lapis_arena::device::bytes_for(2) - lapis_arena::device::bytes_for(1));
+    }
 }

@@ -62,6 +62,18 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         }
     }
 
+    /// What a group took over on GPUs, for the log.
+    pub(super) fn say_adopted_on_gpus(&self, index: usize) {
+        for (id, gpu) in self.gpus_of(index) {
+            let GpuCounts { blocks, slots_granted, slots_aside, .. } =
+                self.groups[index].core.gpu_counts(id).unwrap_or_default();
+            if blocks + slots_granted + slots_aside > 0 {
+                let (gpu, aside, granted) = (gpu.uuid(), slots_aside, slots_granted);
+                tracing::info!(gpu, blocks, aside, granted, "took over what the former daemon had on a GPU");
+            }
+        }
+    }
+
     /// The GPUs that a group has memory on now, as its device table calls them.
     pub(crate) fn gpus_of(&self, index: usize) -> Vec<(GpuId, Arc<GpuShown>)> {
         let all = self.gpu_ids.iter().copied().zip(self.gpus.iter().cloned());

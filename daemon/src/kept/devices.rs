@@ -247,6 +247,13 @@ impl Devices {
         self.pages.retain(|(id, _)| *id != client);
     }
 
+    /// Calls `visit` with each slot that the client's page names.
+    pub fn hazards_of(&self, client: ClientId, visit: &mut impl FnMut(GpuId, SlotId)) {
+        for (_, page) in self.pages.iter().filter(|(id, _)| *id == client) {
+            page.each(visit);
+        }
+    }
+
     /// For each slot whether a reader names it. Fences once; `named` is cleared first.
     pub fn named(&mut self, gpu: GpuId, slots: &[SlotId], named: &mut Vec<bool>) {
         named.clear();

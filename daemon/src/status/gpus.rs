@@ -83,6 +83,13 @@ impl GpuHeld {
     }
 }
 
+/// Slots of whatever state on all GPUs; `None` of a group that uses none.
+pub(super) fn slots<W: Wire, M: Movers>(engine: &Engine<W, M>, index: usize) -> Option<u64> {
+    engine.groups()[index].devices_fd.as_ref()?;
+    let counts = (0..engine.gpus().len()).filter_map(|number| engine.gpu_counts(number));
+    Some(counts.map(|of| of.blocks + of.slots_free + of.slots_granted + of.slots_busy + of.slots_aside).sum())
+}
+
 /// The GPUs as a group is shown them.
 pub(super) fn of_group<W: Wire, M: Movers>(engine: &Engine<W, M>, now: Time, index: usize) -> Vec<Gpu> {
     let alone = engine.groups().len() == 1;

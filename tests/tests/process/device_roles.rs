@@ -1,15 +1,26 @@
 //! What clients on a GPU do, in processes of their own, each with a stand-in driver of its own. Words: the driver's library,
 //! the daemon's socket, the GPU, then the first block and the one after the last.
 
-use std::{io::BufRead, path::Path, ptr, sync::Arc, time::Instant};
+mod layers;
+
+use std::{
+    io::{BufRead, StdinLock},
+    path::Path,
+    ptr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Instant,
+};
 
 use lapis_arena::{
     Mapping,
-    hbm::{Cuda, Device, HbmExtent, HostExtent, Stream},
+    hbm::{Cuda, Device, HbmExtent, HostExtent, Mark, Stream, is_present},
 };
 use lapis_client::{
-    Client, ConnectOptions, DeviceFlag, DeviceGot, DevicePiece, DevicePtr, DeviceStream, GetOptions, Key, Pool,
-    PutOptions, PutResult, load_cuda,
+    Client, ClientError, ConnectOptions, DeviceGot, DevicePtr, DeviceStream, GetOptions, Key, Pool, PutOptions,
+    PutResult, load_cuda,
 };
 use serde_json::json;
 
@@ -28,6 +39,16 @@ struct Bench {
     memory: HbmExtent,
     host: Arc<HostExtent>,
     mapping: Mapping,
+    /// Memory of the host that streams wait for and write to.
+    words: Arc<HostExtent>,
+    options: GetOptions,
+}
+
+fn connect(socket: &str) -> (Client, Pool) {
+    let options = ConnectOptions { name: "on a GPU".into(), gpus: true, ..ConnectOptions::default() };
+    let client = Client::connect(socket, options).expect("a daemon");
+    let pool = blocks::pool(&client, SMALL);
+    (client, pool)
 }
 
 impl Bench {
@@ -35,19 +56,23 @@ impl Bench {
         let library = Path::new(&words[0]);
         load_cuda(library).expect("the stand-in");
         let device: u16 = words[2].parse().expect("a number");
-        let options = ConnectOptions { name: "on a GPU".into(), gpus: true, ..ConnectOptions::default() };
-        let client = Client::connect(&words[1], options).expect("a daemon");
-        let pool = blocks::pool(&client, SMALL);
+        let (client, pool) = connect(&words[1]);
         let cuda = Cuda::load(None).expect("loaded above");
         let open = Device::open(&cuda, device).expect("a GPU");
         let bytes = BATCH * SMALL as u64;
         let memory = HbmExtent::create(&open, bytes, &[]).expect("memory of the GPU");
         let mapping = Mapping::anonymous(bytes).expect("memory");
-        let host = HostExtent::register(&open, mapping.clone(), u64::MAX).expect("a thread");
-        host.wait();
+        let register = |mapping: Mapping| {
+            let host = HostExtent::register(&open, mapping, u64::MAX).expect("a thread");
+            host.wait();
+            host
+        };
+        let host = register(mapping.clone());
+        let words = register(Mapping::anonymous(4096).expect("memory"));
+        let options = GetOptions { deadline: Some(PATIENCE), ..GetOptions::default() };
         // SAFETY: the default stream lives as long as the process.
         let (stream, own) = unsafe { (DeviceStream::raw(device, ptr::null_mut()), Stream::of(&open, ptr::null_mut())) };
-        Self { client, pool, stream, own, memory, host, mapping }
+        Self { client, pool, stream, own, memory, host, mapping, words, options }
     }
 
     fn places(&self, blocks: usize) -> Vec<DevicePtr> {
@@ -55,12 +80,14 @@ impl Bench {
     }
 
     fn wait(&self) {
-        let (mark, began) = (self.own.mark(), Instant::now());
-        while !mark.is_over() {
-            assert!(began.elapsed() < PATIENCE, "a copy hangs");
-            std::thread::yield_now();
-        }
-        assert!(mark.failure().is_none(), "the GPU is lost");
+        wait_for(&self.own.mark(), "a copy hangs");
+    }
+
+    /// A word of the host that streams wait for and write to, and its address.
+    fn word(&self, index: usize) -> (&AtomicU32, u64) {
+        let at = self.words.mapping().as_ptr(4 * index).cast::<u32>();
+        // SAFETY: an aligned word of memory that lives as long as this, and that nobody touches otherwise.
+        (unsafe { AtomicU32::from_ptr(at) }, at.addr() as u64)
     }
 
     fn put(&self, keys: &[Key]) -> Vec<PutResult> {
@@ -79,92 +106,132 @@ impl Bench {
     fn begin_get(&self, keys: &[Key]) -> DeviceGot {
         let places = self.places(keys.len());
         // SAFETY: as in `put`.
-        let got = unsafe { self.client.get_device(&self.pool, keys, &places, &self.stream, &GetOptions::default()) };
+        let got = unsafe { self.client.get_device(&self.pool, keys, &places, &self.stream, &self.options) };
         got.expect("a sound call")
     }
 
-    /// Hits, and bytes of theirs that are wrong.
-    fn get(&self, keys: &[Key]) -> (usize, u64) {
-        let got = self.begin_get(keys);
+    /// Waits for a get. Whether it is valid, and bytes of hits that are wrong, if it is.
+    fn end_get(&self, keys: &[Key], got: &DeviceGot) -> (bool, u64) {
         let bytes = (keys.len() * SMALL) as u64;
         // SAFETY: as in `put`.
         unsafe { self.own.copy_out(self.memory.address(), &self.host, 0, bytes).expect("a copy") };
         self.wait();
         assert!(got.is_over(), "all before it on the stream");
-        let read = self.mapping.to_vec(0, bytes as usize);
-        let wrong = if got.still_valid() { blocks::wrong_bytes(&self.pool, keys, &got.got, &read) } else { 0 };
-        (got.got.hits, wrong)
+        let (is_valid, read) = (got.still_valid(), self.mapping.to_vec(0, bytes as usize));
+        (is_valid, if is_valid { blocks::wrong_bytes(&self.pool, keys, &got.got, &read) } else { 0 })
+    }
+
+    /// The hits' statuses, and bytes of theirs that are wrong.
+    fn get(&self, keys: &[Key]) -> (Vec<bool>, u64) {
+        let got = self.begin_get(keys);
+        let (_, wrong) = self.end_get(keys, &got);
+        (got.got.statuses.iter().map(|status| status.is_hit()).collect(), wrong)
+    }
+
+    /// A get whose copies come when `open` was asked for; then what became of it, and of one more for each further line.
+    fn get_behind_a_gate(&self, keys: &[Key]) {
+        let (gate, at) = self.word(0);
+        // SAFETY: registered memory that lives as long as this.
+        unsafe { self.own.wait_word(at, 1).expect("a wait") };
+        let got = self.begin_get(keys);
+        say(&json!({ "hits": got.got.hits, "over": got.is_over() }));
+        let mut lines = lines();
+        if lines.next().is_some() {
+            gate.store(1, Ordering::Release);
+            let (is_valid, wrong) = self.end_get(keys, &got);
+            say(&json!({ "valid": is_valid, "wrong": wrong }));
+        }
+        lines.for_each(|()| {
+            let got = self.begin_get(keys);
+            let (is_valid, wrong) = self.end_get(keys, &got);
+            say(&json!({ "hits": got.got.hits, "valid": is_valid, "wrong": wrong }));
+        });
+        // What is on the stream ends with the process else.
+        gate.store(1, Ordering::Release);
+    }
+
+    /// For each line the next blocks, a few in each call, and after each call those that are stored.
+    fn put_when_asked(&self, mut next: u64) {
+        const IN_ALL: u64 = 64;
+        const AT_ONCE: u64 = 4;
+        for () in lines() {
+            for first in (next..next + IN_ALL).step_by(AT_ONCE as usize) {
+                let results = self.put(&blocks::keys(first..first + AT_ONCE));
+                let there = |result: &PutResult| !matches!(result, PutResult::Refused(_));
+                let stored: Vec<u64> =
+                    (first..).zip(&results).filter(|(_, result)| there(result)).map(|(id, _)| id).collect();
+                say(&json!({ "stored": stored }));
+            }
+            next += IN_ALL;
+            // What was refused while the daemon was away is not waited for by the put.
+            self.wait();
+            say(&json!({ "next": next }));
+        }
     }
 }
 
-const LAYERS: usize = 4;
-const LAYER: usize = SMALL / LAYERS;
-
-impl Bench {
-    /// As an engine does: its stream was told to wait for each layer's flag before anything was asked for, and reads a layer
-    /// once it is there. That nothing is read too early is what the stand-in looks at.
-    fn get_in_layers(&self, keys: &[Key]) -> (usize, u64) {
-        let device = self.own.device();
-        let engine = Stream::create(device).expect("a stream");
-        let flags = HbmExtent::create(device, 4096, &[]).expect("memory of the GPU");
-        let bytes = (keys.len() * LAYER) as u64;
-        let layer_at = |layer: usize| self.memory.address() + layer as u64 * bytes;
-        let flag = |layer: usize| DeviceFlag { at: DevicePtr(flags.address() + 4 * layer as u64), value: 9 };
-        for layer in 0..LAYERS {
-            let DeviceFlag { at, value } = flag(layer);
-            // SAFETY: memory of this bench's own, which lives until all is over.
-            unsafe {
-                engine.wait_word(at.0, value).expect("a wait");
-                engine.copy_out(layer_at(layer), &self.host, layer as u64 * bytes, bytes).expect("a copy");
-            }
-        }
-        let place = |layer, block| DevicePtr(layer_at(layer) + (block * LAYER) as u64);
-        let to: Vec<Vec<DevicePtr>> =
-            (0..LAYERS).map(|layer| (0..keys.len()).map(|block| place(layer, block)).collect()).collect();
-        let piece = |layer: usize| {
-            let (offset, flag) = ((layer * LAYER) as u64, Some(flag(layer)));
-            DevicePiece { offset, bytes: LAYER as u64, to: &to[layer], flag }
-        };
-        let pieces: Vec<DevicePiece<'_>> = (0..LAYERS).map(piece).collect();
-        let options = GetOptions::default();
-        // SAFETY: as above.
-        let load = unsafe { self.client.get_device_pieces(&self.pool, keys, &pieces, &self.stream, &options) };
-        let load = load.expect("a sound call");
-        load.wait_piece(LAYERS - 1, &self.stream).expect("a wait");
-        let (mark, began) = (engine.mark(), Instant::now());
-        while !mark.is_over() {
-            assert!(began.elapsed() < PATIENCE, "a flag is not written");
-            std::thread::yield_now();
-        }
-        self.wait();
-        assert!(load.is_piece_over(LAYERS - 1) && load.is_over() && load.still_valid());
-        let layers = self.mapping.to_vec(0, keys.len() * SMALL);
-        let part = |block: usize, layer: usize| &layers[layer * bytes as usize + block * LAYER..][..LAYER];
-        let read: Vec<u8> = (0..keys.len())
-            .flat_map(|block| (0..LAYERS).map(move |layer| (block, layer)))
-            .flat_map(|(block, layer)| part(block, layer).to_vec())
-            .collect();
-        (load.got.hits, blocks::wrong_bytes(&self.pool, keys, &load.got, &read))
+fn wait_for(mark: &Mark, or_else: &str) {
+    let began = Instant::now();
+    while !mark.is_over() {
+        assert!(began.elapsed() < PATIENCE, "{or_else}");
+        std::thread::yield_now();
     }
+    assert!(mark.failure().is_none(), "the GPU is lost");
+}
+
+/// What it is asked, until the end of its input.
+fn lines() -> impl Iterator<Item = ()> {
+    let input: StdinLock<'static> = std::io::stdin().lock();
+    input.lines().map_while(Result::ok).map(drop)
+}
+
+/// Where no driver is, and none of the name that is given.
+fn without_a_driver(words: &[String]) {
+    let (client, pool) = connect(&words[1]);
+    let (keys, to) = (blocks::keys(0..1), [DevicePtr(1 << 16)]);
+    let text = |outcome: Result<(), ClientError>| {
+        let error = outcome.expect_err("no driver");
+        assert!(matches!(&error, ClientError::Gpu { is_transient: false, .. }), "{error:?}");
+        error.to_string()
+    };
+    let load = text(load_cuda(Path::new(&words[0])));
+    if is_present(None) {
+        return say(&json!({ "driver": true }));
+    }
+    // SAFETY: nothing can be read or written there: no driver is to be had.
+    let (get, put) = unsafe {
+        let stream = DeviceStream::raw(0, ptr::null_mut());
+        let get = client.get_device(&pool, &keys, &to, &stream, &GetOptions::default());
+        let put = client.put_device(&pool, &keys, None, &to, &stream, &PutOptions::default());
+        (text(get.map(drop)), text(put.map(drop)))
+    };
+    // All else goes on.
+    let refused = blocks::put_all(&client, &pool, 0..4);
+    say(&json!({ "driver": false, "load": load, "get": get, "put": put, "refused": refused.len(),
+        "hits": blocks::hits(&client, &pool, 0..4) }));
 }
 
 pub fn run(role: &str, words: &[String]) {
+    if role == "without a driver" {
+        return without_a_driver(words);
+    }
     let bench = Bench::new(words);
     let number = |at: usize| words[at].parse::<u64>().expect("a number");
-    let batches = || blocks::batches(number(3)..number(4)).map(blocks::keys);
+    let ids = number(3)..number(4);
+    let batches = || blocks::batches(ids.clone()).map(blocks::keys);
     match role {
         "put" => {
             let results: Vec<PutResult> = batches().flat_map(|keys| bench.put(&keys)).collect();
             let stored = results.iter().filter(|result| **result == PutResult::Stored).count();
             say(&json!({ "stored": stored, "results": format!("{results:?}") }));
         }
+        "put when asked" => bench.put_when_asked(ids.start),
         "get" => {
-            let (mut hits, mut wrong) = (0, 0);
-            for keys in batches() {
-                let (more, bad) = bench.get(&keys);
-                (hits, wrong) = (hits + more, wrong + bad);
-            }
-            say(&json!({ "hits": hits, "wrong": wrong }));
+            let read: Vec<(Vec<bool>, u64)> = batches().map(|keys| bench.get(&keys)).collect();
+            let is_hit = read.iter().flat_map(|(hits, _)| hits);
+            let found: Vec<u64> = ids.clone().zip(is_hit).filter(|(_, hit)| **hit).map(|(id, _)| id).collect();
+            let wrong: u64 = read.iter().map(|(_, wrong)| wrong).sum();
+            say(&json!({ "hits": found.len(), "found": found, "wrong": wrong }));
         }
         // With a driver whose copies take long: they are under way when it is killed.
         "hold" => {
@@ -172,25 +239,17 @@ pub fn run(role: &str, words: &[String]) {
             let hits: usize = got.iter().map(|got| got.got.hits).sum();
             say(&json!({ "hits": hits, "over": got.iter().all(DeviceGot::is_over) }));
         }
-        "layers" => {
-            let (mut hits, mut wrong) = (0, 0);
-            for keys in batches() {
-                let (more, bad) = bench.get_in_layers(&keys);
-                (hits, wrong) = (hits + more, wrong + bad);
-            }
-            say(&json!({ "hits": hits, "wrong": wrong }));
-        }
+        "get behind a gate" => bench.get_behind_a_gate(&blocks::keys(ids.clone())),
         // Puts and gets until it is told to end; a line for each that it is asked for.
         "load" => load(&bench, number(3), number(4)),
-        other => panic!("no role {other:?}"),
+        other => layers::run(&bench, other, ids.clone()),
     }
-    std::io::stdin().lock().lines().map_while(Result::ok).for_each(drop);
+    lines().for_each(drop);
 }
 
 fn load(bench: &Bench, first: u64, end: u64) {
-    let mut lines = std::io::stdin().lock().lines();
     let (mut rng, mut hits, mut wrong, mut stored) = (fastrand::Rng::with_seed(first), 0, 0, 0);
-    while lines.next().is_some_and(|line| line.is_ok()) {
+    for () in lines() {
         for _ in 0..64 {
             let from = rng.u64(first..end - 4);
             let keys = blocks::keys(from..from + 4);
@@ -198,8 +257,8 @@ fn load(bench: &Bench, first: u64, end: u64) {
                 let results = bench.put(&keys);
                 stored += results.iter().filter(|result| **result == PutResult::Stored).count();
             }
-            let (more, bad) = bench.get(&keys);
-            (hits, wrong) = (hits + more, wrong + bad);
+            let (found, bad) = bench.get(&keys);
+            (hits, wrong) = (hits + found.iter().filter(|hit| **hit).count(), wrong + bad);
         }
         say(&json!({ "hits": hits, "wrong": wrong, "stored": stored }));
     }

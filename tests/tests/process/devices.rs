@@ -1,6 +1,11 @@
 //! Blocks in the memory of GPUs that processes share with the daemon, over the stand-in driver: each process has one of its
 //! own, as each has NVIDIA's.
 
+mod kills;
+mod layers;
+mod peers;
+mod pins;
+
 use std::{fs::File, process::Command};
 
 use serde_json::Value;
@@ -58,7 +63,7 @@ fn processes_share_blocks_on_a_gpu_and_find_them_after_the_daemon_was_killed() {
     let mut host = bed.host(&[]);
     registered(&host, 2);
     put(&bed, &host, 0);
-    // On the GPU where they are, and by way of DRAM on another one.
+    // On the GPU where they are, and from there on the other one.
     get(&bed, &host, 0);
     get(&bed, &host, 1);
     for _ in 0..2 {
@@ -176,46 +181,27 @@ fn a_gpu_that_the_daemon_loses_under_load_takes_no_wrong_byte_along() {
 }
 
 #[test]
-fn layers_come_one_after_the_other_and_flags_of_missing_blocks_are_written_too() {
+fn without_a_driver_a_client_says_so_and_all_else_goes_on() {
     let _alone = alone();
     let bed = Bed::new(&[("DEVICES", "2")]);
     let mut host = bed.host(&[]);
     registered(&host, 2);
-    put(&bed, &host, 0);
-    // The last half of them was never put.
-    for gpu in 0..2 {
-        let mut reader = client(&bed, &host, "layers", gpu, [0, 2 * BLOCKS], &[("LATENCY_US", "100-500")]);
-        let said = reader.line();
-        assert_eq!((&said["hits"], &said["wrong"]), (&Value::from(BLOCKS), &Value::from(0)), "{said}");
+    let mut command = Command::new(std::env::current_exe().expect("this test's binary"));
+    command.env_remove("LD_LIBRARY_PATH");
+    let words = ["/nowhere/libcuda.so".to_owned(), host.socket().display().to_string()];
+    let mut client = Worker::spawn(command, "device without a driver", &[&words[0], &words[1]]);
+    let said = client.line();
+    if said["driver"] == true {
+        return eprintln!("skipped: a driver is here");
     }
+    let of = |call: &str| said[call].as_str().expect("an error").to_owned();
+    let named = "/nowhere/libcuda.so, named as the CUDA library, cannot be loaded";
+    assert!(of("load").contains(named), "{said}");
+    for call in ["get", "put"] {
+        let why = of(call);
+        let starts = "loading CUDA's driver: the CUDA driver's library is not to be had";
+        assert!(why.starts_with(starts) && why.contains("install NVIDIA's driver"), "{said}");
+    }
+    assert_eq!((&said["refused"], &said["hits"]), (&Value::from(0), &Value::from(4)), "{said}");
     host.stop_daemon().expect("it ends");
-}
-
-/// How many slots of the first GPU a reader on the second one holds.
-fn held_from_the_other_gpu(variables: &[(&str, &str)]) -> u64 {
-    let bed = Bed::new(&[("DEVICES", "2")]);
-    let mut host = bed.host(&[]);
-    registered(&host, 2);
-    put(&bed, &host, 0);
-    let mut all = vec![("LATENCY_US", "60000000-60000000")];
-    all.extend(variables);
-    let mut reader = client(&bed, &host, "hold", 1, [0, BLOCKS], &all);
-    assert_eq!(reader.line()["hits"], BLOCKS);
-    let other = super::machine::connect(&mut host);
-    let pool = super::blocks::pool(&other, super::blocks::SMALL);
-    eventually("a purge", || other.purge(&pool, None).ok());
-    let status = status_when(&host.socket(), "a purge", |status| held(status, 0, "blocks") == 0);
-    let aside = held(&status, 0, "slots_aside");
-    reader.kill();
-    reader.wait();
-    drop(other);
-    host.stop_daemon().expect("it ends");
-    aside
-}
-
-#[test]
-fn a_gpu_reads_what_lies_on_another_that_it_reaches_and_else_by_way_of_dram() {
-    let _alone = alone();
-    assert_eq!(held_from_the_other_gpu(&[]), BLOCKS);
-    assert_eq!(held_from_the_other_gpu(&[("WITHOUT", "peers")]), 0);
 }

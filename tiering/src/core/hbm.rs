@@ -170,6 +170,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.hbm.gpus.get(&id).map(|gpu| gpu.counts)
     }
 
+    /// GPUs on which the reuse of slots waits for readers.
+    pub fn gpus_named(&self) -> impl Iterator<Item = GpuId> {
+        self.hbm.gpus.iter().filter(|(_, gpu)| !gpu.aside.is_empty()).map(|(&id, _)| id)
+    }
+
     /// 4 KiB units of the slot that starts here on a GPU; `None` if none does.
     pub fn gpu_slot_units(&self, id: GpuId, slot: SlotId) -> Option<u32> {
         Some(self.hbm.gpus.get(&id)?.memory.locate(slot)?.0.slab.stride)

@@ -2,8 +2,8 @@
 
 use std::{io, os::fd::BorrowedFd, time::Duration};
 
-use lapis_arena::DeviceHazards;
-use lapis_config::{Fingerprint, GpuId, Key, PolicyName, PoolId, PoolKind, PoolShape, SlotId};
+use lapis_arena::{DeviceHazards, Hazards, hazard};
+use lapis_config::{Fingerprint, GpuId, Key, PolicyName, PoolId, PoolKind, PoolShape, SlotId, Time, UNIT_BYTES};
 use lapis_tiering::{
     CoreOptions,
     kept::{DevicePlace, Kept, Place, Slab, SlotState, Tier},
@@ -13,6 +13,7 @@ use super::*;
 use crate::{
     group::{Former, Group, GroupOptions, Start},
     kept::GpuHere,
+    pins::Waiting,
     state::{ClientRecord, Geometry},
 };
 
@@ -181,4 +182,39 @@ fn gpus_come_and_go_with_the_configuration_and_the_rest_stays() {
     let (group, formers) = held.open(GPU_BYTES);
     assert_eq!((&group.start, group.devices_kept), (&Start::Warm, false));
     assert!(formers[0].device_page.is_some());
+}
+
+#[test]
+fn a_client_is_counted_what_it_pins_where_slots_wait_and_nothing_else() {
+    let mut held = Held::default();
+    used(&mut held);
+    let (mut group, formers) = held.open(GPU_BYTES);
+    group.add_extent(2 << 20, &mut held).expect("memory");
+    group.core.adopt_slab(SLAB);
+    let gpus = group.core.kept_mut().number_gpus(&[gpu(1, true), gpu(2, true)]);
+    for (id, slabs) in gpus {
+        assert!(group.core.gpu_added(Time(0), id, GPU_BYTES));
+        slabs.into_iter().for_each(|slab| group.core.adopt_gpu_slab(id, slab));
+    }
+    let (client, page) = (ClientId(1), formers[0].device_page.as_ref().expect("the client's page"));
+    let control = Mapping::anonymous(hazard::BYTES as u64).expect("memory");
+    let dram = Hazards::mapped(&control, 0);
+    dram.set(0, SlotId(0));
+    dram.set(1, SlotId(32));
+    // Where no slot begins, and beyond all memory.
+    dram.set(2, SlotId(17));
+    dram.set(3, SlotId(1 << 30));
+    let named = DeviceHazards::mapped(&page.mapping, 0);
+    named.set(1, GpuId(0), SlotId(16));
+    named.set(2, GpuId(9), SlotId(16));
+    group.core.kept_mut().add_hazards(client, dram, Some(page));
+    let pinned = |dram, gpus: &[u8]| {
+        let waiting = Waiting { dram, gpus: gpus.iter().map(|&gpu| GpuId(gpu)).collect() };
+        group.pinned_bytes(client, &waiting) / UNIT_BYTES
+    };
+    assert_eq!((pinned(false, &[]), pinned(true, &[])), (0, 32));
+    // The one that `used` names; the first GPU has no slots.
+    assert_eq!((pinned(false, &[1]), pinned(false, &[0]), pinned(true, &[0, 1, 9])), (16, 0, 48));
+    assert_eq!(group.pinned_bytes(ClientId(2), &Waiting { dram: true, gpus: vec![GpuId(1)] }), 0);
+    assert_eq!(group.waiting(), Waiting::default());
 }

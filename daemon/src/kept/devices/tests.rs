@@ -153,6 +153,13 @@ fn readers_find_a_place_by_the_generation_and_a_page_keeps_its_slot() {
     };
     assert_eq!(ask(&mut devices, 1), [false, true, false]);
     assert_eq!(ask(&mut devices, 0), [false; 3], "the slot of another GPU");
+    let of = |devices: &Devices, client| {
+        let mut named = Vec::new();
+        devices.hazards_of(ClientId(client), &mut |gpu, slot| named.push((gpu, slot)));
+        named
+    };
+    assert_eq!((of(&devices, 4), of(&devices, 5)), (vec![(GpuId(1), SlotId(48))], vec![]));
     devices.remove_hazards(ClientId(4));
     assert_eq!(ask(&mut devices, 1), [false; 3]);
+    assert_eq!(of(&devices, 4), []);
 }

@@ -216,7 +216,7 @@ int main(int argc, char **argv) {
     }
     CHECK(cu_free(memory) == 0);
 
-    // Where they lie, by way of DRAM to another GPU, and to the host.
+    // Where they lie, from there to another GPU, and to the host.
     get(pool, 0, streams[0], blocks);
     CHECK(cu_set_current(contexts[1]) == 0);
     get(pool, 1, streams[1], blocks);

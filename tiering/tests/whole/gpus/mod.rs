@@ -150,12 +150,14 @@ fn a_copy_that_a_reader_names_is_not_overwritten() {
     host.heat(4, 1);
     assert_eq!(host.on_gpu(0, 0), None, "nobody finds it any more");
     assert!(host.on_gpu(4, 0).is_some_and(|slot| slot != named), "another went for it");
-    assert_eq!(host.counts().slots_aside, 1);
+    let waiting = |host: &Host| host.scene.core.gpus_named().collect::<Vec<_>>();
+    assert_eq!((host.counts().slots_aside, waiting(&host)), (1, vec![GPU]));
     host.scene.core.kept_mut().name_on_gpu(GPU, named, false);
     let at = host.scene.core.poll_timeout().expect("slots aside are looked at again");
     host.scene.core.tick(at);
     host.poll();
     assert_eq!((host.counts().slots_aside, host.counts().slots_free), (0, 1));
+    assert_eq!(waiting(&host), []);
 }
 
 #[test]
