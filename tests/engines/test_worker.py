@@ -59,7 +59,7 @@ class Engine:
     def __init__(self, groups=(FULL,), by_block=True, staged=False, client=None, rank=0):
         self.client = client or Client()
         made = {(group.index, rank): f"g{group.index}s{rank}" for group in groups}
-        self.link = SimpleNamespace(client=self.client, made=made)
+        self.link = SimpleNamespace(client=self.client, made=made, serves_gpus=False)
         self.worker = Worker(self.link, list(groups), rank, 5.0, 10.0, staged, by_block)
         seed = torch.Generator().manual_seed(3 + rank)
         self.caches = {

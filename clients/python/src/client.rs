@@ -22,6 +22,7 @@ use crate::{
     device::{self, DeviceGot},
     errors::{closed, exception, forked},
     keys::{Batch, parent_key},
+    load::{self, DeviceLoad},
     objects,
     pool::Pool,
     results::{Got, Present, Put},
@@ -313,6 +314,38 @@ impl Client {
         let (client, pool, keys) = (self.client()?, self.own(pool)?, Batch::of(keys)?);
         let to = device::Places::of("dst", dst, stream, device)?;
         device::get(py, &client, pool, &keys, &to, &options)
+    }
+
+    /// `get_device` in pieces, for engines that begin with the first layer while the others arrive: the first piece of all
+    /// blocks is copied first, then the second of all, on a stream of the client's own, behind what is on `stream` now. When
+    /// this returns all copies are asked for; blocks that were in no memory were waited for, within the deadline.
+    ///
+    /// pieces: a list of (offset, nbytes, addresses) in bytes of a block; addresses as `dst` in `get_device`, each an equal part
+    /// of the piece. Or (offset, nbytes, addresses, (address, value)): a flag of 4 bytes in memory that the GPU reaches, where
+    /// the value is written when the piece is over, whatever became of its blocks. stream, device, wait, deadline, verify: as in
+    /// `get_device`. Until its piece is over nobody frees an address's memory, or reads or writes it, but what is on `stream` now.
+    ///
+    /// The answer tells of each piece: `wait_piece(n, stream)` has a stream wait for it. Ask `still_valid` when all is over.
+    /// Raises GpuError, also where there is no driver; copies may be under way all the same, and flags are written then, too,
+    /// unless the GPU is lost.
+    #[pyo3(signature = (pool, keys, pieces, stream, *, device, wait=Wait::Present, deadline=None, verify=None))]
+    #[allow(clippy::too_many_arguments, reason = "named in Python")]
+    fn get_device_pieces<'py>(
+        &self,
+        py: Python<'py>,
+        pool: &Bound<'py, Pool>,
+        keys: &Bound<'py, PyAny>,
+        pieces: &Bound<'py, PyAny>,
+        stream: &Bound<'py, PyAny>,
+        device: &Bound<'py, PyAny>,
+        wait: Wait,
+        deadline: Option<f64>,
+        verify: Option<Verify>,
+    ) -> PyResult<Bound<'py, DeviceLoad>> {
+        let options = get_options(None, wait, deadline, verify)?;
+        let (client, pool, keys) = (self.client()?, self.own(pool)?, Batch::of(keys)?);
+        let pieces = load::Pieces::of(pieces, stream, device)?;
+        load::get(py, &client, pool, &keys, &pieces, &options)
     }
 
     /// `put_from` out of the memory of a GPU, on the caller's stream, behind what is on it: when this returns, the blocks are read

@@ -72,20 +72,28 @@ impl Places {
         stream: &Bound<'_, PyAny>,
         device: &Bound<'_, PyAny>,
     ) -> PyResult<Self> {
-        let wrong = |_| {
-            PyTypeError::new_err(format!(
-                "{argument}: expected a list of addresses in the memory of a GPU, tensor.data_ptr() or the like"
-            ))
-        };
-        let one = |(n, address): (usize, PyResult<Bound<'_, PyAny>>)| match whole(argument, &address?)? {
-            0 => Err(PyValueError::new_err(format!("{argument}[{n}] is 0, which is no address"))),
-            address => Ok(DevicePtr(address)),
-        };
-        let ptrs = addresses.try_iter().map_err(wrong)?.enumerate().map(one).collect::<PyResult<_>>()?;
-        let raw = std::ptr::with_exposed_provenance_mut(whole("stream", stream)?);
-        // SAFETY: the caller's promise (docs/python.md).
-        Ok(Self { ptrs, stream: unsafe { DeviceStream::raw(whole("device", device)?, raw) } })
+        Ok(Self { ptrs: self::addresses(argument, addresses)?, stream: stream_of(stream, whole("device", device)?)? })
     }
+}
+
+/// `argument`: the name of the list.
+pub(crate) fn addresses(argument: &str, list: &Bound<'_, PyAny>) -> PyResult<Vec<DevicePtr>> {
+    let wrong = |_| {
+        PyTypeError::new_err(format!(
+            "{argument}: expected a list of addresses in the memory of a GPU, tensor.data_ptr() or the like"
+        ))
+    };
+    let one = |(n, address): (usize, PyResult<Bound<'_, PyAny>>)| match whole(argument, &address?)? {
+        0 => Err(PyValueError::new_err(format!("{argument}[{n}] is 0, which is no address"))),
+        address => Ok(DevicePtr(address)),
+    };
+    list.try_iter().map_err(wrong)?.enumerate().map(one).collect()
+}
+
+pub(crate) fn stream_of(stream: &Bound<'_, PyAny>, device: u16) -> PyResult<DeviceStream> {
+    let raw = std::ptr::with_exposed_provenance_mut(whole("stream", stream)?);
+    // SAFETY: the caller's promise (docs/python.md).
+    Ok(unsafe { DeviceStream::raw(device, raw) })
 }
 
 pub(crate) fn get<'py>(

@@ -65,6 +65,7 @@ pub(crate) fn exception(py: Python<'_>, error: ClientError) -> PyErr {
         | ClientError::VectorBytes { .. }
         | ClientError::Pieces { .. }
         | ClientError::Range { .. }
+        | ClientError::Flag { .. }
         | ClientError::Kind { .. }
         | ClientError::ForeignPool { .. }
         | ClientError::Name { .. }

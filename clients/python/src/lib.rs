@@ -7,6 +7,7 @@ mod client;
 mod device;
 mod errors;
 mod keys;
+mod load;
 mod objects;
 mod pool;
 mod results;
@@ -27,6 +28,7 @@ mod _lapis {
             RefusedError, ViewsError,
         },
         keys::{key_of, pack_keys},
+        load::DeviceLoad,
         pool::Pool,
         results::{Got, Present, Put},
         ticket::Ticket,

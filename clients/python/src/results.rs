@@ -11,10 +11,15 @@ use crate::words::PutStatus;
 
 /// A Python index of a list of that length.
 pub(crate) fn index(index: isize, len: usize) -> PyResult<usize> {
+    index_of("key", index, len)
+}
+
+/// The same of a list of other things, which `what` is one of.
+pub(crate) fn index_of(what: &str, index: isize, len: usize) -> PyResult<usize> {
     let at = if index < 0 { index.checked_add_unsigned(len) } else { Some(index) };
     at.and_then(|at| usize::try_from(at).ok())
         .filter(|at| *at < len)
-        .ok_or_else(|| PyIndexError::new_err(format!("key {index} of {len}")))
+        .ok_or_else(|| PyIndexError::new_err(format!("{what} {index} of {len}")))
 }
 
 fn mask(py: Python<'_>, len: usize, is_set: impl Fn(usize) -> bool) -> PyResult<Bound<'_, PyBytes>> {

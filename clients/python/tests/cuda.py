@@ -52,6 +52,15 @@ class Cuda:
     def synchronize(self, stream: int) -> None:
         self("cuStreamSynchronize", ctypes.c_void_p(stream))
 
+    def copy(self, stream: int, to: int, at: int, count: int) -> None:
+        """Within the GPU, when the stream comes to it."""
+        places = ctypes.c_uint64(to), ctypes.c_uint64(at), ctypes.c_size_t(count)
+        self("cuMemcpyDtoDAsync_v2", *places, ctypes.c_void_p(stream))
+
+    def wait_word(self, stream: int, at: int, value: int) -> None:
+        """The stream goes on when the word there is at least that."""
+        self("cuStreamWaitValue32_v2", ctypes.c_void_p(stream), ctypes.c_uint64(at), ctypes.c_uint32(value), 0)
+
     def memory(self, data: bytes) -> Memory:
         return Memory(self, data)
 

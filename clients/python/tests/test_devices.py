@@ -128,6 +128,114 @@ def test_a_client_that_asked_for_no_gpus_goes_by_way_of_dram(cuda, gpu_host, nam
         dst.free()
 
 
+PIECES = 4
+PIECE = BLOCK // PIECES
+
+
+def layers(at: int, count: int) -> list[tuple[int, int, list[int]]]:
+    """Each piece of all blocks in one go, one piece after the other from `at` on."""
+    place = [[at + PIECE * (count * piece + n) for n in range(count)] for piece in range(PIECES)]
+    return [(PIECE * piece, PIECE, place[piece]) for piece in range(PIECES)]
+
+
+def by_layers(blocks: list[bytes]) -> bytes:
+    return b"".join(block[PIECE * piece :][:PIECE] for piece in range(PIECES) for block in blocks)
+
+
+@pytest.mark.parametrize("device", [0, 1])
+def test_pieces_go_to_places_of_their_own_and_a_stream_waits_for_each(cuda, gpu_client, gpu_pool, device):
+    cuda.use(device)
+    stream, engine, data = cuda.stream(), cuda.stream(), payload(3)
+    gpu_client.put_from(gpu_pool, names(3), data)
+    dst, seen = cuda.memory(b"\xee" * 4 * BLOCK), cuda.memory(bytes(4 * BLOCK))
+    keys = [*names(2), b"none", *names(1, 2)]
+    load = gpu_client.get_device_pieces(gpu_pool, keys, layers(dst.ptr, 4), stream, device=device)
+    for piece in range(PIECES):
+        load.wait_piece(piece, engine)
+        cuda.copy(engine, seen.ptr + piece * BLOCK, dst.ptr + piece * BLOCK, BLOCK)
+    cuda.synchronize(engine)
+    assert load.is_over() and load.still_valid() and [load.is_piece_over(n) for n in range(-1, PIECES)] == [True] * 5
+    assert (load.pieces, load.hits, load.prefix, load.nbytes, len(load)) == (PIECES, 3, 2, 3 * BLOCK, 4)
+    assert not load and load.misses() == [2] and isinstance(load, lapis_kv.Got)
+    assert repr(load) == f"<lapis_kv.DeviceLoad 3 of 4 keys in 4 pieces, {3 * BLOCK} bytes>"
+    blocks = [data[:BLOCK], data[BLOCK : 2 * BLOCK], b"\xee" * BLOCK, data[2 * BLOCK :]]
+    assert bytes(dst) == bytes(seen) == by_layers(blocks)
+    dst.free()
+    seen.free()
+
+
+def test_a_stream_of_another_gpu_waits_for_a_piece_too(cuda, gpu_client, gpu_pool):
+    cuda.use(1)
+    other = cuda.stream()
+    cuda.use(0)
+    gpu_client.put_from(gpu_pool, names(2), payload(2))
+    dst = cuda.memory(bytes(2 * BLOCK))
+    load = gpu_client.get_device_pieces(gpu_pool, names(2), layers(dst.ptr, 2), cuda.stream(), device=0)
+    load.wait_piece(PIECES - 1, other, device=1)
+    cuda.use(1)
+    cuda.synchronize(other)
+    assert load and load.is_piece_over(PIECES - 1)
+    cuda.use(0)
+    assert bytes(dst) == by_layers([payload(2)[:BLOCK], payload(2)[BLOCK:]])
+    dst.free()
+
+
+def test_a_flag_is_written_behind_its_piece_also_where_nothing_came(cuda, gpu_client, gpu_pool):
+    cuda.use(0)
+    gpu_client.put_from(gpu_pool, names(1), payload(1))
+    dst, flags, engine = cuda.memory(b"\xee" * BLOCK), cuda.memory(bytes(4 * PIECES)), cuda.stream()
+    for keys, value in ((names(1), 7), ([b"none"], 8)):
+        told = [(*piece, (flags.ptr + 4 * n, value)) for n, piece in enumerate(layers(dst.ptr, 1))]
+        # A list of addresses may be anything that gives numbers, and the last flag None.
+        told[0] = (0, PIECE, numpy.array([dst.ptr], numpy.uint64), told[0][3])
+        told[3] = (*told[3][:3], None)
+        load = gpu_client.get_device_pieces(gpu_pool, keys, iter(told), cuda.stream(), device=0)
+        cuda.wait_word(engine, flags.ptr + 8, value)
+        cuda.synchronize(engine)
+        load.wait_piece(3, engine)
+        cuda.synchronize(engine)
+        assert load.hits == (value == 7) and load.is_over() and load.still_valid()
+        assert bytes(flags) == b"".join(word.to_bytes(4, "little") for word in (value, value, value, 0))
+    assert bytes(dst) == payload(1)
+    dst.free()
+    flags.free()
+
+
+def test_what_is_no_piece_is_told(cuda, gpu_client, gpu_pool):
+    cuda.use(0)
+    memory = cuda.memory(bytes(BLOCK))
+    at = [memory.ptr]
+
+    def load(*pieces):
+        return gpu_client.get_device_pieces(gpu_pool, names(1), pieces, 0, device=0)
+
+    for pieces, error, match in [
+        ([], ValueError, "pieces 0 to 0"), ([(1, BLOCK, at)], ValueError, f"{BLOCK} bytes at 1 of a block of {BLOCK}"),
+        ([(0, 0, at)], ValueError, "0 bytes at 0"), ([(0, 64, [])], ValueError, "0 vectors"),
+        ([(0, 64, [0])], ValueError, r"pieces\[0\]\[0\] is 0"), ([(0, 64, at), (0, 64)], TypeError, r"pieces\[1\]"),
+        ([[0, 64, at]], TypeError, r"pieces\[0\]: expected a list of pieces"), ([(0, 64, at[0])], TypeError, "list of addresses"),
+        ([(0, 64, at, 5)], TypeError, "a flag is"), ([(0, 64, at, (0, 1))], ValueError, "a flag at 0"),
+        ([(0, 64, at, (memory.ptr + 1, 1))], ValueError, "multiple of four"), ([("0", 64, at)], TypeError, "whole number"),
+        ([(0, 64, at, (memory.ptr, 1 << 32))], ValueError, "expected 0 to 4294967295"),
+    ]:
+        with pytest.raises(error, match=match):
+            load(*pieces)
+    with pytest.raises(TypeError, match="pieces: expected a list"):
+        gpu_client.get_device_pieces(gpu_pool, names(1), 5, 0, device=0)
+    made = load((0, BLOCK, at))
+    for wrong in (1, -2):
+        for call in (made.is_piece_over, lambda piece: made.wait_piece(piece, 0)):
+            with pytest.raises(IndexError, match=f"piece {wrong} of 1"):
+                call(wrong)
+    with pytest.raises(TypeError, match="stream"):
+        made.wait_piece(0, None)
+    with pytest.raises(lapis_kv.GpuError):
+        made.wait_piece(0, 0, device=7)
+    made.wait_piece(0, 0)
+    cuda.synchronize(0)
+    memory.free()
+
+
 def test_mistakes_are_told(cuda, gpu_client, gpu_pool, namespace):
     cuda.use(0)
     memory = cuda.memory(bytes(2 * BLOCK))
@@ -167,16 +275,18 @@ def test_a_forked_child_touches_no_driver(cuda, gpu_client, gpu_pool):
     dst = cuda.memory(bytes(BLOCK))
     gpu_client.put_from(gpu_pool, names(1), payload(1))
     got = gpu_client.get_device(gpu_pool, names(1), [dst.ptr], 0, device=0)
+    load = gpu_client.get_device_pieces(gpu_pool, [b"none"], [(0, BLOCK, [dst.ptr])], 0, device=0)
     if (child := os.fork()) == 0:
         told = 0
-        for call in (got.is_over, got.still_valid):
+        on_piece = [lambda: load.wait_piece(0, 0), lambda: load.is_piece_over(0)]
+        for call in (got.is_over, got.still_valid, load.is_over, load.still_valid, *on_piece):
             try:
                 call()
             except lapis_kv.ForkedError:
                 told += 1
-        del got
+        del got, load
         os._exit(told)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 6
     cuda.synchronize(0)
     assert got.is_over() and got.still_valid() and bytes(dst) == payload(1)
     dst.free()

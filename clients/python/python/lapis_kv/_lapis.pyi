@@ -13,6 +13,7 @@ __all__ = [
     "ClosedError",
     "ConnectError",
     "DeviceGot",
+    "DeviceLoad",
     "ForkedError",
     "GoneError",
     "Got",
@@ -58,6 +59,7 @@ class _Tensor(Protocol):
 _Memory: TypeAlias = Buffer | _Tensor
 _Vectors: TypeAlias = _Memory | Sequence[_Memory]
 _Places: TypeAlias = _Memory | tuple[int, int] | list[Any]
+_Piece: TypeAlias = tuple[int, int, Iterable[int]] | tuple[int, int, Iterable[int], tuple[int, int] | None]
 _Keys: TypeAlias = Buffer | list[bytes] | tuple[bytes, ...] | list[Buffer] | tuple[Buffer, ...]
 
 class LapisError(Exception):
@@ -213,6 +215,15 @@ class DeviceGot(Got):
     def still_valid(self) -> bool: ...
 
 @final
+class DeviceLoad(Got):
+    @property
+    def pieces(self) -> int: ...
+    def wait_piece(self, piece: int, stream: int, *, device: int | None = None) -> None: ...
+    def is_piece_over(self, piece: int) -> bool: ...
+    def is_over(self) -> bool: ...
+    def still_valid(self) -> bool: ...
+
+@final
 class Put:
     @property
     def stored(self) -> int: ...
@@ -313,6 +324,18 @@ class Client:
         deadline: float | None = None,
         verify: Verify | None = None,
     ) -> DeviceGot: ...
+    def get_device_pieces(
+        self,
+        pool: Pool,
+        keys: _Keys,
+        pieces: Iterable[_Piece],
+        stream: int,
+        *,
+        device: int,
+        wait: Wait = ...,
+        deadline: float | None = None,
+        verify: Verify | None = None,
+    ) -> DeviceLoad: ...
     def put_device(
         self,
         pool: Pool,

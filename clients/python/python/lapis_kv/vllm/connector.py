@@ -27,6 +27,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 
+from vllm.platforms import current_platform
 from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
 
 import lapis_kv
@@ -106,7 +107,8 @@ class LapisConnector(KVConnectorBase_V1, SupportsHMA):
             return {key: kv.open_pool(client, namespace, by_index[key[0]], key[1]) for key in sorted(wanted)}
 
         name = f"vllm {role.name.lower()} {'' if own is None else own}".strip()
-        self._link = Link(socket_of(options.socket), name, open_pools, warns=is_scheduler)
+        gpus = not is_scheduler and current_platform.is_cuda()
+        self._link = Link(socket_of(options.socket), name, open_pools, warns=is_scheduler, gpus=gpus)
         # The engine counts all groups, also those that are never looked up.
         by_block = len(kv_cache_config.kv_cache_groups) == 1
         # A load that fails within its step cannot be taken back with several groups or steps planned ahead; nor with several
@@ -195,7 +197,7 @@ class LapisConnector(KVConnectorBase_V1, SupportsHMA):
         self._worker.load(self._plan())
 
     def wait_for_layer_load(self, layer_name):
-        pass
+        self._worker.wait_for_layer(layer_name)
 
     def save_kv_layer(self, layer_name, kv_layer, attn_metadata, **kwargs):
         pass
@@ -229,6 +231,11 @@ class LapisConnector(KVConnectorBase_V1, SupportsHMA):
         return plan
 
     # ---- Both ----
+
+    @classmethod
+    def requires_piecewise_for_cudagraph(cls, extra_config) -> bool:
+        # A graph of a whole step has no place to wait for a layer.
+        return extra_config.get("lapis.load") == "sync"
 
     @classmethod
     def build_kv_connector_stats(cls, data=None):
