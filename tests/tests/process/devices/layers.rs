@@ -46,11 +46,12 @@ fn flags_are_written_where_a_copy_is_refused() {
     registered(&host, 2);
     put(&bed, &host, 0);
     // The first copy, then one among all layers', from the GPU itself, from the other one and from DRAM.
-    let cases: [(u64, &str, &str, &[(&str, &str)]); 5] = [
-        (0, "copy=1x1", "0", &[]),
-        (0, "copy=50x1", "1", &[]),
-        (0, "copy=50x1", "2", &[]),
-        (1, "copy=50x1", "3", &[]),
+    let no_more: &[_] = &[];
+    let cases = [
+        (0, "copy=1x1", "0", no_more),
+        (0, "copy=50x1", "1", no_more),
+        (0, "copy=50x1", "2", no_more),
+        (1, "copy=50x1", "3", no_more),
         (1, "copy=50x1", "4", &[("WITHOUT", "peers")]),
     ];
     for (gpu, errors, seed, more) in cases {
