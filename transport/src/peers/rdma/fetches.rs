@@ -38,7 +38,7 @@ struct Block {
 
 struct Fetching {
     link: LinkId,
-    /// When its READs are taken back, and when it must have ended.
+    /// When its READs are taken back, and when it ends if the NIC hands them back in time.
     give_up: Time,
     deadline: Time,
     gave_up: bool,
