@@ -6,8 +6,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import lapis_kv
 import pytest
-from cuda import Cuda
+from conftest import Host
+from cuda import Cuda, stand_in
+from host import eventually
 from lapis_mooncake import gpu
 
 NOT_FOUND, INVALID, TRANSFER = -704, -600, -800
@@ -58,6 +61,64 @@ def test_objects_come_from_a_gpu_and_go_to_one(cuda, store, stage, device, regis
     if registered:
         assert store.unregister_buffer(source.ptr) == store.unregister_buffer(sink.ptr) == 0
     source.free()
+    sink.free()
+
+
+@pytest.fixture(scope="module")
+def gpu_host() -> Iterator[Host]:
+    """Whose daemon has memory on the first GPU."""
+    host = Host("256MiB", "--hbm-bytes", "16MiB", "--hbm-cuda-library", str(stand_in()))
+    yield host
+    host.end()
+
+
+def test_a_gpu_reads_objects_itself_and_from_its_own_memory_what_it_reads_again(cuda, gpu_host, opened, monkeypatch):
+    cuda.use(0)
+    store, sink = opened(gpu_host), cuda.memory(bytes(20_000))
+    assert store.register_buffer(sink.ptr, sink.size) == 0
+    values = {"a": WHOLE[:9000], "b": WHOLE[100:5100], "c": WHOLE[7:4007]}
+    assert [store.put(*one) for one in values.items()] == [0] * 3
+    to, sizes = [[sink.ptr + 10_000, sink.ptr], [sink.ptr + 12_000], [sink.ptr + 17_000], [sink.ptr]], [[2000, 7000], [5000], [3000], [9]]
+    expected = WHOLE[2000:9000] + bytes(3000) + WHOLE[:2000] + WHOLE[100:5100] + bytes(3000)
+
+    def read() -> bool:
+        assert store.batch_get_into_multi_buffers(["a", "b", "c", "none"], to, sizes) == [9000, 5000, INVALID, NOT_FOUND]
+        return bytes(sink) == expected
+
+    # Until the host's memory is registered with the driver objects come by way of the process.
+    staged: list[int] = []
+    write = gpu.write
+    monkeypatch.setattr(gpu, "write", lambda device, pieces: staged.append(device) or write(device, pieces))
+    eventually("reads by the GPU", lambda: read() and (not staged or staged.clear()))
+    eventually("copies on the GPU", lambda: read() and lapis_kv.status(gpu_host.socket)["gpus"][0]["held"]["blocks"] >= 2)
+    assert read() and not staged
+    ranges = store.get_into_ranges([sink.ptr], [["b", "none"]], [[[0, 9], [20]]], [[[5, 4995], [0]]], [[[4, 6], [1]]])
+    assert ranges == [[[4, INVALID], [NOT_FOUND]]] and bytes(sink) == WHOLE[105:109] + expected[4:] and not staged
+    sink.free()
+
+
+def test_a_gpu_that_reads_nothing_itself_is_asked_once(cuda, store, monkeypatch):
+    cuda.use(0)
+    sink, asked = cuda.memory(bytes(100)), []
+    store.put("k", b"x" * 100)
+
+    class Refuses:
+        def __init__(self, client: object) -> None:
+            self._client = client
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._client, name)
+
+        def get_objects_device(self, *_given: object, **_named: object) -> None:
+            asked.append(is_transient)
+            error = lapis_kv.GpuError("no")
+            error.is_transient = is_transient
+            raise error
+
+    monkeypatch.setattr(store._daemon, "_client", Refuses(store._daemon._client))
+    for is_transient in (True, False, False):
+        assert store.get_into("k", sink.ptr, 100) == 100 and bytes(sink) == b"x" * 100
+    assert asked == [True, False]
     sink.free()
 
 
