@@ -78,10 +78,11 @@ class Engine:
         plan.loads, plan.saves, plan.loads_at_once = list(loads), list(saves), at_once
         for name, value in told.items():
             setattr(plan, name, value)
-        self.worker.before_step(plan)
-        self.worker.load(plan)
-        self.worker.save(plan)
-        return self.worker.results()
+        with torch.inference_mode():
+            self.worker.before_step(plan)
+            self.worker.load(plan)
+            self.worker.save(plan)
+            return self.worker.results()
 
     def until(self, holds):
         """Empty steps until what one says is as wanted."""

@@ -85,7 +85,9 @@ class Planes:
 
     def _rows(self) -> list:
         if self._views is None:
-            self._views = [plane.rows() for plane in self._planes]
+            # The first may be asked for within a step, and such tensors could be written there alone.
+            with torch.inference_mode(False):
+                self._views = [plane.rows() for plane in self._planes]
         return self._views
 
     def vectors(self, block_ids) -> list:
