@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import lapis_kv
 import pytest
 from conftest import Host
 from cuda import Cuda, stand_in
 from host import eventually
-from lapis_mooncake import gpu
+from lapis_mooncake import gpu, memory
+from lapis_mooncake.memory import HOST, Range
 
 NOT_FOUND, INVALID, TRANSFER = -704, -600, -800
 WHOLE = bytes(range(256)) * 400
@@ -97,28 +99,59 @@ def test_a_gpu_reads_objects_itself_and_from_its_own_memory_what_it_reads_again(
     sink.free()
 
 
+def test_a_gpu_is_asked_for_the_objects_whose_places_are_all_its_own():
+    def place(device: int, size: int = 8) -> Range:
+        return Range(1000 * (device + 2), size, device == HOST, device)
+
+    asked = []
+
+    def read(device: int, keys: list[str], places: object, offsets: object) -> list[int | None]:
+        asked.append((device, keys, places, offsets))
+        return [None if key == "d" else 10 + device for key in keys]
+
+    zero, one, host, none = place(0), place(1), place(HOST), place(HOST, 0)
+    places = [[zero, zero], [one], [zero, one], [one, none], [zero, host], [none], []]
+    offsets = [[n] * len(of_key) for n, of_key in enumerate(places)]
+    assert memory.read_to_gpus(read, list("abcdefg"), places, offsets) == [10, 11, None, None, None, None, None]
+    at = [(zero.address, 8)], [(one.address, 8)]
+    assert asked == [(0, ["a"], [2 * at[0]], [[0, 0]]), (1, ["b", "d"], [at[1], [*at[1], (1000, 0)]], [[1], [3, 3]])]
+
+
+class Instead:
+    """A client with another `get_objects_device`."""
+
+    def __init__(self, client: object, get_objects_device: Callable[..., object]) -> None:
+        self._client, self.get_objects_device = client, get_objects_device
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._client, name)
+
+
 def test_a_gpu_that_reads_nothing_itself_is_asked_once(cuda, store, monkeypatch):
     cuda.use(0)
     sink, asked = cuda.memory(bytes(100)), []
     store.put("k", b"x" * 100)
 
-    class Refuses:
-        def __init__(self, client: object) -> None:
-            self._client = client
+    def refuses(*_given: object, **_named: object) -> None:
+        asked.append(is_transient)
+        error = lapis_kv.GpuError("no")
+        error.is_transient = is_transient
+        raise error
 
-        def __getattr__(self, name: str) -> object:
-            return getattr(self._client, name)
-
-        def get_objects_device(self, *_given: object, **_named: object) -> None:
-            asked.append(is_transient)
-            error = lapis_kv.GpuError("no")
-            error.is_transient = is_transient
-            raise error
-
-    monkeypatch.setattr(store._daemon, "_client", Refuses(store._daemon._client))
+    monkeypatch.setattr(store._daemon, "_client", Instead(store._daemon._client, refuses))
     for is_transient in (True, False, False):
         assert store.get_into("k", sink.ptr, 100) == 100 and bytes(sink) == b"x" * 100
     assert asked == [True, False]
+    sink.free()
+
+
+def test_what_the_daemon_took_back_while_a_gpu_read_it_is_read_again(cuda, store, monkeypatch):
+    cuda.use(0)
+    sink = cuda.memory(bytes(100))
+    store.put("k", b"x" * 100)
+    lost = SimpleNamespace(found=[100], still_valid=lambda: False)
+    monkeypatch.setattr(store._daemon, "_client", Instead(store._daemon._client, lambda *_given, **_named: lost))
+    assert store.get_into("k", sink.ptr, 100) == 100 and bytes(sink) == b"x" * 100
     sink.free()
 
 
