@@ -15,7 +15,8 @@ use lapis_config::{Key, PoolKind, UNIT_BYTES, Wait};
 use lapis_transport::frame::Request;
 
 use super::{
-    DevicePiece, DevicePins, DevicePtr, DeviceStream, Flight, OpenGpu, Places, Watch, peers::Peer, pieces::Targets,
+    DeviceObjectStatus, DevicePiece, DevicePins, DevicePtr, DeviceStream, Flight, OpenGpu, Places, Watch,
+    objects::Objects, peers::Peer, pieces::Targets,
 };
 use crate::{
     ClientError, GetOptions, Pool, keys,
@@ -30,13 +31,25 @@ const TRIES: u8 = 3;
 
 /// Where a block is read.
 pub(super) enum Source {
-    Gpu { at: OnDevice, extent: Arc<HbmExtent>, offset: u64, peer: Option<Arc<Peer>> },
+    Gpu { at: OnDevice, extent: Arc<HbmExtent>, offset: u64, bytes: u64, peer: Option<Arc<Peer>> },
     Dram { view: View, host: Arc<HostExtent>, offset: u64 },
 }
 
+impl Source {
+    /// Bytes of the block.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Gpu { bytes, .. } => *bytes,
+            Self::Dram { view, .. } => view.len() as u64,
+        }
+    }
+}
+
 /// What became of one look at a block.
-enum Look {
+pub(super) enum Look {
     Read(Found, Source),
+    /// Of an object: it is there, and not to be copied.
+    Told(DeviceObjectStatus),
     /// The daemon can fetch it.
     Elsewhere,
     Miss,
@@ -53,14 +66,16 @@ struct Ready {
 
 /// A get under way. Whatever is in memory is on the stream after the first `step`.
 pub struct DeviceGetJob<'a> {
-    session: Arc<Session>,
-    pool: Pool,
-    keys: &'a [Key],
+    pub(super) session: Arc<Session>,
+    pub(super) pool: Pool,
+    pub(super) keys: &'a [Key],
+    /// Where the keys are those of objects.
+    pub(super) objects: Option<Objects<'a>>,
     to: Targets<'a>,
     gpu: Arc<OpenGpu>,
     wait: Wait,
     from: Option<String>,
-    verify: Option<Verify>,
+    pub(super) verify: Option<Verify>,
     got: Got,
     deepest: Option<(usize, Found)>,
     windows: Windows,
@@ -95,7 +110,7 @@ impl<'a> DeviceGetJob<'a> {
         stream: &DeviceStream,
         options: &GetOptions,
     ) -> Result<Self, ClientError> {
-        Self::check(&session, pool, keys)?;
+        Self::check(&session, pool, keys, PoolKind::Chain)?;
         let part = Part::of(pool, options.pieces.as_ref())?;
         let places = Places::new(to, keys.len(), part.bytes as u64)?;
         let (gpu, stream) = session.open_gpu(stream)?;
@@ -115,21 +130,21 @@ impl<'a> DeviceGetJob<'a> {
         stream: &DeviceStream,
         options: &GetOptions,
     ) -> Result<Self, ClientError> {
-        Self::check(&session, pool, keys)?;
+        Self::check(&session, pool, keys, PoolKind::Chain)?;
         let (gpu, behind) = session.open_gpu(stream)?;
         let to = Targets::in_pieces(pieces, keys.len(), pool.block_bytes(), &gpu, &behind)?;
         Ok(Self::begin(session, pool, keys, to, gpu, options))
     }
 
-    fn check(session: &Session, pool: &Pool, keys: &[Key]) -> Result<(), ClientError> {
+    pub(super) fn check(session: &Session, pool: &Pool, keys: &[Key], kind: PoolKind) -> Result<(), ClientError> {
         if session.here().is_err() {
             return Err(ClientError::Closed);
         }
         keys::check(keys.len())?;
-        pool.expect_kind(PoolKind::Chain)
+        pool.expect_kind(kind)
     }
 
-    fn begin(
+    pub(super) fn begin(
         session: Arc<Session>,
         pool: &Pool,
         keys: &'a [Key],
@@ -141,6 +156,7 @@ impl<'a> DeviceGetJob<'a> {
             session,
             pool: pool.clone(),
             keys,
+            objects: None,
             to,
             gpu,
             wait: options.wait,
@@ -160,7 +176,15 @@ impl<'a> DeviceGetJob<'a> {
 
     /// Bytes asked for; what the default deadline depends on.
     pub fn bytes(&self) -> u64 {
-        self.to.bytes() * self.keys.len() as u64
+        match &self.objects {
+            Some(objects) => objects.bytes(),
+            None => self.to.bytes() * self.keys.len() as u64,
+        }
+    }
+
+    /// What became of each object.
+    pub fn take_told(&mut self) -> Vec<DeviceObjectStatus> {
+        self.objects.as_mut().map(|objects| std::mem::take(&mut objects.told)).unwrap_or_default()
     }
 
     /// Goes on as far as possible without waiting. `left`: until the caller's deadline.
@@ -213,8 +237,10 @@ impl<'a> DeviceGetJob<'a> {
     pub fn finish(mut self) -> (Result<Got, ClientError>, Vec<Flight>, Vec<Watch>) {
         self.windows.abandon(&self.session);
         self.flush(true);
-        let deepest = self.deepest.map(|(_, found)| found);
-        self.session.report_into(self.gpu.id(), deepest, self.got.hits, self.keys.len(), self.got.bytes);
+        if self.objects.is_none() {
+            let deepest = self.deepest.map(|(_, found)| found);
+            self.session.report_into(self.gpu.id(), deepest, self.got.hits, self.keys.len(), self.got.bytes);
+        }
         let got = match self.error.take() {
             Some(error) => Err(error),
             None => Ok(std::mem::take(&mut self.got)),
@@ -225,7 +251,8 @@ impl<'a> DeviceGetJob<'a> {
 
     /// As of a get into memory of the host.
     fn plan(&mut self) {
-        let coming = |i: u32| self.later.iter().any(|(later, _)| *later == i);
+        let told = |i: u32| self.objects.as_ref().is_some_and(|objects| objects.is_told(i as usize));
+        let coming = |i: u32| self.later.iter().any(|(later, _)| *later == i) || told(i);
         let statuses = self.got.statuses.iter().zip(0..);
         let missing: Vec<u32> =
             statuses.filter(|&(status, i)| !status.is_hit() && !coming(i)).map(|(_, i)| i).collect();
@@ -234,7 +261,9 @@ impl<'a> DeviceGetJob<'a> {
         if self.windows.is_empty() && !absent && !remote || !self.session.is_connected() {
             return self.windows.forget_rest();
         }
-        self.windows.set_size(self.session.maps().extents.bytes(), self.pool.slot_bytes());
+        let slot_bytes = self.objects.as_ref().map(|objects| objects.slot_bytes(&self.pool));
+        self.windows
+            .set_size(self.session.maps().extents.bytes(), slot_bytes.unwrap_or_else(|| self.pool.slot_bytes()));
         if absent {
             self.windows.await_absent(missing.into_iter());
         } else if remote {
@@ -283,8 +312,13 @@ impl<'a> DeviceGetJob<'a> {
         let mut pins = self.gpu.told.as_ref().map(|devices| DevicePins::new(&self.session, devices));
         let mut reads: Vec<(u32, u8, Found, Source)> = Vec::with_capacity(wanted.len());
         for &(i, tries) in wanted {
-            match self.look(&self.keys[i as usize], pins.as_mut()) {
+            let look = match &self.objects {
+                Some(objects) => self.look_at_object(objects, i as usize, pins.as_mut()),
+                None => self.look(&self.keys[i as usize], pins.as_mut()),
+            };
+            match look {
                 Look::Read(found, source) => reads.push((i, tries, found, source)),
+                Look::Told(status) => self.tell(i as usize, status),
                 // Asked for once: what leaves again is a miss.
                 Look::Elsewhere if self.state == State::New => self.windows.want(i),
                 Look::NotYet => self.later.push((i, tries)),
@@ -362,16 +396,24 @@ impl<'a> DeviceGetJob<'a> {
         }
         // Nobody checks a sum on a GPU: who wants all checked is served from DRAM.
         if session.verify_of(self.verify) != Verify::Always
-            && let (Some(pins), Some(source)) = (pins, self.on_gpu(&found))
-            && let Source::Gpu { at, .. } = &source
-            && pins.set(at)
+            && let Some(source) = self.pinned_on_gpu(&found, pins)
         {
             return Look::Read(found, source);
         }
         if found.state == LineState::Elsewhere || found.state == LineState::Hbm {
             return Look::Elsewhere;
         }
-        match session.pin(&self.pool, found) {
+        self.pinned_in_dram(found)
+    }
+
+    pub(super) fn pinned_on_gpu(&self, found: &Found, pins: Option<&mut DevicePins>) -> Option<Source> {
+        let (pins, source) = (pins?, self.on_gpu(found)?);
+        let is_pinned = matches!(&source, Source::Gpu { at, .. } if pins.set(at));
+        is_pinned.then_some(source)
+    }
+
+    pub(super) fn pinned_in_dram(&self, found: Found) -> Look {
+        match self.session.pin(&self.pool, found) {
             Pinned::View(view) => self.registered(found, view),
             Pinned::NoEntry => Look::NotYet,
             Pinned::Miss => Look::Miss,
@@ -389,7 +431,7 @@ impl<'a> DeviceGetJob<'a> {
         let slices = own.or(peer.as_deref().map(|peer| &peer.slices))?;
         let (extent, offset) = slices.locate(at.at.slot, u64::from(found.bytes))?;
         let extent = extent.clone();
-        Some(Source::Gpu { at, extent, offset, peer })
+        Some(Source::Gpu { at, extent, offset, bytes: u64::from(found.bytes), peer })
     }
 
     /// A block in DRAM, if its memory is registered that far.
@@ -412,13 +454,29 @@ impl<'a> DeviceGetJob<'a> {
 
     fn is_still(&self, found: &Found, source: &Source) -> bool {
         match (source, &self.gpu.told) {
-            (Source::Gpu { at, .. }, Some(devices)) => devices.table.still(at),
+            // The name of an object was read in DRAM.
+            (Source::Gpu { at, .. }, Some(devices)) => {
+                devices.table.still(at) && (self.objects.is_none() || self.session.maps().table.still(found))
+            }
             (Source::Gpu { .. }, None) => false,
             (Source::Dram { .. }, _) => self.session.maps().table.still(found),
         }
     }
 
+    fn tell(&mut self, i: usize, status: DeviceObjectStatus) {
+        if let Some(told) = self.objects.as_mut().and_then(|objects| objects.told.get_mut(i)) {
+            *told = status;
+        }
+    }
+
     fn hit(&mut self, i: usize, found: Found) {
+        if self.objects.is_some() {
+            let bytes = u64::from(found.bytes);
+            self.tell(i, DeviceObjectStatus::Hit { bytes });
+            self.got.statuses[i] = BlockStatus::Hit { bytes: found.bytes };
+            // Objects have no parents: each has to be told of by itself.
+            return self.session.report_into(self.gpu.id(), Some(found), 1, 1, bytes);
+        }
         self.got.statuses[i] = BlockStatus::Hit { bytes: self.to.bytes() as u32 };
         self.got.hits += 1;
         self.got.bytes += self.to.bytes();
