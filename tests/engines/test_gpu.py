@@ -337,6 +337,19 @@ def test_tensors_of_unlike_rows_and_with_gaps_are_loaded_too(engine):
     assert save_way(Way.GPU, it.worker._planes[0].row_bytes, is_lent=False) is Way.STAGED
 
 
+def test_blocks_that_are_apart_go_out_and_come_back(engine, host):
+    # As in a layout that has the layers of a block side by side.
+    it = engine(rows={layer: [(ROW, 2 * ROW)] for layer in LAYERS})
+    before, puts = it.blocks(), lapis_kv.status(host.socket)["hbm"]["puts"]
+    assert save_way(Way.GPU, it.worker._planes[0].row_bytes, it.group.is_lent) is Way.GPU
+    it.step(saves=[transfer([1, 2])])
+    it.worker.flush()
+    eventually("slots on the daemon's GPU", lambda: lapis_kv.status(host.socket)["hbm"]["puts"] == puts + 2)
+    it.step(loads=[transfer([11, 5])], at_once=True)
+    assert not it.worker.bad_blocks() and [it.seen(11), it.seen(5)] == before[1:3]
+    assert it.blocks() == [*before[:5], before[2], *before[6:11], before[1]]
+
+
 def test_what_the_daemon_took_back_meanwhile_is_told_and_nothing_computed_on_it_is_saved(engine):
     it = engine()
     it.client.put_from(it.pool, key(0), it.block(1))
