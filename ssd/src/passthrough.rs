@@ -258,6 +258,7 @@ impl Kernel {
             }
             (IoKind::Discard, _) => {
                 let at = tag as usize * size_of::<Range>();
+                assert!(at + RANGES_BYTES <= self.ranges.len(), "as many bytes as the command says");
                 self.ranges.copy_in(at, blocks.range(offset, bytes).as_bytes());
                 (blocks.deallocate(self.ranges.as_ptr(at) as u64), None)
             }

@@ -206,7 +206,7 @@ fn resets_under_load_lose_nothing() {
             if well >= at && resets.len() < 3 {
                 let reset = reset.clone();
                 resets.push(std::thread::spawn(move || fs::write(reset, "1")));
-                at = well + 100;
+                at = well + 40;
             }
             resets.len() == 3 && well >= at && resets.iter().all(|reset| reset.is_finished())
         });
