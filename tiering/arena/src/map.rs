@@ -21,6 +21,8 @@ use crate::{ArenaError, copy, memfd};
 
 /// Most NUMA nodes that the kernel counts (CONFIG_NODES_SHIFT = 10).
 const NODES_MAX: usize = 1024;
+/// `HUGETLBFS_MAGIC`.
+const HUGETLBFS: u64 = 0x9584_58f6;
 
 /// Whether stores are possible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +41,7 @@ pub struct Mapping {
 struct Inner {
     raw: MmapRaw,
     access: Access,
+    is_hugetlb: bool,
 }
 
 impl fmt::Debug for Mapping {
@@ -58,7 +61,8 @@ impl Mapping {
             Access::ReadOnly => options.map_raw_read_only(fd.as_raw_fd()),
             Access::ReadWrite => options.map_raw(fd.as_raw_fd()),
         };
-        Ok(Self { inner: Arc::new(Inner { raw: raw.map_err(failed)?, access }) })
+        let is_hugetlb = rustix::fs::fstatfs(fd).is_ok_and(|found| found.f_type as u64 == HUGETLBFS);
+        Ok(Self { inner: Arc::new(Inner { raw: raw.map_err(failed)?, access, is_hugetlb }) })
     }
 
     /// Memory of this process alone; for tests and simulation.
@@ -66,7 +70,7 @@ impl Mapping {
         let failed = |e| ArenaError::io("mmap", bytes, e);
         let len = usize::try_from(bytes).map_err(|_| failed(std::io::ErrorKind::OutOfMemory.into()))?;
         let map = MmapOptions::new().len(len).map_anon().map_err(failed)?;
-        Ok(Self { inner: Arc::new(Inner { raw: map.into(), access: Access::ReadWrite }) })
+        Ok(Self { inner: Arc::new(Inner { raw: map.into(), access: Access::ReadWrite, is_hugetlb: false }) })
     }
 
     /// Bytes mapped.
@@ -76,6 +80,11 @@ impl Mapping {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Whether it is made of reserved huge pages, which the kernel neither splits nor swaps.
+    pub fn is_hugetlb(&self) -> bool {
+        self.inner.is_hugetlb
     }
 
     pub fn is_writable(&self) -> bool {
@@ -404,6 +413,15 @@ mod tests {
         a.pages_ahead().map_in(4096, || true);
         b.touch(0..8192, 4096, Advice::LinuxPopulateRead);
         assert_eq!(b.load64(8, Ordering::Acquire), 16, "populating changes nothing");
+    }
+
+    #[test]
+    fn memory_knows_whether_it_is_made_of_reserved_huge_pages() {
+        let (fd, pages) = memfd::create("test", 2 << 20, Huge::Try).expect("memory");
+        let mapping = Mapping::shared(fd.as_fd(), 2 << 20, Access::ReadWrite).expect("address space");
+        assert_eq!(mapping.is_hugetlb(), pages == memfd::Pages::Hugetlb, "{pages}");
+        let small = Mapping::shared(memory(4096).as_fd(), 4096, Access::ReadOnly).expect("address space");
+        assert!(!small.is_hugetlb() && !Mapping::anonymous(4096).expect("memory").is_hugetlb());
     }
 
     /// The kernel says of each page which policy it has: `get_mempolicy` by address.
