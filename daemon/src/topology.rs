@@ -183,6 +183,17 @@ mod tests {
         .expect("it runs");
     }
 
+    /// The unit takes all of `@resources` away, which both belong to.
+    #[test]
+    fn the_unit_lets_memory_and_threads_be_placed() {
+        let unit = include_str!("../ops/lapis.service");
+        let lines = unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter="));
+        let after: Vec<&str> = lines.skip_while(|list| !list.starts_with('~')).skip(1).collect();
+        assert!(after.iter().all(|list| !list.starts_with('~')), "nothing is taken away after: {after:?}");
+        let allowed = |call: &str| after.iter().any(|list| list.split_whitespace().any(|word| word == call));
+        assert!(allowed("mbind") && allowed("sched_setaffinity"), "{after:?}");
+    }
+
     /// What a path lies on here, found with this host's own numbers in a made-up tree.
     #[test]
     fn paths_lead_to_their_nodes() {
