@@ -220,6 +220,24 @@ impl Mapping {
         if done == 0 { Ok(()) } else { Err(failed(std::io::Error::last_os_error())) }
     }
 
+    /// The NUMA node that the memory was asked of last, by whatever process; `None` if it was of none, or the kernel does not
+    /// say.
+    pub fn preferred_node(&self) -> Option<u32> {
+        // `MPOL_F_ADDR`, which the crate libc lacks.
+        const BY_ADDRESS: usize = 2;
+        let (mut mode, mut mask) = (0i32, [0u64; NODES_MAX / u64::BITS as usize]);
+        // SAFETY: both results are ours and as large as is said; the address is mapped.
+        let done = unsafe {
+            let (mode, mask) = (&raw mut mode, mask.as_mut_ptr());
+            libc::syscall(libc::SYS_get_mempolicy, mode, mask, NODES_MAX, self.as_ptr(0), BY_ADDRESS)
+        };
+        if done != 0 || mode != libc::MPOL_PREFERRED {
+            return None;
+        }
+        let word = mask.iter().position(|word| *word != 0)?;
+        Some(word as u32 * u64::BITS + mask[word].trailing_zeros())
+    }
+
     /// Maps the pages of a range for reading, so that the first copy takes no faults. Blocks for about 0.1 s a GiB.
     pub fn populate_read(&self, range: Range<usize>) -> Result<(), ArenaError> {
         self.populate(range, Advice::LinuxPopulateRead)
@@ -424,24 +442,14 @@ mod tests {
         assert!(!small.is_hugetlb() && !Mapping::anonymous(4096).expect("memory").is_hugetlb());
     }
 
-    /// The kernel says of each page which policy it has: `get_mempolicy` by address.
     #[test]
     fn memory_is_asked_of_a_node_by_every_mapping_of_it() {
         let fd = memory(1 << 20);
         let mapping = || Mapping::shared(fd.as_fd(), 1 << 20, Access::ReadWrite).expect("address space");
         let (one, other) = (mapping(), mapping());
-        let policy = |of: &Mapping| {
-            let (mut mode, mut mask) = (0i32, [0u64; NODES_MAX / 64]);
-            const BY_ADDRESS: usize = 2;
-            // SAFETY: both results are ours and as large as is said; the address is mapped.
-            let done = unsafe {
-                let (mode, mask) = (&raw mut mode, mask.as_mut_ptr());
-                libc::syscall(libc::SYS_get_mempolicy, mode, mask, NODES_MAX, of.as_ptr(4096), BY_ADDRESS)
-            };
-            (done == 0).then_some((mode, mask[0]))
-        };
+        assert_eq!(one.preferred_node(), None);
         match one.prefer_node(0) {
-            Ok(()) => assert_eq!(policy(&other), Some((libc::MPOL_PREFERRED, 1)), "the memory has it, not the mapping"),
+            Ok(()) => assert_eq!(other.preferred_node(), Some(0), "the memory has it, not the mapping"),
             // A kernel without NUMA, or a container that must not.
             Err(error) => println!("skipped: {error:?}"),
         }

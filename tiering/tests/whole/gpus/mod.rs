@@ -2,6 +2,7 @@
 
 mod host;
 mod lost;
+mod near;
 mod puts;
 mod restart;
 

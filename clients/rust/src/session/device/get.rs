@@ -1,5 +1,5 @@
 //! Gets into the memory of a GPU. A block that the daemon has on that GPU, or on one that it reaches, is copied from there; one
-//! in DRAM is copied from where it lies; for any other the daemon is asked first.
+//! in DRAM is copied from where it lies, also if it is on another GPU that is far; for any other the daemon is asked first.
 //!
 //! All that is read is pinned, then fenced once, then looked at again, and only then are copies put on the stream. The pins go
 //! when a mark behind the copies is over. What is in memory at the first look is one wave of copies, what comes later is others;
@@ -394,38 +394,54 @@ impl<'a> DeviceGetJob<'a> {
         if u64::from(found.bytes) != self.pool.block_bytes() {
             return Look::Miss;
         }
+        self.place(found, pins)
+    }
+
+    /// Pins the block where it is read best.
+    pub(super) fn place(&self, found: Found, mut pins: Option<&mut DevicePins>) -> Look {
+        let session = &self.session;
         // Nobody checks a sum on a GPU: who wants all checked is served from DRAM.
-        if session.verify_of(self.verify) != Verify::Always
-            && let Some(source) = self.pinned_on_gpu(&found, pins)
+        let at = if session.verify_of(self.verify) == Verify::Always { None } else { self.device_slot(&found) };
+        let far = at.filter(|at| found.state == LineState::Dram && !self.is_near(at));
+        if let Some(at) = at.filter(|_| far.is_none())
+            && let Some(source) = self.pinned_on_gpu(&found, at, pins.as_deref_mut())
         {
             return Look::Read(found, source);
         }
         if found.state == LineState::Elsewhere || found.state == LineState::Hbm {
             return Look::Elsewhere;
         }
-        self.pinned_in_dram(found)
-    }
-
-    pub(super) fn pinned_on_gpu(&self, found: &Found, pins: Option<&mut DevicePins>) -> Option<Source> {
-        let (pins, source) = (pins?, self.on_gpu(found)?);
-        let is_pinned = matches!(&source, Source::Gpu { at, .. } if pins.set(at));
-        is_pinned.then_some(source)
-    }
-
-    pub(super) fn pinned_in_dram(&self, found: Found) -> Look {
-        match self.session.pin(&self.pool, found) {
+        let look = match session.pin(&self.pool, found) {
             Pinned::View(view) => self.registered(found, view),
             Pinned::NoEntry => Look::NotYet,
             Pinned::Miss => Look::Miss,
-        }
+        };
+        // What DRAM does not give comes from afar; while memory is being registered only where that opens nothing.
+        let from_afar = match (&look, far) {
+            (Look::Miss, Some(at)) => self.pinned_on_gpu(&found, at, pins),
+            (Look::NotYet, Some(at)) if self.gpu.has_reached(at.at.gpu) => self.pinned_on_gpu(&found, at, pins),
+            _ => None,
+        };
+        from_afar.map_or(look, |source| Look::Read(found, source))
+    }
+
+    fn device_slot(&self, found: &Found) -> Option<OnDevice> {
+        let at = self.gpu.told.as_ref()?.table.find(found.line, found.generation())?;
+        (u64::from(at.at.units) * UNIT_BYTES >= u64::from(found.bytes)).then_some(at)
+    }
+
+    /// Whether a block is read from there though it is in DRAM too.
+    fn is_near(&self, at: &OnDevice) -> bool {
+        self.gpu.id() == Some(at.at.gpu) || self.gpu.reads_from(at.at.gpu)
+    }
+
+    fn pinned_on_gpu(&self, found: &Found, at: OnDevice, pins: Option<&mut DevicePins>) -> Option<Source> {
+        let (pins, source) = (pins?, self.on_gpu(found, at)?);
+        pins.set(&at).then_some(source)
     }
 
     /// Where the block lies on this GPU, or on one that it reaches.
-    fn on_gpu(&self, found: &Found) -> Option<Source> {
-        let at = self.gpu.told.as_ref()?.table.find(found.line, found.generation())?;
-        if u64::from(at.at.units) * UNIT_BYTES < u64::from(found.bytes) {
-            return None;
-        }
+    fn on_gpu(&self, found: &Found, at: OnDevice) -> Option<Source> {
         let own = self.gpu.own.as_ref().filter(|own| own.id == at.at.gpu);
         let peer = if own.is_some() { None } else { Some(self.gpu.peer(&self.session.gpus, at.at.gpu)?) };
         let slices = own.or(peer.as_deref().map(|peer| &peer.slices))?;

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     ClientError, GetOptions, Pool,
-    session::{Session, Verify, object::first_key},
+    session::{Session, object::first_key},
 };
 
 /// Bytes of an object, from an offset on, and where they go.
@@ -160,12 +160,7 @@ impl<'a> DeviceGetJob<'a> {
         if !objects.to[i].fits(bytes) {
             return Look::Told(DeviceObjectStatus::Long { bytes });
         }
-        if session.verify_of(self.verify) != Verify::Always
-            && let Some(source) = self.pinned_on_gpu(&found, pins)
-        {
-            return Look::Read(found, source);
-        }
-        self.pinned_in_dram(found)
+        self.place(found, pins)
     }
 }
 
