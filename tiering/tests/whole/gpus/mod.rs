@@ -1,9 +1,12 @@
 //! What the tier of GPUs promises, one scene each.
 
+mod hangs;
 mod host;
 mod lost;
+mod pieces;
 mod puts;
 mod restart;
+mod room;
 
 use crate::scene::{MIB, Scene, key};
 use lapis_config::{GpuId, LineId, OpId, PolicyName, PoolKind, Refusal};
