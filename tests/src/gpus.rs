@@ -2,7 +2,7 @@
 //! GPUs by copies that end later, their deaths with copies under way, GPUs that are lost, daemons that are killed. What is
 //! drawn comes from the seed; the same seed gives the same run.
 //!
-//! The daemon's engine is not part of it: it adds no GPU yet. Kept memory is the plain one, and the device table with it.
+//! The daemon's engine is not part of it. Kept memory is the plain one, and the device table with it.
 
 mod clients;
 mod daemon;

@@ -12,7 +12,7 @@ use lapis_arena::{
     hbm::{Device, HbmExtent, HostExtent, Mark},
 };
 use lapis_config::{Key, PoolKind, UNIT_BYTES, Wait};
-use lapis_transport::frame::Request;
+use lapis_transport::{control::Counters, frame::Request};
 
 use super::{
     DevicePiece, DevicePins, DevicePtr, DeviceStream, Flight, OpenGpu, Places, Watch, peers::Peer, pieces::Targets,
@@ -62,6 +62,8 @@ pub struct DeviceGetJob<'a> {
     from: Option<String>,
     verify: Option<Verify>,
     got: Got,
+    /// Of the hits: read in the memory of GPUs.
+    hits_hbm: u64,
     deepest: Option<(usize, Found)>,
     windows: Windows,
     /// To be looked at again, with how often their line had changed.
@@ -147,6 +149,7 @@ impl<'a> DeviceGetJob<'a> {
             from: options.from.clone(),
             verify: options.verify,
             got: Got { statuses: vec![BlockStatus::Miss; keys.len()], hits: 0, bytes: 0 },
+            hits_hbm: 0,
             deepest: None,
             windows: Windows::default(),
             later: Vec::new(),
@@ -214,7 +217,8 @@ impl<'a> DeviceGetJob<'a> {
         self.windows.abandon(&self.session);
         self.flush(true);
         let deepest = self.deepest.map(|(_, found)| found);
-        self.session.report_into(self.gpu.id(), deepest, self.got.hits, self.keys.len(), self.got.bytes);
+        let (asked, hit, bytes) = (self.keys.len() as u64, self.got.hits as u64, self.got.bytes);
+        self.session.report_into(self.gpu.id(), deepest, Counters { asked, hit, bytes, hit_hbm: self.hits_hbm });
         let got = match self.error.take() {
             Some(error) => Err(error),
             None => Ok(std::mem::take(&mut self.got)),
@@ -339,6 +343,8 @@ impl<'a> DeviceGetJob<'a> {
         peers.sort_by_key(|device| device.index());
         peers.dedup_by_key(|device| device.index());
         if copied.is_ok() {
+            let in_hbm = ready.iter().filter(|ready| matches!(ready.source, Source::Gpu { .. })).count();
+            self.hits_hbm += in_hbm as u64;
             ready.iter().for_each(|ready| self.hit(ready.block, ready.found));
         }
         self.fail(copied);
