@@ -103,7 +103,7 @@ metrics_table! {
     gauge GPU_BYTES_USED "lapis_gpu_used_bytes" "How many bytes have the slots of those?";
     gauge GPU_SLOTS_GRANTED "lapis_gpu_slots_granted" "How many slots on the GPU are with clients to be filled now?";
     gauge GPU_SLOTS_ASIDE "lapis_gpu_slots_aside" "How many slots on the GPU wait for a reader or a former client before they can be used again?";
-    counter KEYS_HIT_HBM "lapis_keys_hit_hbm_total" "How many blocks did somebody on the host wait for that came from GPUs?";
+    counter KEYS_HIT_HBM "lapis_keys_hit_hbm_total" "How many hits were in the memory of GPUs: read there, as clients report, or waited for by somebody on the host?";
     counter HBM_PROMOTIONS "lapis_hbm_promotions_total" "How many blocks were copied to GPUs from DRAM?";
     counter HBM_PUTS "lapis_hbm_puts_total" "How many blocks did clients put on GPUs?";
     counter HBM_EVICTIONS "lapis_hbm_evictions_total" "How many copies on GPUs went to make room?";
@@ -150,7 +150,7 @@ pub fn publish<W: Wire, M: Movers>(engine: &Engine<W, M>, now: Time) {
         (SSD_WRITES_FAILED, totals.core.ssd_writes_failed),
         (SSD_CHECKSUM_FAILURES, totals.core.ssd_corrupt),
         (SSD_RECOVERED, totals.core.ssd_found),
-        (KEYS_HIT_HBM, totals.core.hbm_hits),
+        (KEYS_HIT_HBM, totals.hit_hbm),
         (HBM_PROMOTIONS, totals.core.hbm_promotions),
         (HBM_PUTS, totals.core.hbm_puts),
         (HBM_EVICTIONS, totals.core.hbm_evictions),

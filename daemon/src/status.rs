@@ -74,8 +74,8 @@ pub struct Hits {
     pub keys_asked: u64,
     pub keys_hit: u64,
     pub bytes_hit: u64,
-    /// Of `keys_hit`: those that this daemon read from SSD, from other hosts and from GPUs for who waited, and the others,
-    /// read ahead of the asking too.
+    /// Of `keys_hit`: those that this daemon read from SSD and from other hosts for who waited, those in the memory of GPUs
+    /// (read there by clients, or by the daemon for who waited), and the others, read ahead of the asking too.
     pub keys_hit_ssd: u64,
     #[serde(default)]
     pub keys_hit_hbm: u64,
@@ -120,6 +120,8 @@ pub struct Totals {
     pub core: Counts,
     pub asked: u64,
     pub hit: u64,
+    /// Of `hit`: in the memory of GPUs.
+    pub hit_hbm: u64,
     pub bytes_hit: u64,
     pub clients: u64,
     pub dram_bytes: u64,
@@ -154,6 +156,7 @@ impl Totals {
             gpus::add(&mut totals.core, &core);
             totals.asked += hits.keys_asked;
             totals.hit += hits.keys_hit;
+            totals.hit_hbm += hit_hbm(&core, &reported(group));
             totals.bytes_hit += hits.bytes_hit;
             totals.clients += group.clients.values().filter(|client| client.connected).count() as u64;
             totals.dram_bytes += group.space.bytes();
@@ -176,16 +179,10 @@ fn populated(group: &Group) -> u64 {
 
 fn hits<W: Wire, M: Movers>(engine: &Engine<W, M>, index: usize) -> Hits {
     let group = &engine.groups()[index];
-    let mut sum = group.counters_former;
-    for client in group.clients.values() {
-        let counters = client.control.counters();
-        sum.asked = sum.asked.saturating_add(counters.asked);
-        sum.hit = sum.hit.saturating_add(counters.hit);
-        sum.bytes = sum.bytes.saturating_add(counters.bytes);
-    }
+    let (core, sum) = (group.core.counts(), reported(group));
     let rate = if sum.asked == 0 { 0.0 } else { sum.hit as f64 / sum.asked as f64 };
-    let keys_hit_ssd = group.core.counts().ssd_hits.min(sum.hit);
-    let keys_hit_hbm = group.core.counts().hbm_hits.min(sum.hit - keys_hit_ssd);
+    let keys_hit_ssd = core.ssd_hits.min(sum.hit);
+    let keys_hit_hbm = hit_hbm(&core, &sum).min(sum.hit - keys_hit_ssd);
     let keys_hit_peers = engine.peer_counts(index).blocks_hit.min(sum.hit - keys_hit_ssd - keys_hit_hbm);
     Hits {
         keys_asked: sum.asked,
@@ -204,6 +201,19 @@ pub(crate) fn keep_counters(former: &mut Counters, last: Counters) {
     former.asked = former.asked.saturating_add(last.asked);
     former.hit = former.hit.saturating_add(last.hit);
     former.bytes = former.bytes.saturating_add(last.bytes);
+    former.hit_hbm = former.hit_hbm.saturating_add(last.hit_hbm);
+}
+
+/// What a group's clients reported, former ones included.
+fn reported(group: &Group) -> Counters {
+    let mut sum = group.counters_former;
+    group.clients.values().for_each(|client| keep_counters(&mut sum, client.control.counters()));
+    sum
+}
+
+/// Hits in the memory of GPUs: those that clients read there, and those that were waited for.
+fn hit_hbm(core: &Counts, reported: &Counters) -> u64 {
+    reported.hit_hbm.saturating_add(core.hbm_hits)
 }
 
 impl Status {
@@ -284,8 +294,8 @@ impl Status {
 /// `slots_gpu`: of all GPUs, where the group uses them.
 fn index_bytes(lines: u64, slots: u64, slots_gpu: Option<u64>) -> u64 {
     let own = lines * LINE_BYTES + slots * SLOT_BYTES + (lines + slots) / 8;
-    // A bit a line, too: whether it was read into a GPU.
-    let of_gpus = |slots| lines * DEVICE_LINE_BYTES + slots * SLOT_BYTES + lines / 8;
+    // A byte a line, too: when it was read into a GPU.
+    let of_gpus = |slots| lines * (DEVICE_LINE_BYTES + 1) + slots * SLOT_BYTES;
     own + slots_gpu.map_or(0, of_gpus)
 }
 
@@ -301,7 +311,7 @@ mod tests {
     fn the_index_of_a_group_that_uses_gpus_has_a_place_in_the_device_table_for_each_line() {
         assert_eq!(index_bytes(1000, 80, None), 1000 * 105 + 80 * 8 + 135);
         let more = |slots_gpu| index_bytes(1000, 80, Some(slots_gpu)) - index_bytes(1000, 80, None);
-        assert_eq!((more(0), more(40) - more(0)), (1000 * 16 + 125, 40 * 8));
+        assert_eq!((more(0), more(40) - more(0)), (1000 * 17, 40 * 8));
         assert_eq!(DEVICE_LINE_BYTES, lapis_arena::device::bytes_for(2) - lapis_arena::device::bytes_for(1));
     }
 }

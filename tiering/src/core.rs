@@ -10,6 +10,7 @@ mod ahead;
 mod audit;
 mod budget;
 mod clients;
+mod coming;
 mod commit;
 mod evict;
 mod fetch;

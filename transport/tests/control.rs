@@ -113,8 +113,8 @@ fn a_daemon_that_comes_back_finds_hazards_counters_and_empty_rings() {
     assert!(daemon.push_completion(&Completion::Got { token: 1, hit: 0 }));
     assert_eq!(completions.pop(), Ok(Some(Completion::Got { token: 1, hit: 0 })));
     client.hazards().set(17, SlotId(4));
-    client.count(Counters { asked: 5, hit: 3, bytes: 100 });
-    client.count(Counters { asked: 1, hit: 1, bytes: 50 });
+    client.count(Counters { asked: 5, hit: 3, bytes: 100, hit_hbm: 2 });
+    client.count(Counters { asked: 1, hit: 1, bytes: 50, hit_hbm: 0 });
     daemon.set_expelled();
     assert_eq!(client.warning(), Warning::Expelled);
     drop(daemon);
@@ -123,7 +123,7 @@ fn a_daemon_that_comes_back_finds_hazards_counters_and_empty_rings() {
     let mut named = Vec::new();
     daemon.hazards().each(&mut |slot| named.push(slot));
     assert_eq!(named, [SlotId(4)]);
-    assert_eq!(daemon.counters(), Counters { asked: 6, hit: 4, bytes: 150 });
+    assert_eq!(daemon.counters(), Counters { asked: 6, hit: 4, bytes: 150, hit_hbm: 2 });
     daemon.reset();
     let (mut requests, mut completions) = client.rings();
     assert_eq!((daemon.pop_request(), completions.pop(), client.warning()), (Ok(None), Ok(None), Warning::None));

@@ -282,7 +282,7 @@ impl Session {
             |pool, limit| self.present(pool, &keys[..limit]),
         );
         self.counts.looked_up(keys.len(), matched);
-        self.control.count(Counters { asked: (keys.len() - matched) as u64, hit: 0, bytes: 0 });
+        self.control.count(Counters { asked: (keys.len() - matched) as u64, ..Counters::default() });
         matched
     }
 
@@ -309,16 +309,16 @@ impl Session {
     /// Tells the daemon of a call's hits: one entry for the deepest line, and counters that lose nothing.
     #[inline]
     fn report(&self, deepest: Option<Found>, hit: usize, asked: usize, bytes: u64) {
-        self.report_into(None, deepest, hit, asked, bytes);
+        self.report_into(None, deepest, Counters { asked: asked as u64, hit: hit as u64, bytes, hit_hbm: 0 });
     }
 
     /// The same of bytes that went into the memory of a GPU that the daemon knows.
     #[inline]
-    fn report_into(&self, gpu: Option<GpuId>, deepest: Option<Found>, hit: usize, asked: usize, bytes: u64) {
-        self.control.count(Counters { asked: asked as u64, hit: hit as u64, bytes });
-        self.counts.got(asked, hit, bytes);
+    fn report_into(&self, gpu: Option<GpuId>, deepest: Option<Found>, all: Counters) {
+        self.control.count(all);
+        self.counts.got(all);
         if let Some(found) = deepest.filter(|_| self.is_connected()) {
-            let [hit, asked] = [hit, asked].map(|count| count as u32);
+            let [hit, asked] = [all.hit, all.asked].map(|count| count as u32);
             self.control.touch(Touch { line: found.line.0, bind_low: found.bind as u32, hit, asked, gpu });
         }
     }

@@ -110,7 +110,6 @@ pub(super) fn add(sum: &mut Counts, core: &Counts) {
     sum.hbm_evictions += core.hbm_evictions;
     sum.hbm_demotions += core.hbm_demotions;
     sum.hbm_saved += core.hbm_saved;
-    sum.hbm_hits += core.hbm_hits;
     sum.hbm_copies_failed += core.hbm_copies_failed;
     sum.hbm_lost += core.hbm_lost;
 }

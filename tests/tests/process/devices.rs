@@ -66,6 +66,10 @@ fn processes_share_blocks_on_a_gpu_and_find_them_after_the_daemon_was_killed() {
     // On the GPU where they are, and from there on the other one.
     get(&bed, &host, 0);
     get(&bed, &host, 1);
+    let status =
+        status_when(&host.socket(), "hits on the GPU", |status| at(status, "/hits/keys_hit_hbm") == 2 * BLOCKS);
+    let [hit, in_dram] = ["/hits/keys_hit", "/hits/keys_hit_dram"].map(|path| at(&status, path));
+    assert_eq!((hit, in_dram), (2 * BLOCKS, 0), "no hit counts twice: {status}");
     for _ in 0..2 {
         kill_and_restart(&mut host);
         let status = status_when(&host.socket(), "the blocks", |status| status["adopting"] == false);

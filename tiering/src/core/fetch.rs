@@ -5,7 +5,7 @@ use lapis_config::{
     planted::{self, Bug},
 };
 
-use super::{Core, Growth, Op, slabs::Handed, ssd::State};
+use super::{Core, Growth, Op, coming::Source, slabs::Handed, ssd::State};
 use crate::{
     copies::{Copy, Step, step_dram},
     face::{Action, Outcome},
@@ -19,8 +19,6 @@ const AHEAD_BYTES: u64 = 32 << 20;
 /// Room that is made at once where a device is to write a slot: the readers' pages are scanned once for all of it, which
 /// takes 8 us a client.
 const ROOM_BYTES: u64 = 1 << 20;
-/// Blocks that may wait for a slot to be read into.
-const QUEUE_MAX: usize = 16 * 1024;
 
 /// Whether a block that is on SSD comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,18 +62,17 @@ impl<K: Kept, P: Policy> Core<K, P> {
             return Fetch::Not;
         }
         let generation = self.kept.live(line).expect("a live line is fetched").generation;
-        if self.ssd.queued.get(&line) == Some(&generation) {
+        if self.ssd.queue.has(line, generation) {
             return Fetch::Coming;
         }
-        if self.ssd.queue.is_empty() && self.begin_fetch(line, Want::Asked) {
+        let source = self.gpu_of(line);
+        if self.ssd.queue.is_empty_of(source) && self.begin_fetch(line, Want::Asked) {
             let began = self.ssd.fetching.contains_key(&line);
             return if began { Fetch::Coming } else { Fetch::Not };
         }
-        if self.ssd.queue.len() >= QUEUE_MAX {
+        if !self.ssd.queue.push(source, line, generation) {
             return Fetch::Not;
         }
-        self.ssd.queue.push_back((line, generation));
-        self.ssd.queued.insert(line, generation);
         // Those before it may be wanted by nobody any more.
         self.stirred = true;
         Fetch::Coming
@@ -83,16 +80,21 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     /// Reads a block that nobody waits for. False if there is no slot for it now.
     pub(super) fn fetch_unasked(&mut self, line: LineId) -> bool {
-        let may = self.ssd.state == State::On && self.ssd.queue.is_empty();
+        let may = self.ssd.state == State::On && self.ssd.queue.is_empty_of(None);
         let entry = self.kept.entry(line);
         let absent = Copy::of_dram(entry) == Copy::Absent && entry.ssd != 0 && !self.is_on_gpu(line);
         may && (!absent || self.begin_fetch(line, Want::Ahead))
     }
 
-    /// Goes on with what waits for a slot. True if anything began.
-    pub(super) fn pump_fetches(&mut self) -> bool {
-        let mut began = false;
-        while let Some(&(line, generation)) = self.ssd.queue.front() {
+    /// Goes on with what waits for a slot.
+    pub(super) fn pump_fetches(&mut self) {
+        for source in self.ssd.queue.take_turns() {
+            self.pump_fetches_from(source);
+        }
+    }
+
+    fn pump_fetches_from(&mut self, source: Source) {
+        while let Some((line, generation)) = self.ssd.queue.front(source) {
             let same = self.kept.live(line).is_some_and(|live| live.generation == generation);
             let somewhere = same && (self.kept.entry(line).ssd != 0 || self.is_on_gpu(line));
             let wanted = somewhere && !self.ssd.fetching.contains_key(&line);
@@ -100,21 +102,18 @@ impl<K: Kept, P: Policy> Core<K, P> {
             let mut wanted = wanted && (asked || self.is_retiring(line));
             if wanted && !self.begin_fetch(line, Want::Asked) {
                 // Room comes from blocks that are written first; these may wait for the very segment that this read
-                // holds up. If nothing is under way that could make room, the block is given up; one that leads to a block
-                // that is held or pinned is not, for those go last.
-                if asked || !self.ssd.moving.is_empty() || !self.ssd.fetching.is_empty() {
+                // holds up. If nothing is under way at devices that could make room, the block is given up; one that leads to
+                // a block that is held or pinned is not, for those go last.
+                if asked || !self.ssd.moving.is_empty() || self.ssd.read_pages > 0 {
                     break;
                 }
                 wanted = self.must_stay(line) && self.begin_fetch(line, Want::Needed);
             }
-            began |= wanted;
-            self.ssd.queue.pop_front();
-            self.ssd.queued.remove(&line);
+            self.ssd.queue.pop(source);
             if !self.ssd.fetching.contains_key(&line) {
                 self.fetch_ended(line, Came::Not);
             }
         }
-        began
     }
 
     /// Reads a block into a slot. False if there is none for it now. Making room may have ended the block itself: then
@@ -122,7 +121,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
     pub(super) fn begin_fetch(&mut self, line: LineId, want: Want) -> bool {
         let live = self.kept.live(line).expect("a live line is fetched");
         let pages = self.pages_of(&live);
-        if self.ssd.read_pages > 0 && self.ssd.read_pages + u64::from(pages) > self.flight_pages_max() {
+        let (coming, most) = self.pages_coming(line);
+        if coming > 0 && coming + u64::from(pages) > most {
             return false;
         }
         let shelf = self.memory.shelf(live.pool, pages);
@@ -146,6 +146,16 @@ impl<K: Kept, P: Policy> Core<K, P> {
         *self.ssd.reads.entry(at.segment()).or_insert(0) += 1;
         self.actions.push_back(Action::ReadSsd { op, at, slot, pages });
         true
+    }
+
+    /// Pages that are under way from where the block comes, and how many may be at once: GPUs together have as many as
+    /// devices, and each has its part.
+    fn pages_coming(&self, line: LineId) -> (u64, u64) {
+        let most = self.flight_pages_max();
+        match self.gpu_of(line) {
+            None => (self.ssd.read_pages, most),
+            Some(gpu) => (self.hbm.gpus[&gpu].in_pages, most / self.hbm.gpus.len() as u64),
+        }
     }
 
     /// A slot that a device will write, of memory of its node rather. Clean blocks make room; dirty ones are written first,

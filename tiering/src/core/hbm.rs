@@ -27,7 +27,7 @@ use crate::{
     hbm::{GpuStep, OnGpu},
     kept::{DevicePlace, Kept, Live, Place, Slab, SlotState, Tier},
     memory::Memory,
-    policy::{Policy, Shelf},
+    policy::{Policy, Shelf, tenths},
 };
 
 /// How soon slots that readers named are looked at again, us.
@@ -43,8 +43,18 @@ pub(super) struct GpuCopy {
     pub id: u64,
     /// A client put it there, and it was not in DRAM yet.
     pub is_unsaved: bool,
+    /// Its place in `Hbm::unsaved`, 0 for none.
+    turn: u64,
+    /// What lies behind a block's payload in its slot came along. A client that puts there writes the payload alone.
+    has_tail: bool,
     /// Of the block when it took its place in the order.
     last_use: u32,
+}
+
+impl GpuCopy {
+    fn new(gpu: GpuId, slot: SlotId, id: u64) -> Self {
+        Self { gpu, slot, state: OnGpu::Absent, id, is_unsaved: false, turn: 0, has_tail: false, last_use: 0 }
+    }
 }
 
 /// One GPU's slice.
@@ -67,6 +77,13 @@ pub(super) struct Gpu {
     /// Copies under way that read a slot, and of these slots the ones that no block lies in any more.
     reads: BTreeMap<SlotId, u32>,
     left: BTreeSet<SlotId>,
+    /// Blocks that are to be copied there, the first one first.
+    wanted: VecDeque<promote::Wanted>,
+    /// Bytes being copied there, and pages from there. Of each GPU by itself: one that hangs holds no other up.
+    out_bytes: u64,
+    pub in_pages: u64,
+    /// When a shelf may look for another's slab again: a look takes long, and most find nothing.
+    slab_looks: BTreeMap<Shelf, Time>,
     counts: GpuCounts,
 }
 
@@ -90,18 +107,16 @@ pub(super) struct Hbm {
     pub copies: Map<LineId, GpuCopy>,
     lives: u32,
     ids: u64,
-    /// A bit a line: it was read into a GPU before.
-    read: Vec<u64>,
-    wanted: VecDeque<promote::Wanted>,
+    /// A byte a line: when it was read into a GPU last, as a stamp that recurs; 0 for never.
+    read: Vec<u8>,
+    /// Lines that some GPU's `wanted` has.
     queued: Map<LineId, ()>,
-    /// Blocks that clients put on a GPU, each with its copy's id: they are to be in DRAM too.
-    unsaved: VecDeque<(LineId, u64)>,
+    /// Blocks that clients put on a GPU and that are to be in DRAM too, in turn.
+    unsaved: BTreeMap<u64, LineId>,
     /// There was no room for the first of them, and nothing came free since.
     pub stalled: bool,
     /// One of them did not come: none is tried before.
     save_from: Option<Time>,
-    /// Bytes being copied from DRAM.
-    out_bytes: u64,
     /// Copies under way that read a slot in DRAM.
     sources: BTreeMap<SlotId, u32>,
     aside_look: Option<Time>,
@@ -168,7 +183,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
         gpu.units = units;
         self.hbm.gpus.insert(id, gpu);
-        self.hbm.read.resize((self.kept.lines() as usize).div_ceil(64), 0);
+        self.hbm.read.resize(self.kept.lines() as usize, 0);
         true
     }
 
@@ -187,9 +202,13 @@ impl<K: Kept, P: Policy> Core<K, P> {
         Some(self.hbm.gpus.get(&id)?.memory.locate(slot)?.0.slab.stride)
     }
 
-    /// Whether readers find the block in the memory of a GPU.
+    /// The GPU in whose memory readers find the block.
+    pub(super) fn gpu_of(&self, line: LineId) -> Option<GpuId> {
+        self.hbm.readable(line).map(|copy| copy.gpu)
+    }
+
     pub(super) fn is_on_gpu(&self, line: LineId) -> bool {
-        self.hbm.readable(line).is_some()
+        self.gpu_of(line).is_some()
     }
 
     /// Whether a GPU's copy is the only one.
@@ -211,12 +230,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// Same key, other place. Its generation changes: what goes by that follows.
     pub(super) fn rebind(&mut self, line: LineId, place: Place) {
         self.kept.rebind(line, place);
-        if let Some(queued) = self.ssd.queued.get_mut(&line) {
-            *queued = self.kept.live(line).expect("a live line").generation;
-            for waiting in self.ssd.queue.iter_mut().filter(|waiting| waiting.0 == line) {
-                waiting.1 = *queued;
-            }
-        }
+        self.ssd.queue.rebound(line, self.kept.live(line).expect("a live line").generation);
         if !self.hbm.gpus.is_empty() {
             self.show_on_gpu(line);
             self.renew_links(line);
@@ -234,8 +248,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// A copy that readers find from now on: it lies in a slot that was taken.
     fn copy_is_there(&mut self, line: LineId, gpu: GpuId, slot: SlotId, step: GpuStep) {
         let id = self.hbm.next_id();
-        let last_use = self.kept.entry(line).last_use;
-        let fresh = GpuCopy { gpu, slot, state: OnGpu::Absent, id, is_unsaved: false, last_use };
+        // A clock that a former life was ahead of must not keep a copy for ever.
+        let last_use = self.kept.entry(line).last_use.min(tenths(self.now));
+        let fresh = GpuCopy::new(gpu, slot, id);
         let copy = self.hbm.copies.entry(line).or_insert(fresh);
         copy.state.step(step);
         copy.last_use = last_use;
@@ -255,6 +270,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// What the line says is the caller's next step.
     pub(super) fn leave_gpu(&mut self, line: LineId) {
         let Some(mut copy) = self.hbm.copies.remove(&line) else { return };
+        self.hbm.unsaved.remove(&copy.turn);
         if copy.state == OnGpu::Filling {
             copy.state.step(GpuStep::FillFailed);
             self.orphan_fill(line);
@@ -285,7 +301,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             return;
         }
         self.leave_gpu(line);
-        self.hbm.read[line.0 as usize / 64] &= !(1 << (line.0 % 64));
+        self.hbm.read[line.0 as usize] = 0;
     }
 
     // ---- Slots ----

@@ -32,7 +32,7 @@ pub(super) enum Op {
         bytes: u32,
         is_stray: bool,
     },
-    /// From a GPU's slot to DRAM.
+    /// From a GPU's slot to DRAM. `is_bare`: what belongs behind its payload does not lie there, and is made when it has come.
     CopyIn {
         line: Option<LineId>,
         gpu: GpuId,
@@ -40,6 +40,7 @@ pub(super) enum Op {
         from: SlotId,
         slot: SlotId,
         pages: u32,
+        is_bare: bool,
     },
     /// Of what came from a GPU.
     Sum {

@@ -3,14 +3,17 @@
 //! Invariant: a line is in `moving` while its copy is `Moving`, and in `fetching` while it is `Filling` from SSD.
 //! Invariant: a slot that a device reads or writes is free again only after the operation has ended.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use lapis_config::{
     Entry, Key, LineId, OpId, PageIndex, PoolId, PoolKind, SegmentId, SsdPlace, Time, UNIT_BYTES,
     planted::{self, Bug},
 };
 
-use super::{AGAIN, Core, HELD, HIT, Op, PINNED, budget::Budget, removals::Removals, retire::Retiring, strays::Strays};
+use super::{
+    AGAIN, Core, HELD, HIT, Op, PINNED, budget::Budget, coming::Coming, removals::Removals, retire::Retiring,
+    strays::Strays,
+};
 use crate::{
     copies::{Step, step_dram},
     face::{Action, Outcome, Record},
@@ -72,9 +75,8 @@ pub(super) struct Ssd {
     pub read_pages: u64,
     /// Reads of blocks under way, by segment.
     pub reads: BTreeMap<SegmentId, u32>,
-    /// Blocks that are to be read as soon as there is a slot.
-    pub queue: VecDeque<(LineId, u64)>,
-    pub queued: Map<LineId, u64>,
+    /// Blocks that are to be read, from GPUs too, as soon as there is a slot.
+    pub queue: Coming,
     pub retiring: BTreeMap<SegmentId, Retiring>,
     /// Devices that were asked a segment for.
     pub asked: BTreeMap<u8, Asked>,

@@ -24,7 +24,19 @@ impl<K: Kept, P: Policy> Core<K, P> {
         for line in (0..self.kept.lines()).map(LineId) {
             self.audit_copy(line)?;
         }
+        self.audit_queues()?;
         self.audit_copies_under_way()
+    }
+
+    /// What waits to be copied to a GPU, or to DRAM, waits once, and nothing waits of what is gone.
+    fn audit_queues(&self) -> Result<(), String> {
+        let queued: usize = self.hbm.gpus.values().map(|own| own.wanted.len()).sum();
+        let own = |(turn, line): (&u64, &LineId)| self.hbm.copies.get(line).is_some_and(|copy| copy.turn == *turn);
+        let with_turn = self.hbm.copies.values().filter(|copy| copy.turn != 0).count();
+        if queued != self.hbm.queued.len() || with_turn != self.hbm.unsaved.len() || !self.hbm.unsaved.iter().all(own) {
+            return Err(format!("{queued} blocks wanted on GPUs and {with_turn} to be saved are queued wrongly"));
+        }
+        Ok(())
     }
 
     /// Every slot in exactly one state, and counted.
@@ -127,19 +139,28 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// Operations are counted where what they read is to stay.
     fn audit_copies_under_way(&self) -> Result<(), String> {
         let (mut reads, mut sources) = (BTreeMap::new(), BTreeMap::new());
-        let (mut bytes_out, mut filling) = (0, BTreeSet::new());
+        let (mut flights, mut filling) = (BTreeMap::<GpuId, (u64, u64)>::new(), BTreeSet::new());
+        let here = |gpu: GpuId, life: u32| self.hbm.gpus.get(&gpu).is_some_and(|own| own.life == life);
         for op in self.ops.values() {
             match *op {
-                Op::CopyOut { line, from, bytes, .. } => {
+                Op::CopyOut { line, gpu, life, from, bytes, .. } => {
                     *sources.entry(from).or_insert(0) += 1;
-                    bytes_out += u64::from(bytes);
                     filling.extend(line);
+                    if here(gpu, life) {
+                        flights.entry(gpu).or_default().0 += u64::from(bytes);
+                    }
                 }
-                Op::CopyIn { gpu, life, from, .. } if self.hbm.gpus.get(&gpu).is_some_and(|own| own.life == life) => {
+                Op::CopyIn { gpu, life, from, pages, .. } if here(gpu, life) => {
                     *reads.entry((gpu, from)).or_insert(0) += 1;
+                    flights.entry(gpu).or_default().1 += u64::from(pages);
                 }
                 _ => {}
             }
+        }
+        let under_way =
+            |(gpu, own): (&GpuId, &Gpu)| (own.out_bytes, own.in_pages) == flights.get(gpu).copied().unwrap_or_default();
+        if !self.hbm.gpus.iter().all(under_way) {
+            return Err("bytes under way to or from a GPU are counted wrongly".into());
         }
         let counted: BTreeMap<(GpuId, SlotId), u32> = self
             .hbm
@@ -149,7 +170,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             .collect();
         let states = self.hbm.copies.iter().filter(|(_, copy)| copy.state == OnGpu::Filling);
         let marked: BTreeSet<LineId> = states.map(|(&line, _)| line).collect();
-        if (reads, sources, bytes_out, filling) != (counted, self.hbm.sources.clone(), self.hbm.out_bytes, marked) {
+        if (reads, sources, filling) != (counted, self.hbm.sources.clone(), marked) {
             return Err("copies under way to or from GPUs are counted wrongly".into());
         }
         let free = |(gpu, slot): (&GpuId, &SlotId)| {

@@ -15,6 +15,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.clock(now);
         let Some(own) = self.hbm.gpus.remove(&gpu) else { return };
         own.memory.slabs().for_each(|found| self.kept.forget_device_slab(gpu, &found.slab));
+        own.wanted.iter().for_each(|wanted| self.hbm.unqueue(wanted));
         let copies = self.hbm.copies.iter().filter(|(_, copy)| copy.gpu == gpu);
         let mut lines: Vec<LineId> = copies.map(|(&line, _)| line).collect();
         lines.sort_unstable();
@@ -31,7 +32,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             self.hbm.read.clear();
         }
         self.end_grants_on(gpu);
-        for (op, line) in self.stray_gpu(gpu) {
+        for (op, line) in self.coming_from(gpu) {
             if self.ssd.fetching.get(&line) == Some(&op) {
                 self.orphan_fetch(line);
                 self.fetch_ended(line, Came::Not);

@@ -2,27 +2,41 @@
 //!
 //! A block is wanted when a client reads it into a GPU from DRAM and one did so before, in another tenth of a second: what
 //! is read once stays where it is. It comes only into a free slot or that of a colder copy.
+//!
+//! Each GPU has a queue and a bound of its own: one that hangs holds no other up.
 
 use lapis_config::{GpuId, LineId, OpId, SlotId, Time};
 
-use super::{GpuCopy, OnGpu};
+use super::{GpuCopy, Hbm, room::Warmth};
 use crate::{
     core::{Core, Op},
     face::{Action, Outcome, Spot},
     hbm::GpuStep,
     kept::{Kept, SlotState, Tier},
-    policy::{Policy, tenths},
+    policy::{Policy, Shelf, tenths},
 };
 
-/// Blocks that may wait to be copied to GPUs; more are not.
+/// Blocks that may wait to be copied to a GPU; more are not.
 const WANTED_MAX: usize = 16 * 1024;
 
 /// A block that is to be copied to a GPU.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::core) struct Wanted {
+pub(super) struct Wanted {
     line: LineId,
     generation: u64,
-    gpu: GpuId,
+}
+
+impl Hbm {
+    /// The block does not wait to be copied any more.
+    pub(super) fn unqueue(&mut self, wanted: &Wanted) {
+        self.queued.remove(&wanted.line);
+    }
+}
+
+/// The tenth of a second as `Hbm::read` has it. It recurs after 25 s: two reads of one stamp count as one then, which
+/// delays a promotion.
+fn stamp(now: Time) -> u8 {
+    (tenths(now) % 255) as u8 + 1
 }
 
 impl<K: Kept, P: Policy> Core<K, P> {
@@ -43,24 +57,21 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
     }
 
-    /// Before they count as used now: what was used in this tenth of a second was noted then, and all above it.
+    /// What was read into a GPU in this tenth of a second was noted then, and all above it.
     fn note_reads(&mut self, gpu: GpuId, line: LineId, hit: u32) {
-        let (mut at, mut again, now) = (line, Vec::new(), tenths(self.now));
+        let (mut at, mut again, now) = (line, Vec::new(), stamp(self.now));
         for _ in 0..hit.min(lapis_config::BATCH_KEYS_MAX as u32) {
-            let entry = self.kept.entry(at);
-            if entry.last_use == now {
+            let before = std::mem::replace(&mut self.hbm.read[at.0 as usize], now);
+            if before == now {
                 break;
             }
-            let parent = LineId(entry.parent);
-            let (word, bit) = (&mut self.hbm.read[at.0 as usize / 64], 1 << (at.0 % 64));
-            if *word & bit != 0 {
+            if before != 0 {
                 again.push(at);
             }
-            *word |= bit;
-            if !parent.is_some() {
+            at = LineId(self.kept.entry(at).parent);
+            if !at.is_some() {
                 break;
             }
-            at = parent;
         }
         // The root first: a chain without its beginning serves nothing.
         again.into_iter().rev().for_each(|line| self.want(gpu, line));
@@ -73,8 +84,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
         };
         // Nobody on the GPU checks sums: what was not verified yet does not come there.
         let may = live.place.tier == Tier::Dram && !self.hbm.copies.contains_key(&line);
-        if may && self.hbm.wanted.len() < WANTED_MAX && self.hbm.queued.insert(line, ()).is_none() {
-            self.hbm.wanted.push_back(Wanted { line, generation: live.generation, gpu });
+        let full = self.hbm.gpu(gpu).wanted.len() >= WANTED_MAX;
+        if may && !full && self.hbm.queued.insert(line, ()).is_none() {
+            self.hbm.gpu(gpu).wanted.push_back(Wanted { line, generation: live.generation });
         }
     }
 
@@ -84,48 +96,61 @@ impl<K: Kept, P: Policy> Core<K, P> {
             return;
         }
         self.save_puts();
-        while let Some(&Wanted { line, generation, gpu }) = self.hbm.wanted.front() {
-            let live = self.kept.live(line).filter(|live| live.generation == generation);
-            let free = self.hbm.gpus.contains_key(&gpu) && !self.hbm.copies.contains_key(&line);
-            if let Some(live) = live.filter(|live| free && live.place.tier == Tier::Dram) {
-                let bytes = u64::from(self.copied_bytes(&live));
-                let out = self.hbm.out_bytes;
-                if out > 0 && out + bytes > self.options.hbm_promote_bytes_max {
-                    break;
-                }
-                self.promote(line, gpu);
-            }
-            self.hbm.wanted.pop_front();
-            self.hbm.queued.remove(&line);
-        }
+        let waiting = self.hbm.gpus.iter().filter(|(_, own)| !own.wanted.is_empty());
+        let gpus: Vec<GpuId> = waiting.map(|(&gpu, _)| gpu).collect();
+        gpus.into_iter().for_each(|gpu| self.pump_wanted(gpu));
         self.settle_gpus();
     }
 
-    /// Begins to copy a block to a GPU, if there is a slot or a colder copy.
-    fn promote(&mut self, line: LineId, gpu: GpuId) {
+    fn pump_wanted(&mut self, gpu: GpuId) {
+        // The warmest of each size that found no room: for a colder one there is none either.
+        let mut full: Vec<(Shelf, Warmth)> = Vec::new();
+        while let Some(&wanted) = self.hbm.gpu(gpu).wanted.front() {
+            let Wanted { line, generation } = wanted;
+            let live = self.kept.live(line).filter(|live| live.generation == generation);
+            let may = !self.draining && !self.hbm.copies.contains_key(&line);
+            if let Some(live) = live.filter(|live| may && live.place.tier == Tier::Dram) {
+                let bytes = u64::from(self.copied_bytes(&live));
+                let out = self.hbm.gpu(gpu).out_bytes;
+                if out > 0 && out + bytes > self.options.hbm_promote_bytes_max {
+                    break;
+                }
+                let (shelf, warmth) = (self.gpu_shelf(gpu, live.pool, self.pages_of(&live)), self.warmth(line));
+                let in_vain = full.iter().any(|&(of, than)| of == shelf && warmth <= than);
+                if !in_vain && !self.promote(line, gpu, shelf) {
+                    full.push((shelf, warmth));
+                }
+            }
+            self.hbm.gpu(gpu).wanted.pop_front();
+            self.hbm.unqueue(&wanted);
+        }
+    }
+
+    /// Begins to copy a block to a GPU, if there is a slot or a colder copy; false if there is neither.
+    fn promote(&mut self, line: LineId, gpu: GpuId, shelf: Shelf) -> bool {
         let live = self.kept.live(line).expect("looked up by the caller");
-        let (stride, bytes) = (self.pages_of(&live), self.copied_bytes(&live));
-        let shelf = self.gpu_shelf(gpu, live.pool, stride);
-        let count = self.hbm.wanted.len() as u32;
-        let Some((slab, index)) = self.slot_on_gpu(gpu, shelf, count, Some(line)) else { return };
+        let bytes = self.copied_bytes(&live);
+        let count = self.hbm.gpu(gpu).wanted.len() as u32;
+        let Some((slab, index)) = self.slot_on_gpu(gpu, shelf, count, Some(line)) else { return false };
         // What was copied back to make room took room in DRAM: perhaps this block's.
         if self.kept.live(line).is_none_or(|now| now.generation != live.generation) {
-            return self.hbm.gpu(gpu).memory.give(slab.slot(index));
+            self.hbm.gpu(gpu).memory.give(slab.slot(index));
+            return true;
         }
         self.kept.set_device_slot_state(gpu, &slab, index, SlotState::IoIn);
         let (from, slot) = (live.place.slot, slab.slot(index));
-        let mut state = OnGpu::Absent;
-        state.step(GpuStep::Fill);
-        let id = self.hbm.next_id();
-        self.hbm.copies.insert(line, GpuCopy { gpu, slot, state, id, is_unsaved: false, last_use: 0 });
+        let mut copy = GpuCopy { has_tail: true, ..GpuCopy::new(gpu, slot, self.hbm.next_id()) };
+        copy.state.step(GpuStep::Fill);
+        self.hbm.copies.insert(line, copy);
         let own = self.hbm.gpu(gpu);
         own.counts.slots_free -= 1;
         own.counts.slots_busy += 1;
+        own.out_bytes += u64::from(bytes);
         let life = own.life;
-        self.hbm.out_bytes += u64::from(bytes);
         *self.hbm.sources.entry(from).or_insert(0) += 1;
         let op = self.begin(Op::CopyOut { line: Some(line), gpu, life, from, slot, bytes, is_stray: false });
         self.actions.push_back(Action::Copy { op, from: Spot::Dram(from), to: Spot::Hbm(gpu, slot), bytes });
+        true
     }
 
     /// A block leaves its slot in DRAM, from which copies to GPUs may be under way: the slot is theirs until they end.
@@ -147,7 +172,6 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     pub(in crate::core) fn fill_ended(&mut self, op: Op, outcome: Outcome) {
         let Op::CopyOut { line, gpu, life, from, slot, bytes, is_stray } = op else { unreachable!("called for one") };
-        self.hbm.out_bytes -= u64::from(bytes);
         let reads = self.hbm.sources.get_mut(&from).expect("counted when it began");
         *reads -= 1;
         if *reads == 0 {
@@ -157,6 +181,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             self.stray_ended(from);
         }
         let Some(own) = self.hbm.same_gpu(gpu, life) else { return };
+        own.out_bytes -= u64::from(bytes);
         own.counts.slots_busy -= 1;
         let Some(line) = line else { return self.give_on_gpu(gpu, slot) };
         if outcome != Outcome::Ok {
@@ -173,21 +198,12 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
     }
 
-    /// Copies under way at a GPU that is gone hold nothing else up.
-    pub(super) fn stray_gpu(&mut self, gpu: GpuId) -> Vec<(OpId, LineId)> {
-        let mut coming = Vec::new();
-        for (&op, what) in &mut self.ops {
-            match what {
-                Op::CopyOut { gpu: of, bytes, .. } if *of == gpu => {
-                    self.hbm.out_bytes -= u64::from(std::mem::take(bytes));
-                }
-                Op::CopyIn { gpu: of, line, pages, .. } if *of == gpu => {
-                    self.ssd.read_pages -= u64::from(std::mem::take(pages));
-                    coming.extend(line.map(|line| (op, line)));
-                }
-                _ => {}
-            }
-        }
-        coming
+    /// Blocks that are being copied from a GPU.
+    pub(super) fn coming_from(&self, gpu: GpuId) -> Vec<(OpId, LineId)> {
+        let coming = |(&op, what): (&OpId, &Op)| match *what {
+            Op::CopyIn { gpu: of, line: Some(line), .. } if of == gpu => Some((op, line)),
+            _ => None,
+        };
+        self.ops.iter().filter_map(coming).collect()
     }
 }

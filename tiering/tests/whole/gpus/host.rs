@@ -101,9 +101,13 @@ impl Host {
     /// A client reads a chain's first blocks into the GPU, a second after whatever was before.
     pub fn read(&mut self, chain: u64, blocks: u64) {
         self.scene.now.0 += SECOND_US;
+        self.read_now(GPU, chain, blocks);
+    }
+
+    pub fn read_now(&mut self, gpu: GpuId, chain: u64, blocks: u64) {
         let line = self.line(chain, blocks - 1).expect("it is there");
         let bind = self.scene.core.kept().live(line).expect("found").generation << 4;
-        self.scene.core.read_into(self.scene.now, GPU, line, bind as u32, blocks as u32);
+        self.scene.core.read_into(self.scene.now, gpu, line, bind as u32, blocks as u32);
     }
 
     /// Puts a chain and reads it so often that it is on the GPU, if it may.
@@ -117,10 +121,10 @@ impl Host {
     pub fn restart(&mut self, died: impl FnOnce(&mut PlainKept), is_kept: bool) {
         self.copies.clear();
         self.sums.clear();
-        let now = self.scene.now;
+        let (now, bytes) = (self.scene.now, GPU_BLOCKS * MIB);
         self.scene.restart_with(died, |core| {
             let slabs: Vec<_> = core.kept().gpu_slabs().map(|(gpu, slab)| (gpu, *slab)).collect();
-            assert!(!is_kept || core.gpu_added(now, GPU, GPU_BLOCKS * MIB));
+            assert!(!is_kept || core.gpu_added(now, GPU, bytes));
             slabs.into_iter().for_each(|(gpu, slab)| core.adopt_gpu_slab(gpu, slab));
         });
         self.scene.core.audit().expect("a sound core");
@@ -131,8 +135,12 @@ impl Host {
     }
 
     pub fn reserve(&mut self, keys: &[Key]) -> Vec<Reserved> {
+        self.reserve_in(self.pool, keys)
+    }
+
+    pub fn reserve_in(&mut self, pool: PoolId, keys: &[Key]) -> Vec<Reserved> {
         let to = Caller { client: self.scene.client, token: 1 << 40 };
-        self.scene.core.reserve_on_gpu(self.scene.now, to, GPU, self.pool, keys, Parent::None);
+        self.scene.core.reserve_on_gpu(self.scene.now, to, GPU, pool, keys, Parent::None);
         match &self.poll()[..] {
             [Reply::Reserved { results }] => results.clone(),
             other => panic!("{other:?}"),

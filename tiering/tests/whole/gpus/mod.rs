@@ -1,10 +1,13 @@
 //! What the tier of GPUs promises, one scene each.
 
+mod hangs;
 mod host;
 mod lost;
 mod near;
+mod pieces;
 mod puts;
 mod restart;
+mod room;
 
 use crate::scene::{MIB, Scene, key};
 use lapis_config::{GpuId, LineId, OpId, PolicyName, PoolKind, Refusal};

@@ -180,3 +180,26 @@ fn a_removed_block_is_on_no_gpu_and_a_purged_pool_neither() {
     host.work(Outcome::Ok);
     assert_eq!((host.counts().blocks, host.line(1, 0)), (0, None));
 }
+
+#[test]
+fn puts_that_cannot_be_saved_wait_each_once() {
+    let mut host = Host::new();
+    // Nothing in DRAM may go.
+    let keys: Vec<_> = (0..16).map(|depth| key(5, depth)).collect();
+    assert_eq!(host.scene.reserve(host.pool, BLOCK, &keys).len(), 16);
+    for _ in 0..8 {
+        host.put(0, 1, 5);
+        host.poll();
+        assert_eq!(host.copies, [], "there is no room");
+        host.remove(0, 0);
+        host.poll();
+    }
+    host.put(1, 1, 5);
+    host.poll();
+    host.scene.core.client_gone(host.scene.client);
+    host.poll();
+    assert_eq!(host.copies.len(), 1, "the one that is there");
+    // A get asks for it once more, and fails.
+    host.work(Outcome::Failed);
+    assert_eq!(host.tier(1, 0), Some(Tier::Hbm));
+}

@@ -1,14 +1,14 @@
 //! What a new daemon believes of GPUs whose memory was kept.
 
-use crate::scene::{MIB, key};
-use lapis_config::SlotId;
+use crate::scene::{MIB, Scene, key};
+use lapis_config::{LineId, PolicyName, PoolKind, SlotId};
 use lapis_tiering::{
     PlainKept,
-    face::{CommitItem, Outcome, Parent, Put, Reply, Spot},
+    face::{Action, Caller, CommitItem, Outcome, Parent, Put, Reply, Spot},
     kept::{Kept, Place, SlotState, Tier},
 };
 
-use super::host::{BLOCK, GPU, GPU_BLOCKS, Host};
+use super::host::{BLOCK, GPU, GPU_BLOCKS, Host, SECOND_US};
 
 #[test]
 fn copies_on_a_gpu_outlive_the_daemon_and_serve_hosts_too() {
@@ -129,6 +129,50 @@ fn grants_on_a_gpu_outlive_the_daemon_as_far_as_their_client_still_writes() {
     host.scene.core.commit_on_gpu(host.scene.now, host.scene.client, GPU, host.pool, &items, &mut puts);
     assert_eq!(puts, [Put::Stored, Put::Refused(lapis_config::Refusal::NotGranted)]);
     host.work(Outcome::Ok);
+}
+
+#[test]
+fn a_copy_of_a_time_to_come_does_not_stay_for_ever() {
+    const BYTES: u64 = 64 << 10;
+    // More copies than are looked at for one victim.
+    const CHAINS: u64 = 96;
+    let mut scene = Scene::under(PolicyName::Lru, &[16 * MIB], BYTES as u32);
+    let pool = scene.pool(PoolKind::Chain, BYTES, 1);
+    assert!(scene.core.gpu_added(scene.now, GPU, CHAINS * BYTES));
+    let lines: Vec<LineId> = (0..CHAINS)
+        .map(|chain| {
+            assert_eq!(scene.put_chain(pool, chain, 1), 1);
+            scene.core.kept().find(pool, &key(chain, 0)).unwrap()
+        })
+        .collect();
+    scene.core.hbm_wanted(scene.now, GPU, &lines);
+    scene.answers();
+    for action in std::mem::take(&mut scene.others) {
+        if let Action::Copy { op, .. } = action {
+            scene.core.completed(scene.now, op, Outcome::Ok);
+        }
+    }
+    let now = scene.now;
+    scene.restart_with(
+        |kept| kept.entry_mut(lines[0]).last_use = u32::MAX,
+        |core| {
+            let slabs: Vec<_> = core.kept().gpu_slabs().map(|(gpu, slab)| (gpu, *slab)).collect();
+            assert!(core.gpu_added(now, GPU, CHAINS * BYTES));
+            slabs.into_iter().for_each(|(gpu, slab)| core.adopt_gpu_slab(gpu, slab));
+        },
+    );
+    scene.core.client_resumed(scene.client, &[]);
+    // All others are used after it.
+    scene.now.0 += SECOND_US;
+    for &line in &lines[1..] {
+        let bind = scene.core.kept().live(line).unwrap().generation << 4;
+        scene.core.touched(scene.now, line, bind as u32, 1, 1);
+    }
+    let to = Caller { client: scene.client, token: 1 << 40 };
+    scene.core.reserve_on_gpu(scene.now, to, GPU, pool, &[key(CHAINS, 0)], Parent::None);
+    let gone: Vec<LineId> = lines.into_iter().filter(|&line| scene.core.kept().device(line).is_none()).collect();
+    assert_eq!(gone, [scene.core.kept().find(pool, &key(0, 0)).unwrap()]);
+    scene.core.audit().unwrap();
 }
 
 #[test]

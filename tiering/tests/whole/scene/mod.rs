@@ -113,9 +113,25 @@ impl Scene {
     }
 
     pub fn pool(&mut self, kind: PoolKind, block_bytes: u64, namespace: u8) -> PoolId {
+        self.pool_of_slots(kind, block_bytes, block_bytes.div_ceil(UNIT_BYTES) as u32, 1, namespace)
+    }
+
+    /// Blocks in several pieces, whose sums take a page behind each.
+    pub fn pool_in_pieces(&mut self, block_bytes: u64, pieces: u16, namespace: u8) -> PoolId {
+        let slot_units = block_bytes.div_ceil(UNIT_BYTES) as u32 + 1;
+        self.pool_of_slots(PoolKind::Chain, block_bytes, slot_units, pieces, namespace)
+    }
+
+    fn pool_of_slots(
+        &mut self,
+        kind: PoolKind,
+        block_bytes: u64,
+        slot_units: u32,
+        pieces: u16,
+        namespace: u8,
+    ) -> PoolId {
         let id = PoolId(self.pools.len() as u16);
-        let slot_units = block_bytes.div_ceil(UNIT_BYTES) as u32;
-        let def = PoolDef { namespace: Fingerprint([namespace; 32]), kind, block_bytes, slot_units, pieces: 1 };
+        let def = PoolDef { namespace: Fingerprint([namespace; 32]), kind, block_bytes, slot_units, pieces };
         self.pools.push(def);
         self.core.pool_added(id, def);
         id

@@ -12,7 +12,7 @@ use lapis_arena::{
     hbm::{Device, HbmExtent, HostExtent, Mark},
 };
 use lapis_config::{Key, PoolKind, UNIT_BYTES, Wait};
-use lapis_transport::frame::Request;
+use lapis_transport::{control::Counters, frame::Request};
 
 use super::{
     DeviceObjectStatus, DevicePiece, DevicePins, DevicePtr, DeviceStream, Flight, OpenGpu, Places, Watch,
@@ -77,6 +77,8 @@ pub struct DeviceGetJob<'a> {
     from: Option<String>,
     pub(super) verify: Option<Verify>,
     got: Got,
+    /// Of the hits: read in the memory of GPUs.
+    hits_hbm: u64,
     deepest: Option<(usize, Found)>,
     windows: Windows,
     /// To be looked at again, with how often their line had changed.
@@ -163,6 +165,7 @@ impl<'a> DeviceGetJob<'a> {
             from: options.from.clone(),
             verify: options.verify,
             got: Got { statuses: vec![BlockStatus::Miss; keys.len()], hits: 0, bytes: 0 },
+            hits_hbm: 0,
             deepest: None,
             windows: Windows::default(),
             later: Vec::new(),
@@ -239,7 +242,8 @@ impl<'a> DeviceGetJob<'a> {
         self.flush(true);
         if self.objects.is_none() {
             let deepest = self.deepest.map(|(_, found)| found);
-            self.session.report_into(self.gpu.id(), deepest, self.got.hits, self.keys.len(), self.got.bytes);
+            let (asked, hit, bytes) = (self.keys.len() as u64, self.got.hits as u64, self.got.bytes);
+            self.session.report_into(self.gpu.id(), deepest, Counters { asked, hit, bytes, hit_hbm: self.hits_hbm });
         }
         let got = match self.error.take() {
             Some(error) => Err(error),
@@ -373,7 +377,7 @@ impl<'a> DeviceGetJob<'a> {
         peers.sort_by_key(|device| device.index());
         peers.dedup_by_key(|device| device.index());
         if copied.is_ok() {
-            ready.iter().for_each(|ready| self.hit(ready.block, ready.found));
+            ready.iter().for_each(|ready| self.hit(ready));
         }
         self.fail(copied);
         // Of blocks that were refused a part may be on the stream. Pins before what they pin.
@@ -485,17 +489,20 @@ impl<'a> DeviceGetJob<'a> {
         }
     }
 
-    fn hit(&mut self, i: usize, found: Found) {
+    fn hit(&mut self, ready: &Ready) {
+        let Ready { block: i, found, ref source } = *ready;
+        let hit_hbm = u64::from(matches!(source, Source::Gpu { .. }));
         if self.objects.is_some() {
             let bytes = u64::from(found.bytes);
             self.tell(i, DeviceObjectStatus::Hit { bytes });
             self.got.statuses[i] = BlockStatus::Hit { bytes: found.bytes };
             // Objects have no parents: each has to be told of by itself.
-            return self.session.report_into(self.gpu.id(), Some(found), 1, 1, bytes);
+            return self.session.report_into(self.gpu.id(), Some(found), Counters { asked: 1, hit: 1, bytes, hit_hbm });
         }
         self.got.statuses[i] = BlockStatus::Hit { bytes: self.to.bytes() as u32 };
         self.got.hits += 1;
         self.got.bytes += self.to.bytes();
+        self.hits_hbm += hit_hbm;
         if self.deepest.is_none_or(|(deepest, _)| deepest < i) {
             self.deepest = Some((i, found));
         }
