@@ -159,7 +159,9 @@ impl Ledger {
 }
 
 /// What the kernel's answer to a command means: an NVMe status above zero, an error of the kernel's own below. A namespace that
-/// may have several paths answers EINVAL as long as none of them is up: its only controller is being reset, too.
+/// may have several paths answers EINVAL as long as none of them is up: its only controller is being reset, too. During such a
+/// reset the kernel has answered EFAULT as well, to all commands at once: their memory is mapped as long as they are under way,
+/// so it is no more to be believed than the other.
 fn judged(answer: i32, has_paths: bool) -> Result<(), Failure> {
     match answer {
         0 => Ok(()),
@@ -170,7 +172,7 @@ fn judged(answer: i32, has_paths: bool) -> Result<(), Failure> {
         }
         // What it took back itself: the controller was reset, or did not answer in time.
         _ if answer == -libc::EINTR => Err(Failure::CutOff(io::Error::other(Status::TAKEN_BACK))),
-        _ if answer == -libc::EAGAIN || (answer == -libc::EINVAL && has_paths) => {
+        _ if answer == -libc::EAGAIN || (has_paths && [-libc::EINVAL, -libc::EFAULT].contains(&answer)) => {
             Err(Failure::CutOff(io::Error::from_raw_os_error(-answer)))
         }
         _ => Err(Failure::Failed(io::Error::from_raw_os_error(-answer))),
@@ -213,8 +215,10 @@ mod tests {
         for answer in [-libc::EINTR, -libc::EAGAIN, 0x371, 0x082, 0x008] {
             assert!(matches!(judged(answer, false), Err(Failure::CutOff(_))), "{answer}");
         }
-        assert_eq!(failed(-libc::EINVAL, false).raw_os_error(), Some(libc::EINVAL), "a command that is wrong");
-        assert!(matches!(judged(-libc::EINVAL, true), Err(Failure::CutOff(_))), "no path is up");
+        for error in [libc::EINVAL, libc::EFAULT] {
+            assert_eq!(failed(-error, false).raw_os_error(), Some(error), "a command that is wrong");
+            assert!(matches!(judged(-error, true), Err(Failure::CutOff(_))), "no path is up");
+        }
     }
 
     #[test]
