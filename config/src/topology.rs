@@ -8,7 +8,8 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::Serialize;
 
-pub use place::{Near, Spread};
+use crate::GpuName;
+pub use place::{Link, Near, Spread};
 
 /// A host without NUMA has one node, number 0.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -169,6 +170,12 @@ impl Topology {
 
     pub fn device(&self, address: &str) -> Option<&Device> {
         self.devices.iter().find(|device| device.address == address)
+    }
+
+    /// A GPU by its PCI bus id as a driver writes it, in capitals or with more digits.
+    pub fn gpu(&self, bus_id: &str) -> Option<&Device> {
+        let wanted = GpuName::pci(bus_id)?;
+        self.devices.iter().find(|device| device.is_gpu() && GpuName::pci(&device.address) == Some(wanted))
     }
 
     pub fn node(&self, number: u32) -> Option<&Node> {

@@ -110,8 +110,9 @@ pub fn examine(effective: &Effective) -> Report {
     checks.extend(peers::examine(options));
     checks.extend(etcd::examine(options));
     checks.extend(rdma::examine(options));
-    checks.extend(topology::examine(options));
-    checks.extend(gpus::examine(options));
+    let (of_gpus, gpus) = gpus::examine(options);
+    checks.extend(topology::examine(options, gpus));
+    checks.extend(of_gpus);
     Report { level: checks.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok), checks }
 }
 

@@ -21,10 +21,14 @@ use std::{
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use lapis_arena::{
     Mapping,
-    hbm::{CHUNK_BYTES_MAX, Cuda, Device},
+    hbm::{CHUNK_BYTES_MAX, Cuda, Device, DeviceInfo},
 };
 use lapis_config::Options;
 
+use crate::topology::{self, SeenGpus};
+
+#[cfg(test)]
+pub(crate) use self::chosen::info;
 pub use self::{
     chosen::{choose, described},
     error::GpusError,
@@ -88,8 +92,9 @@ pub fn extents_max(options: &Options) -> u64 {
 #[derive(Debug)]
 pub struct Found {
     options: GpuOptions,
+    seen: SeenGpus,
     /// In the order of `hbm.gpus`, or of the driver. An error: it is there, and lost.
-    devices: Vec<(lapis_arena::hbm::DeviceInfo, Result<Arc<Device>, String>)>,
+    devices: Vec<(DeviceInfo, Result<Arc<Device>, String>)>,
     /// What is in memory that was kept is not known any more.
     without_former: bool,
 }
@@ -99,16 +104,30 @@ impl Found {
     pub fn without_former(self) -> Self {
         Self { without_former: true, ..self }
     }
+
+    /// As they are shown, for where they lie.
+    pub fn seen(&self) -> SeenGpus {
+        self.seen.clone()
+    }
 }
 
 /// Starts the driver, and opens the GPUs. Waits at most a minute, also for a driver that hangs.
 pub fn find(options: GpuOptions) -> Result<Found, GpusError> {
+    in_time(move || open_all(options))
+}
+
+/// Starts the driver, and looks for the GPUs that are wanted; opens none. Waits at most a minute, as [`find`].
+pub fn look(options: GpuOptions) -> Result<SeenGpus, GpusError> {
+    in_time(move || see(&*Cuda::load(options.library.as_deref())?, &options.gpus))
+}
+
+fn in_time<T: Send + 'static>(work: impl FnOnce() -> Result<T, GpusError> + Send + 'static) -> Result<T, GpusError> {
     let (sender, receiver) = bounded(1);
-    let open = move || {
+    let work = move || {
         // Too late, nobody listens: then the process is about to end.
-        let _ = sender.send(open_all(options));
+        let _ = sender.send(work());
     };
-    thread::Builder::new().name("gpus".into()).spawn(open).map_err(|source| GpusError::Thread { source })?;
+    thread::Builder::new().name("gpus".into()).spawn(work).map_err(|source| GpusError::Thread { source })?;
     match receiver.recv_timeout(OPEN_MAX) {
         Ok(found) => found,
         Err(RecvTimeoutError::Timeout) => Err(GpusError::Silent { waited: OPEN_MAX }),
@@ -116,11 +135,20 @@ pub fn find(options: GpuOptions) -> Result<Found, GpusError> {
     }
 }
 
+fn see(cuda: &Cuda, wanted: &lapis_config::Gpus) -> Result<SeenGpus, GpusError> {
+    let all = cuda.devices().map_err(|source| GpusError::Devices { source })?;
+    let infos: Vec<DeviceInfo> = choose(wanted, &all)?.into_iter().cloned().collect();
+    // One that does not say is one that is not reached.
+    let link = |one: &DeviceInfo, other: &DeviceInfo| cuda.link(one.index, other.index).unwrap_or(None);
+    let links = infos.iter().map(|one| infos.iter().map(|other| link(one, other)).collect()).collect();
+    Ok(SeenGpus { infos, links })
+}
+
 fn open_all(options: GpuOptions) -> Result<Found, GpusError> {
     let cuda = Cuda::load(options.library.as_deref())?;
-    let all = cuda.devices().map_err(|source| GpusError::Devices { source })?;
+    let seen = see(&cuda, &options.gpus)?;
     let mut devices = Vec::new();
-    for info in choose(&options.gpus, &all)? {
+    for info in &seen.infos {
         let device = match Device::open(&cuda, info.index) {
             Ok(device) => Ok(device),
             // A card that is broken does not keep the others, nor memory of the host, from serving.
@@ -131,7 +159,7 @@ fn open_all(options: GpuOptions) -> Result<Found, GpusError> {
     }
     let (version, batches) = (cuda.version(), cuda.has_batches());
     tracing::info!(gpus = devices.len(), version, batches, "the CUDA driver");
-    Ok(Found { options, devices, without_former: false })
+    Ok(Found { options, seen, devices, without_former: false })
 }
 
 /// All GPUs of the daemon, from the engine's side. Dropped, their threads end, or are left behind if they hang.
@@ -144,8 +172,12 @@ pub struct Gpus {
 }
 
 impl Gpus {
-    /// Starts a thread for each; `report` is called by them, with the GPU's number.
-    pub fn start(opened: Vec<OpenGpu>, report: Arc<dyn Fn(usize, FromGpu) + Send + Sync>) -> std::io::Result<Self> {
+    /// Starts a thread for each, on these CPUs or on any; `report` is called by them, with the GPU's number.
+    pub fn start(
+        opened: Vec<OpenGpu>,
+        cpus: &[Option<Vec<u32>>],
+        report: Arc<dyn Fn(usize, FromGpu) + Send + Sync>,
+    ) -> std::io::Result<Self> {
         let (alive, ended) = bounded(0);
         let shown: Vec<_> = opened.iter().map(|gpu| gpu.shown.clone()).collect();
         let devices: Vec<_> = opened.iter().filter_map(|gpu| gpu.memory.as_ref().map(|m| m.device.clone())).collect();
@@ -154,7 +186,11 @@ impl Gpus {
             let (sender, inbox) = unbounded();
             let (report, alive) = (report.clone(), alive.clone());
             let turner = Turner::new(gpu, own, &opened, inbox, move |from| report(gpu, from));
+            let cpus = cpus[gpu].clone();
             thread::Builder::new().name(format!("gpu {gpu}")).spawn(move || {
+                if let Some(cpus) = cpus {
+                    topology::keep_on(&cpus);
+                }
                 turner.run();
                 drop(alive);
             })?;

@@ -268,7 +268,7 @@ impl Group {
                 if options.huge == Huge::Try {
                     mapping.advise_huge();
                 }
-                extents.push(Extent { fd, mapping, populated_bytes: state.populated_bytes(index) });
+                extents.push(Extent { fd, mapping, populated_bytes: state.populated_bytes(index), node: None });
             }
             let entries = Private::map(entries_fd.as_fd(), lines as usize).map_err(text)?;
             let units = (geometry.ceiling_bytes / UNIT_BYTES) as usize;

@@ -147,7 +147,7 @@ fn run_plain(command: Command) -> anyhow::Result<()> {
         Command::Drain { socket, within } => show::drain(socket, within),
         Command::Doctor { file, json, flags } => lapis::doctor::run(&load(file, flags)?, json),
         Command::Topology { file, json, sys, flags } => {
-            let layout = lapis::topology::Layout::read(&sys, &load(file, flags)?.options);
+            let layout = lapis::topology::Layout::for_show(&sys, &load(file, flags)?.options);
             match json {
                 true => println!("{}", lapis::topology::show::json(&layout)?),
                 false => print!("{}", lapis::topology::show::text(&layout)),

@@ -243,10 +243,11 @@ impl Threads {
         self.paths = Some(paths);
     }
 
-    /// From now on blocks move between the host's memory and GPUs.
-    pub fn start_gpus(&mut self, opened: Vec<OpenGpu>) -> std::io::Result<()> {
+    /// From now on blocks move between the host's memory and GPUs, by a thread for each on these CPUs or on any.
+    pub fn start_gpus(&mut self, opened: Vec<OpenGpu>, cpus: &[Option<Vec<u32>>]) -> std::io::Result<()> {
         let report = self.report.clone();
-        self.gpus = Some(Gpus::start(opened, Arc::new(move |gpu, from| report.tell(Done::Gpu { gpu, from })))?);
+        let report = Arc::new(move |gpu, from| report.tell(Done::Gpu { gpu, from }));
+        self.gpus = Some(Gpus::start(opened, cpus, report)?);
         Ok(())
     }
 

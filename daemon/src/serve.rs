@@ -133,6 +133,10 @@ pub fn run(effective: &Effective, reload: Reload) -> anyhow::Result<()> {
         .context("open the GPUs of the HBM tier (lapis doctor tells more)")?;
     let signals = Signals::install().context("install signal handlers")?;
     let layout = Layout::here(options);
+    let layout = match &gpus {
+        Some(found) => layout.with_gpus(found.seen()),
+        None => layout,
+    };
     let drives = drive_options(options, &layout);
     may_open(options, &drives)?;
     let mut passed = keeper::passed().context("take the descriptors that systemd passed")?;
@@ -158,7 +162,7 @@ pub fn run(effective: &Effective, reload: Reload) -> anyhow::Result<()> {
     signals.wake_with(wire.waker());
     let mut engine =
         Engine::open(now(), engine_options(options, &layout), wire, movers, keeper, found, Box::new(entropy))?;
-    start_gpus(&mut engine, gpus, kept)?;
+    start_gpus(&mut engine, gpus, kept, &layout)?;
     if let Some(peering) = &mut peering {
         peering.join(now(), &mut engine)?;
     }
@@ -194,14 +198,15 @@ fn start_gpus(
     engine: &mut Engine<UnixWire, Threads>,
     gpus: Option<gpus::Found>,
     kept: Vec<(String, OwnedFd)>,
+    layout: &Layout,
 ) -> anyhow::Result<()> {
     let Some(gpus) = gpus else { return Ok(gpus::give_back(kept, engine.keeper.as_mut())?) };
     let gpus = if engine.keeps_gpus() { gpus } else { gpus.without_former() };
     let opened =
         gpus.open(kept, engine.keeper.as_mut()).context("take memory of the GPUs (lapis doctor tells more)")?;
     let shown = opened.iter().map(|gpu| gpu.shown.clone()).collect();
-    engine.movers_mut().start_gpus(opened).context("start the threads of GPUs")?;
-    engine.set_gpus(now(), shown);
+    engine.movers_mut().start_gpus(opened, &layout.cpus_of_gpus()).context("start the threads of GPUs")?;
+    engine.set_gpus(now(), shown, &layout.nodes_of_gpus());
     Ok(())
 }
 

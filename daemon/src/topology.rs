@@ -1,7 +1,8 @@
 //! What the daemon makes of where things lie: which of its devices are where, and what follows for memory and threads.
-//! `show` tells people.
+//! `used` finds the GPUs of the HBM tier, `show` tells people.
 
 pub mod show;
+mod used;
 
 use std::{
     os::unix::fs::{FileTypeExt, MetadataExt},
@@ -18,6 +19,9 @@ use lapis_config::{
 };
 use lapis_transport::peers::rdma::{rank, said::LANES_MAX, sysfs};
 
+pub use self::used::{SeenGpus, UsedGpus};
+use crate::gpus::{self, GpuOptions};
+
 /// Of the configuration's devices, where each is.
 #[derive(Clone, Debug)]
 pub struct Layout {
@@ -26,6 +30,8 @@ pub struct Layout {
     pub nics: Vec<Near>,
     /// In the order of `ssd.paths`.
     pub ssds: Vec<Near>,
+    /// Of the HBM tier.
+    pub gpus: UsedGpus,
     /// Whether memory and threads follow.
     pub(crate) follow: bool,
     /// CPUs that this process may run on.
@@ -46,7 +52,24 @@ impl Layout {
             node: node_of_path(root, &topology, path),
         };
         let ssds = options.ssd_paths.iter().map(near).collect();
-        Self { topology, nics, ssds, follow: options.topology_follow, allowed: allowed() }
+        let gpus = UsedGpus::configured(&topology, options);
+        Self { topology, nics, ssds, gpus, follow: options.topology_follow, allowed: allowed() }
+    }
+
+    /// For people: of this host with what the driver of its GPUs says, if the HBM tier has any; of another host's files
+    /// without.
+    pub fn for_show(root: &Path, options: &Options) -> Self {
+        let layout = Self::read(root, options);
+        match GpuOptions::of(options).filter(|_| root == Path::new("/sys")).map(gpus::look) {
+            None => layout,
+            Some(Ok(seen)) => layout.with_gpus(seen),
+            Some(Err(error)) => Self { gpus: layout.gpus.unseen(error.to_string()), ..layout },
+        }
+    }
+
+    /// With the GPUs of the HBM tier as their driver shows them.
+    pub fn with_gpus(self, seen: SeenGpus) -> Self {
+        Self { gpus: UsedGpus::seen(&self.topology, seen), ..self }
     }
 
     /// Which node each extent comes from.
@@ -54,7 +77,7 @@ impl Layout {
         if !self.follow {
             return Spread::default();
         }
-        let moves = self.nics.iter().chain(&self.ssds).map(|near| near.node);
+        let moves = self.nics.iter().chain(&self.ssds).chain(&self.gpus.near).map(|near| near.node);
         // Without any of its own, blocks go between memory and GPUs.
         let gpus = self.topology.devices.iter().filter(|device| device.is_gpu()).map(|device| device.node);
         let devices: Vec<_> = if moves.clone().any(|node| node.is_some()) { moves.collect() } else { gpus.collect() };
@@ -63,14 +86,31 @@ impl Layout {
 
     /// The node of each device of the SSD tier, in the order of `ssd.paths`: blocks go to those of their memory's node rather.
     pub fn nodes_of_ssds(&self) -> Vec<Option<u32>> {
+        self.nodes_of(&self.ssds)
+    }
+
+    /// The node of each GPU, in the order of the daemon's GPUs: what comes back from one goes rather to memory of its node.
+    pub fn nodes_of_gpus(&self) -> Vec<Option<u32>> {
+        self.nodes_of(&self.gpus.near)
+    }
+
+    fn nodes_of(&self, devices: &[Near]) -> Vec<Option<u32>> {
         let follows = self.follow && self.topology.has_several_nodes();
-        self.ssds.iter().map(|near| near.node.filter(|_| follows)).collect()
+        devices.iter().map(|near| near.node.filter(|_| follows)).collect()
     }
 
     /// CPUs for the thread of a device of the SSD tier, by its index in `ssd.paths`; `None`: any.
     pub fn cpus_of(&self, ssd: usize) -> Option<Vec<u32>> {
-        let node = self.ssds.get(ssd).filter(|_| self.follow)?.node;
-        cpus_near(&self.topology, node, &self.allowed)
+        self.cpus_near(self.ssds.get(ssd)?)
+    }
+
+    /// CPUs for the thread of each GPU, in the order of the daemon's GPUs; `None`: any.
+    pub fn cpus_of_gpus(&self) -> Vec<Option<Vec<u32>>> {
+        self.gpus.near.iter().map(|near| self.cpus_near(near)).collect()
+    }
+
+    fn cpus_near(&self, device: &Near) -> Option<Vec<u32>> {
+        cpus_near(&self.topology, device.node.filter(|_| self.follow), &self.allowed)
     }
 }
 
@@ -123,7 +163,10 @@ pub fn keep_on(cpus: &[u32]) {
 
 #[cfg(test)]
 mod tests {
-    use lapis_config::LoadInput;
+    use lapis_config::{
+        LoadInput,
+        topology::{Device, Kind, Node, Vendor},
+    };
 
     use super::*;
 
@@ -138,6 +181,17 @@ mod tests {
         })
         .join()
         .expect("it runs");
+    }
+
+    /// The unit takes all of `@resources` away, which both belong to.
+    #[test]
+    fn the_unit_lets_memory_and_threads_be_placed() {
+        let unit = include_str!("../ops/lapis.service");
+        let lines = unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter="));
+        let after: Vec<&str> = lines.skip_while(|list| !list.starts_with('~')).skip(1).collect();
+        assert!(after.iter().all(|list| !list.starts_with('~')), "nothing is taken away after: {after:?}");
+        let allowed = |call: &str| after.iter().any(|list| list.split_whitespace().any(|word| word == call));
+        assert!(allowed("mbind") && allowed("sched_setaffinity"), "{after:?}");
     }
 
     /// What a path lies on here, found with this host's own numbers in a made-up tree.
@@ -184,5 +238,50 @@ mod tests {
         options.topology_follow = false;
         let free = Layout { allowed: vec![5], ..Layout::read(root, &options) };
         assert_eq!((free.spread().node_of(0), free.cpus_of(0)), (None, None));
+    }
+
+    #[test]
+    fn gpus_that_are_used_get_memory_of_their_nodes_and_threads_there() {
+        let options = Options { topology_follow: true, ..Options::default() };
+        let node = |number: u32| Node {
+            number,
+            cpus: vec![2 * number, 2 * number + 1],
+            memory_bytes: 1 << 30,
+            ..Node::default()
+        };
+        let gpu = |address: &str, node| Device {
+            address: address.into(),
+            node: Some(node),
+            parents: Vec::new(),
+            driver: None,
+            kind: Kind::Gpu { vendor: Vendor::Nvidia },
+        };
+        let devices = vec![gpu("0000:40:00.0", 1), gpu("0000:41:00.0", 0), gpu("0000:42:00.0", 1)];
+        let layout = Layout {
+            topology: Topology { nodes: vec![node(0), node(1)], devices, ..Topology::default() },
+            nics: Vec::new(),
+            ssds: Vec::new(),
+            gpus: UsedGpus::default(),
+            follow: options.topology_follow,
+            allowed: vec![0, 2, 3],
+        };
+        let extents = |layout: &Layout| (0..6).map(|extent| layout.spread().node_of(extent)).collect::<Vec<_>>();
+        let (zero, one) = (Some(0), Some(1));
+        assert_eq!(extents(&layout), [one, zero, one, one, zero, one], "none is used: by all that there are");
+        let seen = |indexes: &[u16]| {
+            let infos: Vec<_> = indexes.iter().map(|&index| gpus::info(index)).collect();
+            SeenGpus { links: vec![vec![None; infos.len()]; infos.len()], infos }
+        };
+        let used = layout.clone().with_gpus(seen(&[2, 3]));
+        assert_eq!(extents(&used), [one; 6], "what is not used moves nothing");
+        assert_eq!((used.nodes_of_gpus(), used.cpus_of_gpus()), (vec![one, None], vec![Some(vec![2, 3]), None]));
+        let ssd = Near { name: "/dev/nvme0n1".into(), node: zero };
+        let beside = Layout { ssds: vec![ssd], ..used };
+        assert_eq!(extents(&beside), [zero, one, zero, one, zero, one], "they count as drives do");
+        let free = Layout { follow: false, ..beside };
+        assert_eq!(
+            (extents(&free), free.nodes_of_gpus(), free.cpus_of_gpus()),
+            (vec![None; 6], vec![None; 2], vec![None; 2])
+        );
     }
 }

@@ -36,7 +36,7 @@ use rustix::{
 use zerocopy::IntoBytes;
 
 use self::{
-    command::{Command, Range},
+    command::{Command, RANGES_BYTES, Range},
     ledger::Ledger,
 };
 pub use self::{
@@ -73,7 +73,7 @@ pub struct Passthrough {
 struct Kernel {
     issuer: Issuer<squeue::Entry128, cqueue::Entry32>,
     ledger: Ledger,
-    /// What ranges are given up: one for each tag.
+    /// What ranges are given up: one for each tag, and as many bytes behind the last as a command has.
     ranges: Mapping,
     buffers: Buffers,
     /// Whether this kernel takes registered memory in commands.
@@ -115,7 +115,7 @@ impl Found {
         probe::probe(&namespace, block, polled)?;
         let commands = (depth * COMMANDS_EACH).min(namespace.limits.commands_max);
         let ring = Ring::set_up_as(commands, &ring::SETUPS, polled).map_err(|error| Refusal::Ring(Box::new(error)))?;
-        let bytes = (ring.depth() * size_of::<Range>()).next_multiple_of(PAGE_BYTES);
+        let bytes = (ring.depth() * size_of::<Range>() + RANGES_BYTES).next_multiple_of(PAGE_BYTES);
         let ranges = Mapping::anonymous(bytes as u64)
             .map_err(|e| Refusal::Io { op: "memory for ranges", source: io::Error::other(e) })?;
         Ok(Self { namespace, ring, ranges, depth, polled })
@@ -163,7 +163,7 @@ impl Passthrough {
         let bytes = file.bytes();
         let kernel = ManuallyDrop::new(Kernel {
             issuer,
-            ledger: Ledger::new(depth, commands),
+            ledger: Ledger::new(depth, commands, namespace.has_paths()),
             ranges,
             buffers: Buffers::default(),
             has_buffers,
@@ -258,6 +258,7 @@ impl Kernel {
             }
             (IoKind::Discard, _) => {
                 let at = tag as usize * size_of::<Range>();
+                assert!(at + RANGES_BYTES <= self.ranges.len(), "as many bytes as the command says");
                 self.ranges.copy_in(at, blocks.range(offset, bytes).as_bytes());
                 (blocks.deallocate(self.ranges.as_ptr(at) as u64), None)
             }

@@ -75,6 +75,8 @@ pub enum NoSpdk {
     Sector { address: String, page: u32, found: u32 },
     #[error("{address} has {bytes} bytes of metadata with each sector: format it without")]
     Metadata { address: String, bytes: u32 },
+    #[error("{address} has zones or keys in place of sectors (command set {set})")]
+    CommandSet { address: String, set: i32 },
     #[error("SPDK has no memory for devices: are there free huge pages?")]
     Memory,
 }
@@ -118,6 +120,11 @@ impl Spdk {
         tracing::info!(path = %path.display(), ?shape, env, nvme, "a controller is SPDK's");
         let (now, work) = (Instant::now(), ManuallyDrop::new(Box::new(work)));
         Ok(Self { work, bytes: shape.bytes(), moved: now, admin: now })
+    }
+
+    /// How long a command may have no answer, 30 s at first; then the controller is reset, and what it had ends in errors.
+    pub fn set_patience(&mut self, patience: Duration) {
+        self.work.patience = patience;
     }
 
     /// Bytes of memory that the controller reaches by itself; what else is used goes over a copy.

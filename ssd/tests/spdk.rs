@@ -1,101 +1,25 @@
 //! SPDK's engine over the stand-in, with what only it has: memory that must be registered, controllers that run full, fail,
 //! hang, go and come back. After each the stand-in is asked whether anything was called wrongly.
 
+#[allow(dead_code, reason = "other tests do more with it")]
+mod scene;
 #[allow(unsafe_code, dead_code, reason = "a library is called by its declarations")]
 mod standin;
 
 use std::{
-    collections::BTreeMap,
     io::ErrorKind,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::AsFd,
     time::{Duration, Instant},
 };
 
 use lapis_arena::Mapping;
 use lapis_ssd::{
     SsdError,
-    device::{Completion, Device, Io, IoId, IoKind, Memory, Waits},
+    device::{Device, Io, IoId, IoKind, Memory, Waits},
     spdk::{NoSpdk, Spdk},
 };
-use rustix::event::EventfdFlags;
+use scene::{DEVICE_BYTES, MIB, PAGE, STUCK, Scene, filled, noise};
 use standin::{DriveShape, Standin};
-
-const PAGE: usize = 4096;
-const MIB: usize = 1 << 20;
-const DEVICE_BYTES: u64 = 16 << 20;
-const STUCK: Duration = Duration::from_secs(60);
-
-/// A drive of the stand-in and the engine over it.
-struct Scene {
-    standin: &'static Standin,
-    address: String,
-    device: Spdk,
-    bell: OwnedFd,
-}
-
-impl Scene {
-    /// `None` where there is no C compiler.
-    fn new(sector: u32, depth: usize) -> Option<Self> {
-        let standin = Standin::get()?;
-        let address = Standin::address();
-        standin.drive(&address, None, DriveShape::new(DEVICE_BYTES, sector));
-        let device = standin.open(&address, depth);
-        let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).expect("a descriptor");
-        Some(Self { standin, address, device, bell })
-    }
-
-    fn plan(&self, plan: &str) {
-        self.standin.plan(&self.address, plan);
-    }
-
-    fn submit(&mut self, io: Io) {
-        self.device.submit(io).unwrap_or_else(|io| panic!("no room for {:?}", io.id));
-    }
-
-    fn ended(&mut self, count: usize) -> BTreeMap<u64, Result<(), (ErrorKind, String)>> {
-        let (start, mut out): (Instant, Vec<Completion>) = (Instant::now(), Vec::new());
-        self.device.kick().expect("a kick");
-        while out.len() < count {
-            self.device.wait(self.bell.as_fd(), Some(STUCK)).expect("a wait");
-            self.device.poll(&mut out).expect("a poll");
-            assert!(start.elapsed() < STUCK, "{} of {count}", out.len());
-        }
-        assert_eq!(out.len(), count, "something ended twice");
-        let said = |error: std::io::Error| (error.kind(), error.to_string());
-        let ended: BTreeMap<_, _> = out.into_iter().map(|c| (c.id.0, c.result.map_err(said))).collect();
-        assert_eq!(ended.len(), count, "something ended twice");
-        ended
-    }
-
-    fn all_well(&mut self, count: usize) {
-        for (id, result) in self.ended(count) {
-            assert_eq!(result, Ok(()), "{id}");
-        }
-    }
-
-    /// At the end: nothing was called wrongly, and nothing is left.
-    fn ends_clean(self) {
-        let Self { standin, address, device, .. } = self;
-        drop(device);
-        let start = Instant::now();
-        while standin.count(&address, "attached") + standin.count(&address, "qpairs") > 0 {
-            assert!(start.elapsed() < STUCK, "the controller is never given up");
-            std::thread::yield_now();
-        }
-        assert_eq!(standin.misuse(), None);
-    }
-}
-
-fn noise(seed: u64, bytes: usize) -> Vec<u8> {
-    let mut rng = fastrand::Rng::with_seed(seed);
-    (0..bytes).map(|_| rng.u8(..)).collect()
-}
-
-fn filled(bytes: &[u8]) -> Memory {
-    let mapping = Mapping::anonymous(bytes.len() as u64).expect("memory");
-    mapping.copy_in(0, bytes);
-    Memory::new(&mapping, 0, bytes.len())
-}
 
 #[test]
 fn registered_memory_is_reached_and_its_edges_are_copied() {
@@ -390,11 +314,14 @@ fn a_controller_has_one_user_and_is_free_again_afterwards() {
 #[test]
 fn namespaces_that_no_log_can_lie_on_are_refused_in_words() {
     let Some(standin) = Standin::get() else { return };
-    let cases: [(DriveShape, &str, &str); 4] = [
+    let whole = DriveShape::new(DEVICE_BYTES, 512);
+    let cases: [(DriveShape, &str, &str); 6] = [
         (DriveShape::new(DEVICE_BYTES, 520), "", "sectors of 520 bytes"),
         (DriveShape::new(DEVICE_BYTES, 8192), "", "sectors of 8192 bytes"),
-        (DriveShape { extended_sector: 520, ..DriveShape::new(DEVICE_BYTES, 512) }, "", "8 bytes of metadata"),
-        (DriveShape::new(DEVICE_BYTES, 512), "/2", "no active namespace 2"),
+        (DriveShape { metadata: 8, ..whole }, "", "8 bytes of metadata"),
+        (DriveShape { command_set: 1, ..whole }, "", "command set 1"),
+        (DriveShape { command_set: 2, ..whole }, "", "command set 2"),
+        (whole, "/2", "no active namespace 2"),
     ];
     for (shape, namespace, words) in cases {
         let address = Standin::address();

@@ -11,7 +11,7 @@ use std::{
 };
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-use standin::{DriveShape, Standin};
+use standin::{DriveShape, Reach, Standin};
 
 type Handle = *mut c_void;
 type Ended = unsafe extern "C" fn(Handle, *const c_void);
@@ -109,7 +109,7 @@ fn everything_that_must_not_be_done_is_seen() {
 
         let memory = (spdk.zmalloc)(4 << 20, 2 << 20, null_mut(), -1, 1);
         assert!(!memory.is_null());
-        let own = Box::leak(vec![0u8; 1 << 20].into_boxed_slice()).as_mut_ptr();
+        let own = Box::leak(vec![0u8; 4 << 20].into_boxed_slice()).as_mut_ptr();
         (spdk.mem_register)(own.wrapping_add(1), 4096);
         caught("not made of 2 MiB");
         (spdk.mem_register)(memory, 2 << 20);
@@ -129,6 +129,15 @@ fn everything_that_must_not_be_done_is_seen() {
             |pair: Handle, at: *mut u8, sectors: u32| (spdk.write)(ns, pair, at, 0, sectors, ignored, null_mut(), 0);
         assert_eq!(write(pair, own, 8), -libc::EFAULT);
         caught("are not registered");
+        for reach in [Reach::Nowhere, Reach::Physical] {
+            standin.reach(reach);
+            let unreached = (own as usize).next_multiple_of(2 << 20) as *mut u8;
+            assert_eq!((spdk.mem_register)(unreached, 2 << 20), 0, "it says nothing of it");
+            assert_eq!(write(pair, unreached, 8), -libc::EFAULT);
+            caught("are not registered, or not for good");
+            assert_eq!((spdk.mem_unregister)(unreached, 2 << 20), 0);
+        }
+        standin.reach(Reach::Iommu);
         assert_eq!(write(pair, memory.wrapping_add(2), 8), -libc::EFAULT);
         caught("no multiple of 4");
         assert_eq!(write(pair, memory, 512), -libc::EINVAL);

@@ -1,12 +1,15 @@
 """The worker over a KV cache on a GPU: a real daemon and client over the stand-in for CUDA's driver, and of torch no more than
 is used of it, made here of the driver's calls. The stand-in tells of two that touch the same bytes in no order."""
 
+import contextlib
 import ctypes
 import importlib.util
 import os
 import random
+import threading
 from types import SimpleNamespace
 
+import numpy
 import pytest
 
 import lapis_kv
@@ -52,11 +55,11 @@ def test_the_gpu_copies_only_where_the_cache_is_on_one_of_cuda_and_the_daemon_se
 
 
 def test_saves_go_by_the_gpu_only_of_equal_parts_that_nobody_overwrites():
-    assert save_way(Way.GPU, [64, 64], has_window=False) is Way.GPU
-    assert save_way(Way.GPU, [64, 32], has_window=False) is Way.STAGED
-    assert save_way(Way.GPU, [64, 64], has_window=True) is Way.STAGED
+    assert save_way(Way.GPU, [64, 64], is_lent=False) is Way.GPU
+    assert save_way(Way.GPU, [64, 32], is_lent=False) is Way.STAGED
+    assert save_way(Way.GPU, [64, 64], is_lent=True) is Way.STAGED
     for way in (Way.DIRECT, Way.STAGED):
-        assert save_way(way, [64, 32], has_window=True) is way
+        assert save_way(way, [64, 32], is_lent=True) is way
 
 
 def test_graphs_of_whole_steps_are_given_up_only_for_loads_within_a_step():
@@ -65,11 +68,13 @@ def test_graphs_of_whole_steps_are_given_up_only_for_loads_within_a_step():
 
 
 class Torch:
-    """`torch.cuda` of one device, with one stream that the engine computes on."""
+    """`torch.cuda` of one device, with one stream that the engine computes on: that of the thread that makes this, for other
+    threads have the default stream, as with vLLM."""
 
     def __init__(self, cuda: Cuda, device: int):
         self._cuda, self.device = cuda, SimpleNamespace(type="cuda", index=device)
-        self.engine, self.cuda = self.Stream(), self
+        self.engine, self.cuda, self._current = self.Stream(), self, threading.local()
+        self._current.stream, self._default = self.engine, Stream(self, 0)
 
     def call(self, function: str, *arguments):
         # As torch's guards do it, in each thread.
@@ -85,7 +90,13 @@ class Torch:
 
     def current_stream(self, device):
         assert device is self.device
-        return self.engine
+        return getattr(self._current, "stream", self._default)
+
+    @contextlib.contextmanager
+    def stream(self, stream):
+        before, self._current.stream = self.current_stream(self.device), stream
+        yield
+        self._current.stream = before
 
     def Event(self):
         return Event(self)
@@ -132,14 +143,12 @@ class Tensor:
     def data_ptr(self):
         return self.memory.ptr
 
-    def stride(self, dim: int):
-        return ((self.row_bytes + self.gap) // 2, 1)[dim]
+    def stride(self, dim: int | None = None):
+        strides = (self.row_bytes + self.gap) // 2, 1
+        return strides if dim is None else strides[dim]
 
     def element_size(self):
         return 2
-
-    def __getitem__(self, block: int):
-        return SimpleNamespace(is_contiguous=lambda: True, numel=lambda: self.row_bytes // 2)
 
     def row(self, block: int) -> int:
         return self.data_ptr() + block * (self.row_bytes + self.gap)
@@ -180,6 +189,8 @@ class Engine:
         self.worker = Worker(link, [group], 0, 20.0, 20.0, False, by_block)
         draw = random.Random(name)
         self.caches, self.found = {}, {}
+        # Layers that the step reads without waiting for them.
+        self.silent = set()
         for layer in group.layers:
             given = (rows or {}).get(layer, [(ROW, 0)])
             made = [Tensor(self.torch, row, draw.randbytes(BLOCKS * (row + gap)), gap) for row, gap in given]
@@ -209,7 +220,8 @@ class Engine:
     def forward(self, plan):
         blocks = [block for load in plan.loads for part in load.parts for block in part.block_ids] if plan.loads_at_once else []
         for layer in self.group.layers:
-            self.worker.wait_for_layer(layer)
+            if layer not in self.silent:
+                self.worker.wait_for_layer(layer)
             for tensor in self.tensors(layer):
                 for block in blocks:
                     away = self.torch.memory(bytes(tensor.row_bytes))
@@ -322,7 +334,20 @@ def test_tensors_of_unlike_rows_and_with_gaps_are_loaded_too(engine):
     assert not it.worker.bad_blocks() and [it.seen(11), it.seen(0)] == before[1:3]
     assert it.blocks() == [before[2], *before[1:11], before[1]]
     assert gaps == [bytes(tensor.memory)[tensor.row_bytes : tensor.row_bytes + tensor.gap] for tensor in it.tensors("l0")]
-    assert save_way(Way.GPU, it.worker._planes[0].row_bytes, has_window=False) is Way.STAGED
+    assert save_way(Way.GPU, it.worker._planes[0].row_bytes, is_lent=False) is Way.STAGED
+
+
+def test_blocks_that_are_apart_go_out_and_come_back(engine, host):
+    # As in a layout that has the layers of a block side by side.
+    it = engine(rows={layer: [(ROW, 2 * ROW)] for layer in LAYERS})
+    before, puts = it.blocks(), lapis_kv.status(host.socket)["hbm"]["puts"]
+    assert save_way(Way.GPU, it.worker._planes[0].row_bytes, it.group.is_lent) is Way.GPU
+    it.step(saves=[transfer([1, 2])])
+    it.worker.flush()
+    eventually("slots on the daemon's GPU", lambda: lapis_kv.status(host.socket)["hbm"]["puts"] == puts + 2)
+    it.step(loads=[transfer([11, 5])], at_once=True)
+    assert not it.worker.bad_blocks() and [it.seen(11), it.seen(5)] == before[1:3]
+    assert it.blocks() == [*before[:5], before[2], *before[6:11], before[1]]
 
 
 def test_what_the_daemon_took_back_meanwhile_is_told_and_nothing_computed_on_it_is_saved(engine):
@@ -353,6 +378,56 @@ def test_a_load_waits_for_what_the_engine_did_with_its_blocks_before(engine):
         if not at_once:
             it.received()
         assert not it.worker.bad_blocks() and it.block(5) == before[1]
+
+
+def test_a_layer_that_no_step_waits_for_is_there_before_a_step_begins(engine):
+    for silent in ({"l0"}, {"l1"}, {"l0", "l2"}, set(LAYERS)):
+        it = engine()
+        it.silent, before = silent, it.blocks()
+        it.step(saves=[transfer([1, 2])])
+        it.worker.flush()
+        waited, order = it.worker.wait_for_layer, []
+        it.worker.wait_for_layer = lambda layer: (order.append(layer), waited(layer))
+        for blocks in ([5, 6], [7, 8]):
+            it.found.clear()
+            it.step(loads=[transfer(blocks)], at_once=True)
+            assert [it.seen(block) for block in blocks] == before[1:3] and not it.worker.bad_blocks()
+        assert order == 2 * [layer for layer in LAYERS if layer not in silent]
+        assert it.blocks() == [*before[:5], *2 * before[1:3], *before[9:]]
+
+
+def test_a_step_that_is_the_first_of_all_finds_its_blocks_too(engine):
+    it = engine()
+    before = it.blocks()
+    it.client.put_from(it.pool, key(0), before[1])
+    it.silent = {"l0"}
+    it.step(loads=[transfer([5])], at_once=True)
+    assert it.seen(5) == before[1] and not it.worker.bad_blocks()
+
+
+def test_a_load_by_buffers_too_waits_for_what_the_engine_did_with_its_blocks_before(engine):
+    it = engine()
+    before, none, planes = it.blocks(), it.torch.memory(b"\xee" * ROW), it.worker._planes[0]
+    it.client.put_from(it.pool, key(0) + key(1), before[1] + before[2])
+    it.worker._link.serves_gpus = False
+
+    def scatter(block_ids, buffers):
+        # As torch copies: on the stream that is current.
+        for layer, buffer in zip(LAYERS, buffers):
+            for at, block in enumerate(block_ids):
+                data = it.torch.memory(bytes(buffer[at]))
+                it.torch.current_stream(it.torch.device).copy(it.caches[layer].row(block), data.ptr, ROW)
+
+    planes.buffers = lambda count: [numpy.empty((count, ROW), numpy.uint8) for _ in LAYERS]
+    planes._scatter = scatter
+    for at_once in (False, True):
+        for _ in range(4):
+            for layer in LAYERS:
+                it.torch.engine.copy(it.caches[layer].row(5), none.ptr, ROW)
+        it.step(loads=[transfer([5, 6])], at_once=at_once)
+        if not at_once:
+            assert it.received() == (set(), {"r"}, set())
+        assert not it.worker.bad_blocks() and [it.block(5), it.block(6)] == before[1:3]
 
 
 # Last: the second GPU does not come back.

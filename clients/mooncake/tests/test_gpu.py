@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
+import lapis_kv
 import pytest
-from cuda import Cuda
-from lapis_mooncake import gpu
+from conftest import Host
+from cuda import Cuda, stand_in
+from host import eventually
+from lapis_mooncake import gpu, memory
+from lapis_mooncake.memory import HOST, Range
 
 NOT_FOUND, INVALID, TRANSFER = -704, -600, -800
 WHOLE = bytes(range(256)) * 400
@@ -58,6 +63,95 @@ def test_objects_come_from_a_gpu_and_go_to_one(cuda, store, stage, device, regis
     if registered:
         assert store.unregister_buffer(source.ptr) == store.unregister_buffer(sink.ptr) == 0
     source.free()
+    sink.free()
+
+
+@pytest.fixture(scope="module")
+def gpu_host() -> Iterator[Host]:
+    """Whose daemon has memory on the first GPU."""
+    host = Host("256MiB", "--hbm-bytes", "16MiB", "--hbm-cuda-library", str(stand_in()))
+    yield host
+    host.end()
+
+
+def test_a_gpu_reads_objects_itself_and_from_its_own_memory_what_it_reads_again(cuda, gpu_host, opened, monkeypatch):
+    cuda.use(0)
+    store, sink = opened(gpu_host), cuda.memory(bytes(20_000))
+    assert store.register_buffer(sink.ptr, sink.size) == 0
+    values = {"a": WHOLE[:9000], "b": WHOLE[100:5100], "c": WHOLE[7:4007]}
+    assert [store.put(*one) for one in values.items()] == [0] * 3
+    to, sizes = [[sink.ptr + 10_000, sink.ptr], [sink.ptr + 12_000], [sink.ptr + 17_000], [sink.ptr]], [[2000, 7000], [5000], [3000], [9]]
+    expected = WHOLE[2000:9000] + bytes(3000) + WHOLE[:2000] + WHOLE[100:5100] + bytes(3000)
+
+    def read() -> bool:
+        assert store.batch_get_into_multi_buffers(["a", "b", "c", "none"], to, sizes) == [9000, 5000, INVALID, NOT_FOUND]
+        return bytes(sink) == expected
+
+    # Until the host's memory is registered with the driver objects come by way of the process.
+    staged: list[int] = []
+    write = gpu.write
+    monkeypatch.setattr(gpu, "write", lambda device, pieces: staged.append(device) or write(device, pieces))
+    eventually("reads by the GPU", lambda: read() and (not staged or staged.clear()))
+    eventually("copies on the GPU", lambda: read() and lapis_kv.status(gpu_host.socket)["gpus"][0]["held"]["blocks"] >= 2)
+    assert read() and not staged
+    ranges = store.get_into_ranges([sink.ptr], [["b", "none"]], [[[0, 9], [20]]], [[[5, 4995], [0]]], [[[4, 6], [1]]])
+    assert ranges == [[[4, INVALID], [NOT_FOUND]]] and bytes(sink) == WHOLE[105:109] + expected[4:] and not staged
+    sink.free()
+
+
+def test_a_gpu_is_asked_for_the_objects_whose_places_are_all_its_own():
+    def place(device: int, size: int = 8) -> Range:
+        return Range(1000 * (device + 2), size, device == HOST, device)
+
+    asked = []
+
+    def read(device: int, keys: list[str], places: object, offsets: object) -> list[int | None]:
+        asked.append((device, keys, places, offsets))
+        return [None if key == "d" else 10 + device for key in keys]
+
+    zero, one, host, none = place(0), place(1), place(HOST), place(HOST, 0)
+    places = [[zero, zero], [one], [zero, one], [one, none], [zero, host], [none], []]
+    offsets = [[n] * len(of_key) for n, of_key in enumerate(places)]
+    assert memory.read_to_gpus(read, list("abcdefg"), places, offsets) == [10, 11, None, None, None, None, None]
+    at = [(zero.address, 8)], [(one.address, 8)]
+    assert asked == [(0, ["a"], [2 * at[0]], [[0, 0]]), (1, ["b", "d"], [at[1], [*at[1], (1000, 0)]], [[1], [3, 3]])]
+
+
+class Instead:
+    """A client with another `get_objects_device`."""
+
+    def __init__(self, client: object, get_objects_device: Callable[..., object]) -> None:
+        self._client, self.get_objects_device = client, get_objects_device
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._client, name)
+
+
+def test_a_gpu_that_reads_nothing_itself_is_asked_once(cuda, store, monkeypatch):
+    cuda.use(0)
+    sink, asked = cuda.memory(bytes(100)), []
+    store.put("k", b"x" * 100)
+
+    def refuses(*_given: object, **_named: object) -> None:
+        asked.append(is_transient)
+        error = lapis_kv.GpuError("no")
+        error.is_transient = is_transient
+        raise error
+
+    monkeypatch.setattr(store._daemon, "_client", Instead(store._daemon._client, refuses))
+    for is_transient in (True, False, False):
+        assert store.get_into("k", sink.ptr, 100) == 100 and bytes(sink) == b"x" * 100
+    assert asked == [True, False]
+    sink.free()
+
+
+def test_what_the_daemon_took_back_while_a_gpu_read_it_is_read_again(cuda, store, monkeypatch):
+    cuda.use(0)
+    sink = cuda.memory(bytes(100))
+    store.put("k", b"x" * 100)
+    lost = SimpleNamespace(found=[100], still_valid=lambda: False)
+    monkeypatch.setattr(store._daemon, "_client", Instead(store._daemon._client, lambda *_given, **_named: lost))
+    assert store.get_into("k", sink.ptr, 100) == 100 and bytes(sink) == b"x" * 100
     sink.free()
 
 

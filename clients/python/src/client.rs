@@ -19,7 +19,7 @@ use pyo3::{
 
 use crate::{
     buffers::{Memory, Role},
-    device::{self, DeviceGot},
+    device::{self, DeviceGot, DeviceObjects},
     errors::{closed, exception, forked},
     keys::{Batch, parent_key},
     load::{self, DeviceLoad},
@@ -566,6 +566,31 @@ impl Client {
         deadline: Option<f64>,
     ) -> PyResult<Vec<Option<i64>>> {
         objects::get_many_into(py, &self.client()?, self.own(pool)?, names, dst, offsets, deadline)
+    }
+
+    /// `get_objects_into` memory of a GPU, on the caller's stream: when this returns, all copies are on it. Objects come from where
+    /// they lie, in DRAM or on the GPU; those of several parts (over 64 MiB) are only told of.
+    ///
+    /// names, deadline: as in `get_objects_into`; dst, offsets: too, but addresses of the GPU's memory alone. stream, device: as in
+    /// `get_device`. Ask `DeviceObjects.still_valid` when the copies have ended. Raises GpuError, also where there is no driver.
+    #[pyo3(signature = (pool, names, dst, stream, *, device, offsets=None, deadline=None))]
+    #[allow(clippy::too_many_arguments, reason = "named in Python")]
+    fn get_objects_device<'py>(
+        &self,
+        py: Python<'py>,
+        pool: &Bound<'py, Pool>,
+        names: &Bound<'py, PyAny>,
+        dst: &Bound<'py, PyAny>,
+        stream: &Bound<'py, PyAny>,
+        device: &Bound<'py, PyAny>,
+        offsets: Option<Vec<Vec<u64>>>,
+        deadline: Option<f64>,
+    ) -> PyResult<Bound<'py, DeviceObjects>> {
+        let options = get_options(None, Wait::Present, deadline, None)?;
+        let (client, pool) = (self.client()?, self.own(pool)?);
+        let to = device::device_objects(dst, offsets)?;
+        let stream = device::stream_of(stream, whole("device", device)?)?;
+        device::get_objects(py, &client, pool, names, (&to, &stream), &options)
     }
 
     /// For each of 1 to 8192 names (bytes or None, in_memory), without reading it; None if it is not there. No bytes are

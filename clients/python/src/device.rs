@@ -2,15 +2,20 @@
 
 use std::{mem::ManuallyDrop, path::PathBuf};
 
-use lapis_client::{self as client, Birthplace, Client, DevicePtr, DeviceStream, GetOptions, Key, Pool, PutOptions};
+use lapis_client::{
+    self as client, Birthplace, Client, DeviceObject, DeviceObjectStatus, DevicePtr, DeviceRange, DeviceStream,
+    GetOptions, Key, Pool, PutOptions,
+};
 use pyo3::{
     exceptions::{PyTypeError, PyValueError},
     prelude::*,
+    types::PyList,
 };
 
 use crate::{
     errors::forked,
     keys::Batch,
+    objects::object_names,
     results::{Got, Put},
     wait::detached,
     words::whole,
@@ -56,6 +61,125 @@ impl DeviceGot {
         let got = &slf.as_super().get().0;
         format!("<lapis_kv.DeviceGot {} of {} keys, {} bytes>", got.hits, got.statuses.len(), got.bytes)
     }
+}
+
+/// What a get of objects into a GPU's memory found, and how it stands with the copies, which are on the stream by now.
+#[pyclass(frozen, module = "lapis_kv")]
+pub(crate) struct DeviceObjects {
+    objects: ManuallyDrop<client::DeviceObjects>,
+    birthplace: Birthplace,
+}
+
+impl DeviceObjects {
+    /// In a forked child nothing of the driver may be touched.
+    fn objects(&self) -> PyResult<&client::DeviceObjects> {
+        if self.birthplace.is_here() { Ok(&self.objects) } else { Err(forked()) }
+    }
+}
+
+impl Drop for DeviceObjects {
+    fn drop(&mut self) {
+        if self.birthplace.is_here() {
+            // SAFETY: dropped here alone, and never used afterwards.
+            unsafe { ManuallyDrop::drop(&mut self.objects) };
+        }
+    }
+}
+
+#[pymethods]
+impl DeviceObjects {
+    /// For each name the bytes of the object, None if it is not there or of several parts, or, negative, the bytes of one that
+    /// is longer than its place.
+    #[getter]
+    fn found(&self) -> Vec<Option<i64>> {
+        let found = |status: &DeviceObjectStatus| match *status {
+            DeviceObjectStatus::Hit { bytes } => Some(bytes as i64),
+            DeviceObjectStatus::Long { bytes } => Some(-(bytes as i64)),
+            DeviceObjectStatus::Parts | DeviceObjectStatus::Miss => None,
+        };
+        self.objects.statuses.iter().map(found).collect()
+    }
+
+    /// Which of the names are of objects of several parts (over 64 MiB): nothing of them is copied, `get_objects_into` reads them.
+    #[getter]
+    fn parts(&self) -> Vec<usize> {
+        let statuses = self.objects.statuses.iter().enumerate();
+        statuses.filter(|(_, status)| **status == DeviceObjectStatus::Parts).map(|(n, _)| n).collect()
+    }
+
+    /// Whether all copies have ended.
+    fn is_over(&self) -> PyResult<bool> {
+        Ok(self.objects()?.is_over())
+    }
+
+    /// As of `DeviceGot`.
+    fn still_valid(&self) -> PyResult<bool> {
+        Ok(self.objects()?.still_valid())
+    }
+
+    fn __repr__(&self) -> String {
+        let statuses = &self.objects.statuses;
+        let hits = statuses.iter().filter(|status| matches!(status, DeviceObjectStatus::Hit { .. })).count();
+        format!("<lapis_kv.DeviceObjects {hits} of {} objects>", statuses.len())
+    }
+}
+
+/// Where objects go in the memory of a GPU that the caller answers for.
+///
+/// `places`: for each object a pair (address, bytes), or a list of those; `offsets`: for each place where in the object its bytes
+/// begin.
+pub(crate) fn device_objects(places: &Bound<'_, PyAny>, offsets: Option<Vec<Vec<u64>>>) -> PyResult<Vec<DeviceObject>> {
+    let all: Vec<Vec<(u64, u64)>> = places.try_iter()?.map(|of_one| pairs(&of_one?)).collect::<PyResult<_>>()?;
+    if let Some((n, _)) =
+        all.iter().enumerate().find(|(_, pairs)| pairs.iter().any(|&(at, bytes)| at == 0 && bytes > 0))
+    {
+        return Err(PyValueError::new_err(format!("dst[{n}] has an address of 0, which is none")));
+    }
+    let Some(offsets) = offsets else {
+        let whole =
+            |pairs: Vec<(u64, u64)>| DeviceObject::whole(pairs.into_iter().map(|(at, bytes)| (DevicePtr(at), bytes)));
+        return Ok(all.into_iter().map(whole).collect());
+    };
+    if !offsets.iter().map(Vec::len).eq(all.iter().map(Vec::len)) {
+        return Err(PyValueError::new_err("offsets: expected one for each place of each object in dst"));
+    }
+    let ranges = |(pairs, offsets): (Vec<(u64, u64)>, Vec<u64>)| {
+        let range = |((at, bytes), offset)| DeviceRange { offset, bytes, to: DevicePtr(at) };
+        DeviceObject::ranges(pairs.into_iter().zip(offsets).map(range).collect())
+    };
+    Ok(all.into_iter().zip(offsets).map(ranges).collect())
+}
+
+fn pairs(of_one: &Bound<'_, PyAny>) -> PyResult<Vec<(u64, u64)>> {
+    let pair = |pair: &Bound<'_, PyAny>| {
+        pair.extract::<(u64, u64)>().map_err(|_| {
+            PyTypeError::new_err("dst: expected a pair (address, bytes) for each object, or a list of those")
+        })
+    };
+    match of_one.cast::<PyList>() {
+        Ok(list) => list.iter().map(|one| pair(&one)).collect(),
+        Err(_) => Ok(vec![pair(of_one)?]),
+    }
+}
+
+pub(crate) fn get_objects<'py>(
+    py: Python<'py>,
+    client: &Client,
+    pool: &Pool,
+    names: &Bound<'py, PyAny>,
+    (to, stream): (&[DeviceObject], &DeviceStream),
+    options: &GetOptions,
+) -> PyResult<Bound<'py, DeviceObjects>> {
+    let names = object_names(names)?;
+    if names.len() != to.len() {
+        return Err(PyValueError::new_err(format!("{} objects of memory for {} names", to.len(), names.len())));
+    }
+    let objects = detached(py, || {
+        let names: Vec<&[u8]> = names.iter().map(Vec::as_slice).collect();
+        // SAFETY: the caller lends the memory to the stream (docs/python.md).
+        unsafe { client.get_objects_device(pool, &names, to, stream, options) }
+    })?;
+    Bound::new(py, DeviceObjects { objects: ManuallyDrop::new(objects), birthplace: Birthplace::here() })
 }
 
 /// Memory of a GPU that the caller answers for, and the stream on which it may be used.

@@ -22,7 +22,7 @@ mod _lapis {
     #[pymodule_export]
     use crate::{
         client::{Client, status_json},
-        device::{DeviceGot, load_cuda},
+        device::{DeviceGot, DeviceObjects, load_cuda},
         errors::{
             ClosedError, ConnectError, ForkedError, GoneError, GpuError, LapisError, LateError, ProtocolError,
             RefusedError, ViewsError,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -234,6 +235,111 @@ def test_what_is_no_piece_is_told(cuda, gpu_client, gpu_pool):
     made.wait_piece(0, 0)
     cuda.synchronize(0)
     memory.free()
+
+
+@pytest.fixture
+def gpu_objects(gpu_client: lapis_kv.Client, namespace: lapis_kv.Namespace) -> lapis_kv.Pool:
+    return patiently(lambda: gpu_client.pool(namespace, "objects", 1 << 20, kind="object"))
+
+
+def promotions(host: Host) -> int:
+    return int(lapis_kv.status(host.socket)["hbm"]["promotions"])
+
+
+@pytest.mark.parametrize("device", [0, 1])
+def test_objects_go_to_places_of_their_own_in_the_memory_of_a_gpu(cuda, gpu_client, gpu_objects, device):
+    cuda.use(device)
+    stream, values = cuda.stream(), [payload(1)[:4000], payload(2, 1)[:5001], payload(3, 3)]
+    gpu_client.put_objects(gpu_objects, [b"a", b"b", b"c"], values)
+    dst = cuda.memory(b"\xee" * 40_000)
+    to = [[(dst.ptr, 100), (dst.ptr + 20_000, 4000)], (dst.ptr + 5000, 6000), (dst.ptr + 30_000, 9), (dst.ptr + 12_000, 100)]
+    asked = [b"a", "b", b"none", b"c"]
+    got = gpu_client.get_objects_device(gpu_objects, asked, to, stream, device=device, deadline=30.0)
+    cuda.synchronize(stream)
+    assert got.is_over() and got.still_valid() and repr(got) == "<lapis_kv.DeviceObjects 2 of 4 objects>"
+    assert (got.found, got.parts) == ([4000, 5001, None, -3 * BLOCK], [])
+    expected = bytearray(b"\xee" * 40_000)
+    expected[:100], expected[20_000:23_900], expected[5000:10_001] = values[0][:100], values[0][100:], values[1]
+    assert bytes(dst) == expected, "those bytes, and no other"
+
+    # Ranges: the second one reaches beyond the end.
+    ranges, offsets = [[(dst.ptr, 10), (dst.ptr + 50, 11)], [(dst.ptr + 100, 4)]], [[3990, 3990], [7]]
+    got = gpu_client.get_objects_device(gpu_objects, asked[:2], ranges, stream, device=device, offsets=offsets)
+    cuda.synchronize(stream)
+    expected[:10], expected[100:104] = values[0][3990:], values[1][7:11]
+    assert got.found == [4000, 5001] and got.still_valid() and bytes(dst) == expected
+    dst.free()
+
+
+def test_an_object_that_is_read_again_comes_from_the_gpu(cuda, gpu_host, gpu_client, gpu_objects):
+    cuda.use(0)
+    value, before = payload(5), promotions(gpu_host)
+    gpu_client.put_object(gpu_objects, b"hot", value)
+    dst = cuda.memory(bytes(len(value)))
+
+    def read() -> bytes:
+        got = gpu_client.get_objects_device(gpu_objects, [b"hot"], [(dst.ptr, len(value))], 0, device=0, deadline=30.0)
+        cuda.synchronize(0)
+        assert got.found == [len(value)] and got.still_valid()
+        return bytes(dst)
+
+    eventually("a copy on the GPU", lambda: read() == value and promotions(gpu_host) > before)
+    # What lies in DRAM is not looked at any more, but for the name.
+    eventually("the copy's end", lambda: lapis_kv.status(gpu_host.socket)["gpus"][0]["held"]["blocks"] > 0)
+    [view] = gpu_client.view(gpu_objects, [b"hot"])
+    in_dram = numpy.frombuffer(view, numpy.uint8)
+    ctypes.memset(in_dram.ctypes.data, 0xEE, len(value))
+    assert read() == value
+    ctypes.memmove(in_dram.ctypes.data, value, len(value))
+    del in_dram
+    view.release()
+    assert gpu_client.remove_object(gpu_objects, b"hot")
+    got = gpu_client.get_objects_device(gpu_objects, [b"hot"], [(dst.ptr, len(value))], 0, device=0)
+    assert got.found == [None]
+    cuda.synchronize(0)
+    dst.free()
+
+
+def test_an_object_under_the_key_of_another_name_is_not_that_one(cuda, gpu_client, gpu_objects):
+    cuda.use(0)
+    name = b"n" * 40
+    gpu_client.put_object(gpu_objects, lapis_kv.key(name), b"12345678")
+    dst = cuda.memory(bytes(8))
+    got = gpu_client.get_objects_device(gpu_objects, [name, lapis_kv.key(name)], [(dst.ptr, 8)] * 2, 0, device=0, deadline=30.0)
+    cuda.synchronize(0)
+    assert got.found == [None, 8] and bytes(dst) == b"12345678"
+    dst.free()
+
+
+def test_an_object_of_several_parts_is_told_of(cuda, host, namespace):
+    cuda.use(0)
+    with host.client(gpus=True) as client:
+        pool = patiently(lambda: client.pool(namespace, "objects", 128 << 20, kind="object"))
+        client.put_objects(pool, [b"long", b"short"], [bytes(65 << 20), b"12"])
+        dst = cuda.memory(bytes(8))
+        to = [(dst.ptr, 65 << 20), (dst.ptr, 8)]
+        got = client.get_objects_device(pool, [b"long", b"short"], to, 0, device=0, deadline=30.0)
+        cuda.synchronize(0)
+        assert (got.found, got.parts) == ([None, 2], [0]) and bytes(dst) == b"12" + bytes(6)
+        dst.free()
+
+
+def test_what_is_no_place_for_objects_is_told(cuda, gpu_client, gpu_objects, gpu_pool):
+    def get(places, asked=(b"k",), pool=gpu_objects, **more):
+        return gpu_client.get_objects_device(pool, list(asked), places, 0, device=0, **more)
+
+    for places, error, match in [
+        ([], ValueError, "0 objects of memory for 1 names"), ([(0, 1)], ValueError, r"dst\[0\] has an address of 0"),
+        ([(4096,)], TypeError, "expected a pair"), ([4096], TypeError, "expected a pair"), ([(-1, 1)], TypeError, "expected a pair"),
+    ]:
+        with pytest.raises(error, match=match):
+            get(places)
+    with pytest.raises(ValueError, match="offsets: expected one for each place"):
+        get([[(4096, 1)]], offsets=[[0, 1]])
+    with pytest.raises(ValueError, match="no object pool"):
+        get([(4096, 1)], pool=gpu_pool)
+    with pytest.raises(ValueError, match="0"):
+        get([(4096, 1)], asked=[b""])
 
 
 def test_mistakes_are_told(cuda, gpu_client, gpu_pool, namespace):

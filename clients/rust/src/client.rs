@@ -30,7 +30,7 @@ use lapis_transport::{
 };
 
 #[cfg(feature = "cuda")]
-pub use self::device::{DeviceGot, DeviceLoad};
+pub use self::device::{DeviceGot, DeviceLoad, DeviceObjects};
 pub use self::object::NewObject;
 pub use self::ticket::{GetTicket, PutTicket};
 use self::{

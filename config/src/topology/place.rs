@@ -1,8 +1,11 @@
-//! What follows from where things lie: which node gets an extent, which CPUs a device's thread, what is far from what. Pure.
+//! What follows from where things lie: which node gets an extent, which CPUs a device's thread, where a GPU reads a block,
+//! what is far from what. Pure.
 
 use std::collections::BTreeMap;
 
-use super::{Device, Topology};
+use serde::Serialize;
+
+use super::{Device, Distance, Topology};
 
 /// Which node each extent of the DRAM tier is taken from: in turns, each node as often as it has devices that move blocks.
 /// The default spreads nothing: the kernel chooses.
@@ -61,6 +64,27 @@ pub struct Near {
     pub node: Option<u32>,
 }
 
+/// The way from a GPU to another that it reaches, as its driver has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Link {
+    /// Among all ways of the host; 0 is the best. `None`: the driver does not say.
+    pub rank: Option<u32>,
+    /// Atomics go over it, as they do over NVLink and not over PCIe.
+    pub has_atomics: bool,
+}
+
+/// Whether a GPU reads a block that lies on another one from there, though it lies in DRAM too.
+pub fn reads_peer(link: Link, distance: Distance) -> bool {
+    match distance {
+        _ if link.has_atomics => true,
+        Distance::Same | Distance::Switch | Distance::RootPort => true,
+        // Past the switches both ways lead through the root complex. DRAM takes nothing from the other GPU's own link, and
+        // processors are slow at handing reads of one device to another, at another node above all.
+        Distance::RootComplex | Distance::Node | Distance::OtherNode => false,
+        Distance::Unknown => link.rank.is_none_or(|rank| rank == 0),
+    }
+}
+
 /// The CPUs that a device's thread runs on: those of its node which it may use. `None`: wherever it likes.
 pub fn cpus_near(topology: &Topology, node: Option<u32>, allowed: &[u32]) -> Option<Vec<u32>> {
     if !topology.has_several_nodes() {
@@ -82,8 +106,9 @@ fn common(nodes: impl IntoIterator<Item = Option<u32>>) -> Option<u32> {
     nodes.all(|node| node == Some(first)).then_some(first)
 }
 
-/// What is far from each other and need not be, in words: a line each with what to do.
-pub fn mismatches(topology: &Topology, nics: &[Near], ssds: &[Near]) -> Vec<(String, String)> {
+/// What is far from each other and need not be, in words: a line each with what to do. `gpus`: those that are used; where
+/// none is, blocks go to any of the host all the same, from DRAM.
+pub fn mismatches(topology: &Topology, nics: &[Near], ssds: &[Near], gpus: &[Near]) -> Vec<(String, String)> {
     let mut found = Vec::new();
     if !topology.has_several_nodes() {
         return found;
@@ -99,19 +124,22 @@ pub fn mismatches(topology: &Topology, nics: &[Near], ssds: &[Near]) -> Vec<(Str
                 .into(),
         ));
     }
-    let gpus: Vec<&Device> = topology.devices.iter().filter(|device| device.is_gpu()).collect();
-    if let Some(of_gpus) = common_node(gpus.iter().copied()) {
+    let (of_gpus, called) = match gpus {
+        [] => (common_node(topology.devices.iter().filter(|device| device.is_gpu())), "all GPUs".to_owned()),
+        used => (at(used), format!("the GPUs that are used ({})", named(used))),
+    };
+    if let Some(of_gpus) = of_gpus {
         for (what, of) in [("NICs", nics), ("SSDs", ssds)] {
             if let Some(node) = at(of).filter(|node| *node != of_gpus) {
                 found.push((
-                    format!("all {what} ({}) are at node {node}, all GPUs at node {of_gpus}", named(of)),
+                    format!("all {what} ({}) are at node {node}, {called} at node {of_gpus}", named(of)),
                     "every block crosses nodes on its way to a GPU: use devices of the GPUs' node, if there are any"
                         .into(),
                 ));
             }
         }
     }
-    for near in nics.iter().chain(ssds) {
+    for near in nics.iter().chain(ssds).chain(gpus) {
         if let Some(node) = near.node.and_then(|number| topology.node(number)).filter(|node| node.memory_bytes == 0) {
             found.push((
                 format!("{} is at node {}, which has no memory", near.name, node.number),

@@ -3,8 +3,8 @@
 mod made;
 
 use lapis_config::topology::{
-    Device, Distance, Kind, Near, Node, Spread, Topology, Vendor,
-    place::{common_node, cpus_near, mismatches},
+    Device, Distance, Kind, Link, Near, Node, Spread, Topology, Vendor,
+    place::{common_node, cpus_near, mismatches, reads_peer},
     sysfs::{is_pci_address, list, pci_of_block},
 };
 use made::Host;
@@ -210,7 +210,7 @@ fn a_thread_is_kept_near_its_device_where_it_may_run_there() {
 fn what_lies_on_opposite_sides_is_said() {
     let topology = Topology::read(Host::two_sockets().root());
     let near = |name: &str, node| Near { name: name.into(), node };
-    let said = |nics: &[Near], ssds: &[Near]| mismatches(&topology, nics, ssds);
+    let said = |nics: &[Near], ssds: &[Near]| mismatches(&topology, nics, ssds, &[]);
     let crossed = said(&[near("mlx5_0", Some(0))], &[near("/dev/nvme2n1", Some(1))]);
     assert_eq!(crossed.len(), 1, "{crossed:?}");
     assert_eq!(crossed[0].0, "NICs (mlx5_0) are at node 0, SSDs (/dev/nvme2n1) at node 1");
@@ -228,11 +228,11 @@ fn gpus_that_all_blocks_are_far_from_and_nodes_without_memory_are_said() {
     let near = |name: &str, node| Near { name: name.into(), node };
     let topology = Topology::read(host.root());
     assert_eq!(common_node(topology.devices.iter().filter(|d| matches!(d.kind, Kind::Gpu { .. }))), Some(0));
-    let found = mismatches(&topology, &[near("mlx5_2", Some(1))], &[near("x", Some(0))]);
+    let found = mismatches(&topology, &[near("mlx5_2", Some(1))], &[near("x", Some(0))], &[]);
     assert_eq!(found.len(), 2, "{found:?}");
     assert_eq!(found[1].0, "all NICs (mlx5_2) are at node 1, all GPUs at node 0");
     host.write("devices/system/node/node1/meminfo", "Node 1 MemTotal: 0 kB\n");
-    let found = mismatches(&Topology::read(host.root()), &[], &[near("x", Some(1)), near("y", Some(0))]);
+    let found = mismatches(&Topology::read(host.root()), &[], &[near("x", Some(1)), near("y", Some(0))], &[]);
     assert_eq!(
         found,
         [(
@@ -240,6 +240,74 @@ fn gpus_that_all_blocks_are_far_from_and_nodes_without_memory_are_said() {
             "put DIMMs there, or use another slot: all that it moves crosses nodes".to_owned()
         )]
     );
+}
+
+#[test]
+fn of_the_gpus_that_are_used_what_is_far_from_them_is_said() {
+    let host = Host::two_sockets();
+    let near = |name: &str, node| Near { name: name.into(), node };
+    let said = |nics: &[Near], ssds: &[Near], gpus: &[Near]| {
+        let found = mismatches(&Topology::read(host.root()), nics, ssds, gpus);
+        found.into_iter().map(|(found, _)| found).collect::<Vec<_>>()
+    };
+    let (first, second) = ([near("GPU 0", Some(0))], [near("GPU 2", Some(1))]);
+    let ssds = [near("/dev/nvme2n1", Some(1)), near("/dev/nvme3n1", Some(1))];
+    let none: [String; 0] = [];
+    assert_eq!(said(&[], &ssds, &[]), none, "of the host's four GPUs two are there too");
+    assert_eq!(
+        said(&[], &ssds, &first),
+        ["all SSDs (/dev/nvme2n1, /dev/nvme3n1) are at node 1, the GPUs that are used (GPU 0) at node 0"]
+    );
+    assert_eq!(said(&[], &ssds, &second), none);
+    assert_eq!(said(&[], &ssds, &[first.clone(), second].concat()), none, "one is near");
+    assert_eq!(said(&[], &ssds, &[near("GPU 0", None)]), none, "nobody knows");
+    host.write("devices/system/node/node0/meminfo", "Node 0 MemTotal: 0 kB\n");
+    assert_eq!(said(&[], &[], &first), ["GPU 0 is at node 0, which has no memory"]);
+}
+
+#[test]
+fn a_gpu_is_found_as_its_driver_calls_it() {
+    let host = Host::two_sockets();
+    host.nvme("pci0000:10/0000:1a:00.0", "nvme8", "259:8", 1);
+    host.gpu("pci0000:10/0000:1b:00.0", 1);
+    let topology = Topology::read(host.root());
+    let address = |bus_id: &str| topology.gpu(bus_id).map(|device| device.address.as_str());
+    assert_eq!(address("0000:03:00.0"), Some("0000:03:00.0"));
+    assert_eq!((address("00000000:1B:00.0"), address("1b:00.0")), (Some("0000:1b:00.0"), Some("0000:1b:00.0")));
+    for other in ["0000:1A:00.0", "0000:03:00.1", "0001:03:00.0", "nvme8", ""] {
+        assert_eq!(address(other), None, "{other}");
+    }
+}
+
+#[test]
+fn a_gpu_reads_from_another_what_is_near_or_comes_over_a_link_of_theirs_and_else_from_dram() {
+    let host = Host::two_sockets();
+    let topology = Topology::read(host.root());
+    let gpus: Vec<&Device> = topology.devices.iter().filter(|device| device.is_gpu()).collect();
+    let reads = |link: Link| {
+        let row = |one: &&Device| gpus.iter().map(|other| reads_peer(link, topology.distance(one, other))).collect();
+        gpus.iter().map(row).collect::<Vec<Vec<bool>>>()
+    };
+    let by_pcie = [
+        [true, true, false, false],
+        [true, true, false, false],
+        [false, false, true, true],
+        [false, false, true, true],
+    ];
+    assert_eq!(reads(Link::default()), by_pcie, "below one switch, and across nodes");
+    for rank in [0, 3] {
+        assert_eq!(reads(Link { rank: Some(rank), has_atomics: false }), by_pcie, "the tree says it");
+        assert_eq!(reads(Link { rank: Some(rank), has_atomics: true }), [[true; 4]; 4], "NVLink");
+    }
+    let link = |rank| Link { rank, has_atomics: false };
+    for distance in [Distance::RootPort, Distance::Switch, Distance::Same] {
+        assert!(reads_peer(link(Some(1)), distance), "{distance}");
+    }
+    for distance in [Distance::RootComplex, Distance::Node, Distance::OtherNode] {
+        assert!(!reads_peer(link(Some(0)), distance), "{distance}");
+    }
+    let unknown = [None, Some(0), Some(1)].map(|rank| reads_peer(link(rank), Distance::Unknown));
+    assert_eq!(unknown, [true, true, false], "where the tree says nothing, the driver's rank counts");
 }
 
 #[test]

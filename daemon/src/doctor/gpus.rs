@@ -3,10 +3,13 @@
 use std::{sync::mpsc::channel, thread, time::Duration};
 
 use lapis_arena::hbm::{Cuda, Device, DeviceInfo, NoCuda};
-use lapis_config::{Bytes, Options};
+use lapis_config::{Bytes, Options, topology::Link};
 
 use super::{Finding, Level};
-use crate::gpus::{choose, described};
+use crate::{
+    gpus::{choose, described},
+    topology::SeenGpus,
+};
 
 const CHECK: &str = "gpus";
 /// A driver that was asleep takes some seconds for each GPU.
@@ -20,8 +23,8 @@ struct Seen {
     info: DeviceInfo,
     /// Bytes that are free, and bytes in all; `None`: not opened, as it is not used.
     memory: Option<Result<(u64, u64), String>>,
-    /// Indexes of those whose memory it reaches.
-    reaches: Vec<u16>,
+    /// Indexes of those whose memory it reaches, with the way there.
+    reaches: Vec<(u16, Link)>,
 }
 
 #[derive(Clone, Debug)]
@@ -32,7 +35,8 @@ struct Probe {
     gpus: Result<Vec<Seen>, String>,
 }
 
-pub(super) fn examine(options: &Options) -> Vec<Finding> {
+/// And those that are used, where there are any.
+pub(super) fn examine(options: &Options) -> (Vec<Finding>, Option<SeenGpus>) {
     let (sender, receiver) = channel();
     let (library, opens) = (options.hbm_cuda_library.clone(), options.hbm_bytes > 0);
     let look = move || {
@@ -40,27 +44,41 @@ pub(super) fn examine(options: &Options) -> Vec<Finding> {
         let _ = sender.send(Cuda::load(library.as_deref()).map(|cuda| probe(&cuda, opens)));
     };
     if let Err(error) = thread::Builder::new().name("gpus".into()).spawn(look) {
-        return vec![Finding::warn(CHECK, format!("not examined: {error}"), "raise the limit of threads")];
+        let found = format!("not examined: {error}");
+        return (vec![Finding::warn(CHECK, found, "raise the limit of threads")], None);
     }
     match receiver.recv_timeout(ANSWER_MAX) {
-        Ok(probe) => judge(options, probe.as_ref()),
+        Ok(probe) => (judge(options, probe.as_ref()), probe.ok().and_then(|probe| used(options, &probe))),
         Err(_) => {
             let found = format!("the CUDA driver has not answered for {} s", ANSWER_MAX.as_secs());
             let advice = "look at nvidia-smi and at the kernel's log (Xid)";
-            vec![Finding::bad(if opens { Level::Fail } else { Level::Warn }, CHECK, found, advice)]
+            (vec![Finding::bad(if opens { Level::Fail } else { Level::Warn }, CHECK, found, advice)], None)
         }
     }
+}
+
+/// The GPUs that the daemon would use.
+fn used(options: &Options, probe: &Probe) -> Option<SeenGpus> {
+    let gpus = probe.gpus.as_ref().ok().filter(|_| options.hbm_bytes > 0)?;
+    let infos: Vec<DeviceInfo> = gpus.iter().map(|seen| seen.info.clone()).collect();
+    let infos: Vec<DeviceInfo> = choose(&options.hbm_gpus, &infos).ok()?.into_iter().cloned().collect();
+    let seen = |index: u16| gpus.iter().find(|seen| seen.info.index == index);
+    let link = |one: &DeviceInfo, other: &DeviceInfo| {
+        let ways = &seen(one.index)?.reaches;
+        ways.iter().find(|(index, _)| *index == other.index).map(|(_, link)| *link)
+    };
+    let links = infos.iter().map(|one| infos.iter().map(|other| link(one, other)).collect()).collect();
+    Some(SeenGpus { infos, links })
 }
 
 fn probe(cuda: &std::sync::Arc<Cuda>, opens: bool) -> Probe {
     let seen = |info: &DeviceInfo, all: &[DeviceInfo]| {
         let memory = || Device::open(cuda, info.index)?.memory();
-        let reaches =
-            |other: &&DeviceInfo| other.index != info.index && cuda.can_reach(info.index, other.index).unwrap_or(false);
+        let way = |other: &DeviceInfo| Some((other.index, cuda.link(info.index, other.index).ok()??));
         Seen {
             info: info.clone(),
             memory: opens.then(|| memory().map_err(|error| error.to_string())),
-            reaches: all.iter().filter(reaches).map(|other| other.index).collect(),
+            reaches: all.iter().filter_map(way).collect(),
         }
     };
     let gpus = cuda.devices().map(|all| all.iter().map(|info| seen(info, &all)).collect());
@@ -159,8 +177,9 @@ fn of_used(options: &Options, seen: &Seen) -> Finding {
 fn matrix(used: &[&Seen]) -> String {
     let of = |seen: &&Seen| {
         let (index, others) = (seen.info.index, used.iter().map(|other| other.info.index));
-        let reached: Vec<String> =
-            others.filter(|other| seen.reaches.contains(other)).map(|other| other.to_string()).collect();
+        let link = |other: u16| seen.reaches.iter().find(|(reached, _)| *reached == other).map(|(_, link)| link);
+        let by = |link: &Link| if link.has_atomics { " (NVLink)" } else { "" };
+        let reached: Vec<String> = others.filter_map(|other| Some(format!("{other}{}", by(link(other)?)))).collect();
         match reached.is_empty() {
             true => format!("{index} reaches none (blocks go by way of the host)"),
             false => format!("{index} reaches {}", reached.join(" ")),
@@ -186,7 +205,8 @@ mod tests {
             bytes: 80 * GIB,
             has_descriptors,
         };
-        Seen { info, memory: Some(Ok((free, 80 * GIB))), reaches: reaches.to_vec() }
+        let reaches = reaches.iter().map(|&other| (other, Link::default())).collect();
+        Seen { info, memory: Some(Ok((free, 80 * GIB))), reaches }
     }
 
     fn probe(gpus: Vec<Seen>) -> Probe {
@@ -226,6 +246,22 @@ mod tests {
         );
         assert!(has(&said, Level::Ok, &["GPU 2", "not used: not named in hbm.gpus"]), "{said:?}");
         assert!(has(&said, Level::Ok, &["0 reaches 1; 1 reaches 0"]), "{said:?}");
+    }
+
+    #[test]
+    fn those_that_are_used_are_told_on_with_the_ways_between_them() {
+        let nvlink = Link { rank: Some(0), has_atomics: true };
+        let mut gpus = vec![seen(0, GIB, true, &[1, 2]), seen(1, GIB, true, &[0]), seen(2, GIB, true, &[])];
+        gpus[0].reaches[1].1 = nvlink;
+        let named = Gpus::Named(vec![GpuName::Index(2), GpuName::Index(0)]);
+        let options = |hbm_bytes| Options { hbm_bytes, hbm_gpus: named.clone(), ..Options::default() };
+        let used_of = |hbm_bytes| used(&options(hbm_bytes), &probe(gpus.clone()));
+        let found = used_of(GIB).expect("both are there");
+        assert_eq!(found.infos.iter().map(|info| info.index).collect::<Vec<_>>(), [2, 0]);
+        assert_eq!(found.links, [[None, None], [Some(nvlink), None]]);
+        assert_eq!(used_of(0), None, "none is used");
+        let said = said(GIB, named.clone(), Ok(&probe(gpus.clone())));
+        assert!(has(&said, Level::Ok, &["0 reaches 2 (NVLink); 2 reaches none"]), "{said:?}");
     }
 
     #[test]

@@ -34,8 +34,8 @@ impl<W: Wire, M: Movers> Engine<W, M> {
     }
 
     /// The GPUs of the tier, whose threads the movers have: before the first turn. Memory that is there already is
-    /// registered with them.
-    pub fn set_gpus(&mut self, now: Time, gpus: Vec<Arc<GpuShown>>) {
+    /// registered with them. `nodes`: of each its NUMA node, if that is known and counts.
+    pub fn set_gpus(&mut self, now: Time, gpus: Vec<Arc<GpuShown>>, nodes: &[Option<u32>]) {
         // Asked once: a thread may lose its GPU at any time.
         let lost: Vec<bool> = gpus.iter().map(|gpu| gpu.is_lost()).collect();
         let here = |(gpu, lost): (&Arc<GpuShown>, &bool)| GpuHere {
@@ -44,15 +44,19 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         };
         let here: Vec<GpuHere> = gpus.iter().zip(&lost).map(here).collect();
         let core = &mut self.groups[GROUP].core;
-        for (((id, slabs), gpu), lost) in core.kept_mut().number_gpus(&here).into_iter().zip(&gpus).zip(lost) {
+        let numbers = core.kept_mut().number_gpus(&here);
+        for ((((id, slabs), gpu), lost), node) in numbers.into_iter().zip(&gpus).zip(lost).zip(nodes) {
             self.gpu_ids.push(id);
             if lost {
                 continue;
             }
             let (bytes, uuid, slabs_kept) = (gpu.bytes, gpu.uuid(), slabs.len());
-            assert!(core.gpu_added(now, id, bytes), "there is memory for GPUs, and a GPU has a number of its own");
+            assert!(
+                core.gpu_added_at(now, id, bytes, *node),
+                "there is memory for GPUs, and a GPU has a number of its own"
+            );
             slabs.into_iter().for_each(|slab| core.adopt_gpu_slab(id, slab));
-            tracing::info!(gpu = uuid, number = id.0, bytes, slabs_kept, "a GPU of the tier");
+            tracing::info!(gpu = uuid, number = id.0, bytes, slabs_kept, node, "a GPU of the tier");
         }
         self.gpus = gpus;
         for index in 0..self.groups.len() {

@@ -45,7 +45,7 @@ pub fn described(info: &DeviceInfo) -> String {
 }
 
 #[cfg(test)]
-pub(super) fn info(index: u16) -> DeviceInfo {
+pub fn info(index: u16) -> DeviceInfo {
     DeviceInfo {
         index,
         name: "Some GPU".into(),

@@ -20,6 +20,8 @@ pub struct Extent {
     pub mapping: Mapping,
     /// So much of it, from its start, has memory.
     pub populated_bytes: u64,
+    /// The NUMA node that its memory is of, where memory is spread and that is known.
+    pub node: Option<u32>,
 }
 
 impl Extent {
@@ -45,7 +47,7 @@ impl Group {
             mapping.advise_huge();
         }
         self.core.kept_mut().state.add_extent(bytes);
-        self.add_mapped(Extent { fd, mapping, populated_bytes: 0 });
+        self.add_mapped(Extent { fd, mapping, populated_bytes: 0, node: None });
         Ok(pages)
     }
 
@@ -78,7 +80,7 @@ impl Group {
 
     /// What a mover needs to give an extent the rest of its memory.
     pub fn to_populate(&self, extent: usize) -> Result<Populate, DaemonError> {
-        let Extent { fd, mapping, populated_bytes } = &self.extents[extent];
+        let Extent { fd, mapping, populated_bytes, .. } = &self.extents[extent];
         let fd = fd
             .try_clone()
             .map_err(|source| DaemonError::Os { what: "duplicate the descriptor of an extent", source })?;
@@ -87,10 +89,12 @@ impl Group {
         Ok(Populate { mapping, fd, populated_bytes: *populated_bytes, touch, lock })
     }
 
-    pub(super) fn add_mapped(&mut self, extent: Extent) {
+    pub(super) fn add_mapped(&mut self, mut extent: Extent) {
         self.space.push(extent.mapping.clone()).expect("at most EXTENTS_MAX extents: `Shares` gives no more");
-        let node = self.options.spread.node_of(self.extents.len());
-        self.core.extent_added_at(extent.mapping.len() as u64, node);
+        // As the kernel has it: what was kept may have been placed by another configuration.
+        let is_spread = self.options.spread.node_of(self.extents.len()).is_some();
+        extent.node = extent.mapping.preferred_node().filter(|_| is_spread);
+        self.core.extent_added_at(extent.bytes(), extent.node);
         self.extents.push(extent);
     }
 }

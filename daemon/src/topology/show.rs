@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use lapis_config::{
     Bytes,
-    topology::{Device, Distance, Kind, Node, Topology, Vendor, place::mismatches},
+    topology::{Device, Distance, Kind, Near, Node, Topology, Vendor, place::mismatches},
 };
 use serde::Serialize;
 
@@ -27,6 +27,8 @@ struct Uses {
     extents: u64,
     ssds: Vec<Placed>,
     nics: Vec<Placed>,
+    /// Of the HBM tier, in the daemon's order.
+    gpus: Vec<PlacedGpu>,
     notes: Vec<String>,
 }
 
@@ -45,6 +47,18 @@ struct Placed {
     cpus: Option<Vec<u32>>,
 }
 
+#[derive(Serialize)]
+struct PlacedGpu {
+    #[serde(flatten)]
+    placed: Placed,
+    /// What comes back from it goes to memory of this node as long as some is free.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_node: Option<u32>,
+    /// Other GPUs by whether a block that lies on one and in DRAM is read from there.
+    from_gpus: Vec<String>,
+    from_dram: Vec<String>,
+}
+
 pub fn json(layout: &Layout) -> serde_json::Result<String> {
     let topology = &layout.topology;
     let row = |one: &Device| topology.devices.iter().map(|other| topology.distance(one, other)).collect();
@@ -59,9 +73,27 @@ fn uses(layout: &Layout) -> Uses {
     let ssds = layout.ssds.iter().enumerate();
     let ssds = ssds.map(|(i, near)| Placed { name: near.name.clone(), node: near.node, cpus: layout.cpus_of(i) });
     let nics = layout.nics.iter().map(|near| Placed { name: near.name.clone(), node: near.node, cpus: None });
-    let notes = mismatches(&layout.topology, &layout.nics, &layout.ssds);
-    let notes = notes.into_iter().map(|(found, advice)| format!("{found}: {advice}")).collect();
-    Uses { memory, extents, ssds: ssds.collect(), nics: nics.collect(), notes }
+    let memory_of = |node: Option<u32>| node.filter(|node| shares.iter().any(|(of, _)| of == node));
+    let gpus = layout.gpus.near.iter().zip(layout.cpus_of_gpus()).enumerate();
+    let gpus = gpus.map(|(gpu, (near, cpus))| {
+        let others = layout.gpus.near.iter().enumerate().filter(|(other, _)| *other != gpu);
+        let (from_gpus, from_dram): (Vec<_>, Vec<_>) =
+            others.partition(|(other, _)| layout.gpus.reads_peer(&layout.topology, gpu, *other));
+        let names = |of: Vec<(usize, &Near)>| of.into_iter().map(|(_, near)| near.name.clone()).collect();
+        PlacedGpu {
+            placed: Placed { name: near.name.clone(), node: near.node, cpus },
+            memory_node: memory_of(near.node),
+            from_gpus: names(from_gpus),
+            from_dram: names(from_dram),
+        }
+    });
+    let gpus = gpus.collect();
+    let notes = mismatches(&layout.topology, &layout.nics, &layout.ssds, &layout.gpus.near);
+    let mut notes: Vec<String> = notes.into_iter().map(|(found, advice)| format!("{found}: {advice}")).collect();
+    if let Some(why) = &layout.gpus.why_unseen {
+        notes.insert(0, format!("GPUs are shown as the configuration names them: {why}"));
+    }
+    Uses { memory, extents, ssds: ssds.collect(), nics: nics.collect(), gpus, notes }
 }
 
 pub fn text(layout: &Layout) -> String {
@@ -172,7 +204,7 @@ fn matrix(out: &mut String, topology: &Topology, devices: &[(String, &Device)]) 
 }
 
 fn follows(out: &mut String, layout: &Layout) {
-    let Uses { memory, extents, ssds, nics, notes } = uses(layout);
+    let Uses { memory, extents, ssds, nics, gpus, notes } = uses(layout);
     let _ = match &memory[..] {
         _ if !layout.topology.has_several_nodes() => writeln!(out, "memory: one node, nothing to choose"),
         _ if !layout.follow => writeln!(out, "memory: where the kernel puts it (topology.follow = false)"),
@@ -185,17 +217,30 @@ fn follows(out: &mut String, layout: &Layout) {
             writeln!(out, "memory: {}", shares.join(", "))
         }
     };
+    let at = |node: &Option<u32>| node.map_or("node not known".into(), |node| format!("node {node}"));
+    let thread =
+        |cpus: &Option<Vec<u32>>| cpus.as_ref().map_or("on any CPU".into(), |cpus| format!("on CPUs {}", ranges(cpus)));
     for Placed { name, node, cpus } in &ssds {
-        let at = node.map_or("node not known".into(), |node| format!("node {node}"));
-        let thread = cpus.as_ref().map_or("on any CPU".into(), |cpus| format!("on CPUs {}", ranges(cpus)));
-        let _ = writeln!(out, "ssd: {name}: {at}, its thread {thread}");
+        let _ = writeln!(out, "ssd: {name}: {}, its thread {}", at(node), thread(cpus));
+    }
+    for PlacedGpu { placed: Placed { name, node, cpus }, memory_node, from_gpus, from_dram } in &gpus {
+        let memory = memory_node.map_or(String::new(), |node| format!(", what comes back goes to node {node} first"));
+        let _ = writeln!(out, "gpu: {name}: {}, its thread {}{memory}", at(node), thread(cpus));
+        for (others, from) in [(from_gpus, "there"), (from_dram, "DRAM")] {
+            if !others.is_empty() {
+                let _ = writeln!(
+                    out,
+                    "gpu: {name}: reads blocks that are in DRAM and on {} from {from}",
+                    others.join(", ")
+                );
+            }
+        }
     }
     for Placed { name, node, .. } in &nics {
-        let at = node.map_or("node not known".into(), |node| format!("node {node}"));
         // As `pace::soonest` has it, where memory has nodes.
         let first = node.filter(|node| memory.iter().any(|share| share.node == *node));
         let first = first.map_or(String::new(), |node| format!(", the first choice for memory of node {node}"));
-        let _ = writeln!(out, "nic: {name}: {at}{first}");
+        let _ = writeln!(out, "nic: {name}: {}{first}", at(node));
     }
     for note in &notes {
         let _ = writeln!(out, "note: {note}");
@@ -204,9 +249,13 @@ fn follows(out: &mut String, layout: &Layout) {
 
 #[cfg(test)]
 mod tests {
-    use lapis_config::topology::Near;
+    use lapis_arena::hbm::DeviceInfo;
+    use lapis_config::topology::Link;
 
-    use super::*;
+    use super::{
+        super::{SeenGpus, UsedGpus},
+        *,
+    };
 
     fn device(address: &str, node: u32, parents: &[&str], kind: Kind) -> Device {
         let parents = parents.iter().map(|&name| name.to_owned()).collect();
@@ -238,7 +287,18 @@ mod tests {
         let near = |name: &str, node| Near { name: name.into(), node: Some(node) };
         let ssds = vec![near("/dev/nvme0n1", 0), near("/dev/nvme1n1", 1)];
         let nics = vec![near("mlx5_0", 0), near("mlx5_1", 1)];
-        Layout { topology, nics, ssds, follow: true, allowed: (0..16).collect() }
+        Layout { topology, nics, ssds, gpus: UsedGpus::default(), follow: true, allowed: (0..16).collect() }
+    }
+
+    /// The GPU that is there, one at the other node, and one that nobody knows the place of; the second reaches none.
+    fn with_gpus() -> Layout {
+        let mut layout = layout();
+        layout.topology.devices.push(device("0000:42:00.0", 1, &["pci0000:40"], Kind::Gpu { vendor: Vendor::Nvidia }));
+        let info = |index: u16, bus_id: &str| DeviceInfo { pci_bus_id: bus_id.into(), ..crate::gpus::info(index) };
+        let infos = vec![info(0, "0000:03:00.0"), info(1, "0000:42:00.0"), info(2, "0000:99:00.0")];
+        let link = Some(Link { rank: Some(0), has_atomics: false });
+        let links = vec![vec![None, link, link], vec![None; 3], vec![link, link, None]];
+        layout.with_gpus(SeenGpus { infos, links })
     }
 
     #[test]
@@ -268,6 +328,29 @@ nic: mlx5_1: node 1, the first choice for memory of node 1
     }
 
     #[test]
+    fn of_each_gpu_that_is_used_people_see_where_it_is_and_what_follows() {
+        let shown = text(&with_gpus());
+        let expected = "\
+memory: 3 of 6 extents from node 0, 3 of 6 extents from node 1
+ssd: /dev/nvme0n1: node 0, its thread on CPUs 0-3,8
+ssd: /dev/nvme1n1: node 1, its thread on CPUs 4-5
+gpu: GPU 0 at 0000:03:00.0: node 0, its thread on CPUs 0-3,8, what comes back goes to node 0 first
+gpu: GPU 0 at 0000:03:00.0: reads blocks that are in DRAM and on GPU 2 at 0000:99:00.0 from there
+gpu: GPU 0 at 0000:03:00.0: reads blocks that are in DRAM and on GPU 1 at 0000:42:00.0 from DRAM
+gpu: GPU 1 at 0000:42:00.0: node 1, its thread on CPUs 4-5, what comes back goes to node 1 first
+gpu: GPU 1 at 0000:42:00.0: reads blocks that are in DRAM and on GPU 0 at 0000:03:00.0, GPU 2 at 0000:99:00.0 from DRAM
+gpu: GPU 2 at 0000:99:00.0: node not known, its thread on any CPU
+gpu: GPU 2 at 0000:99:00.0: reads blocks that are in DRAM and on GPU 0 at 0000:03:00.0, GPU 1 at 0000:42:00.0 from there
+";
+        assert!(shown.contains(expected), "{shown}");
+        let free = text(&Layout { follow: false, ..with_gpus() });
+        assert!(free.contains("gpu: GPU 1 at 0000:42:00.0: node 1, its thread on any CPU\n"), "{free}");
+        let mut layout = with_gpus();
+        layout.gpus = layout.gpus.unseen("no driver".into());
+        assert!(text(&layout).ends_with("note: GPUs are shown as the configuration names them: no driver\n"));
+    }
+
+    #[test]
     fn what_is_not_followed_is_said() {
         let shown = text(&Layout { follow: false, ..layout() });
         assert!(shown.contains("where the kernel puts it (topology.follow = false)"), "{shown}");
@@ -286,5 +369,16 @@ nic: mlx5_1: node 1, the first choice for memory of node 1
         assert_eq!(document["topology"]["devices"][1]["kind"], "gpu");
         assert_eq!(document["uses"]["ssds"][1]["cpus"][0], 4);
         assert_eq!(document["uses"]["memory"][0]["extents"], 2);
+        assert_eq!(document["uses"]["gpus"], serde_json::json!([]));
+        let document: serde_json::Value = serde_json::from_str(&json(&with_gpus()).expect("it is data")).expect("JSON");
+        let gpu = serde_json::json!({
+            "name": "GPU 1 at 0000:42:00.0",
+            "node": 1,
+            "cpus": [4, 5],
+            "memory_node": 1,
+            "from_gpus": [],
+            "from_dram": ["GPU 0 at 0000:03:00.0", "GPU 2 at 0000:99:00.0"],
+        });
+        assert_eq!(document["uses"]["gpus"][1], gpu);
     }
 }

@@ -41,6 +41,10 @@ const IDENTIFY: u8 = 0x06;
 /// Dataset management: the ranges are not wanted any more.
 const DEALLOCATE: u32 = 1 << 2;
 
+/// Bytes of a command that gives up ranges: as many as it could name, 256, though it names one. Some devices read them all
+/// whatever their number, as the kernel's driver has it (`nvme_setup_discard`); what lies behind the first is not heeded.
+pub(super) const RANGES_BYTES: usize = 4096;
+
 /// What identify is asked about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum About {
@@ -80,13 +84,13 @@ impl Blocks {
         Command { opcode: FLUSH, namespace: self.namespace, ..Command::new_zeroed() }
     }
 
-    /// Gives up one range, which lies at `address` as `range` says.
+    /// Gives up one range, which lies at `address` as `range` says. There are `RANGES_BYTES` from there on.
     pub(super) fn deallocate(self, address: u64) -> Command {
         Command {
             opcode: DATASET_MANAGEMENT,
             namespace: self.namespace,
             address,
-            data_bytes: size_of::<Range>() as u32,
+            data_bytes: RANGES_BYTES as u32,
             cdw10: 0, // One range: their number less one.
             cdw11: DEALLOCATE,
             ..Command::new_zeroed()
@@ -167,7 +171,7 @@ mod tests {
         let flush = SMALL.flush();
         assert_eq!((flush.opcode, flush.namespace, flush.address, flush.data_bytes), (0, 7, 0, 0));
         let give_up = SMALL.deallocate(64);
-        assert_eq!((give_up.opcode, give_up.data_bytes, give_up.cdw10, give_up.cdw11), (9, 16, 0, 4));
+        assert_eq!((give_up.opcode, give_up.data_bytes, give_up.cdw10, give_up.cdw11), (9, 4096, 0, 4));
         let range = SMALL.range(1 << 20, 1 << 30);
         assert_eq!(range.as_bytes()[..4], [0; 4]);
         assert_eq!((word(range.as_bytes(), 4), word(range.as_bytes(), 8)), (1 << 21, 2048));

@@ -17,8 +17,19 @@ pub(super) struct Format {
     pub metadata_bytes: u16,
     /// Type of protection information, 0 for none.
     pub protection: u8,
-    /// Blocks that a power cut leaves old or new, if the namespace has a number of its own.
-    atomic_blocks: Option<u32>,
+    /// What a power cut leaves old or new, if the namespace says something of its own.
+    atomic: Option<Atomic>,
+}
+
+/// In blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Atomic {
+    /// 0: the controller's.
+    most: u32,
+    /// A write over a multiple of it is two; 0: there is none.
+    boundary: u32,
+    /// Where the first of these multiples lies.
+    boundary_offset: u32,
 }
 
 /// What a controller can do.
@@ -47,7 +58,7 @@ impl Format {
             logical_bytes: 1 << shift,
             metadata_bytes: format as u16,
             protection: answer[29] & 0x7,
-            atomic_blocks: (features & 1 << 1 != 0).then(|| u32::from(u16_at(answer, 36)) + 1),
+            atomic: (features & 1 << 1 != 0).then(|| Atomic::of(answer)),
         })
     }
 
@@ -61,6 +72,26 @@ impl Format {
             Self { protection: kind @ 1.., .. } => Err(Refusal::Protection { kind }),
             Self { metadata_bytes: bytes @ 1.., .. } => Err(Refusal::Metadata { bytes }),
             _ => Ok(()),
+        }
+    }
+}
+
+impl Atomic {
+    /// Of NAWUPF and NABSPF, which are one less than they mean where they are not 0, and NABO.
+    fn of(answer: &[u8; IDENTIFY_BYTES]) -> Self {
+        let meant = |said: u16| if said == 0 { 0 } else { u32::from(said) + 1 };
+        let boundary_offset = u16_at(answer, 42).into();
+        Self { most: meant(u16_at(answer, 36)), boundary: meant(u16_at(answer, 44)), boundary_offset }
+    }
+
+    /// Of writes that are aligned to their length.
+    fn aligned(self, controller: u32) -> u32 {
+        let most = if self.most == 0 { controller } else { self.most };
+        match self {
+            Self { boundary: 0, .. } => most,
+            // Then multiples of no length but a block's keep off all boundaries.
+            Self { boundary_offset: 1.., .. } => 1,
+            Self { boundary, .. } => 1 << most.ilog2().min(boundary.trailing_zeros()),
         }
     }
 }
@@ -79,9 +110,10 @@ impl Controller {
         }
     }
 
-    /// Bytes of a write that a power cut leaves old or new.
+    /// Bytes of an aligned write that a power cut leaves old or new.
     pub(super) fn atomic_bytes(&self, format: &Format) -> u64 {
-        u64::from(format.atomic_blocks.unwrap_or(self.atomic_blocks)) * u64::from(format.logical_bytes)
+        let blocks = format.atomic.map_or(self.atomic_blocks, |atomic| atomic.aligned(self.atomic_blocks));
+        u64::from(blocks) * u64::from(format.logical_bytes)
     }
 }
 
@@ -129,7 +161,18 @@ mod tests {
         assert_eq!(controller.atomic_bytes(&format), 8 * 4096);
         let mut own = namespace();
         (own[24], own[36]) = (2, 3);
-        assert_eq!(controller.atomic_bytes(&Format::of(&own).expect("a good one")), 4 * 4096);
+        let atomic = |answer: [u8; IDENTIFY_BYTES]| controller.atomic_bytes(&Format::of(&answer).expect("a good one"));
+        assert_eq!(atomic(own), 4 * 4096);
+        own[36] = 0;
+        assert_eq!(atomic(own), 8 * 4096, "0 is the controller's");
+        (own[36], own[44]) = (7, 3);
+        assert_eq!(atomic(own), 4 * 4096, "not over a boundary");
+        (own[36], own[44]) = (7, 11);
+        assert_eq!(atomic(own), 4 * 4096, "the fourth of each twelve blocks begins at a boundary");
+        own[42] = 2;
+        assert_eq!(atomic(own), 4096, "boundaries lie anywhere");
+        own[24] = 0;
+        assert_eq!(atomic(own), 8 * 4096, "it says nothing of its own");
         assert_eq!(Controller::of(&[0; IDENTIFY_BYTES]).transfer_bytes_max, None);
     }
 

@@ -34,6 +34,8 @@ pub(super) struct Ledger {
     waiting: VecDeque<u32>,
     /// Tags, and when they are due.
     paused: Vec<(Instant, u32)>,
+    /// Of the namespace: see `judged`.
+    has_paths: bool,
 }
 
 /// A command that was begun.
@@ -52,8 +54,9 @@ enum Failure {
 }
 
 impl Ledger {
-    pub(super) fn new(depth: usize, commands: usize) -> Self {
+    pub(super) fn new(depth: usize, commands: usize, has_paths: bool) -> Self {
         Self {
+            has_paths,
             flights: (0..depth).map(|_| None).collect(),
             commands: (0..commands).map(|_| None).collect(),
             free_slots: (0..depth as u32).rev().collect(),
@@ -125,7 +128,7 @@ impl Ledger {
     /// The kernel's answer to a command, and what came of its operation if that is over.
     pub(super) fn answered(&mut self, now: Instant, tag: u32, answer: i32) -> Option<Completion> {
         let sent = self.commands[tag as usize].as_mut().expect("the kernel answers what it was given, once");
-        let result = match judged(answer) {
+        let result = match judged(answer, self.has_paths) {
             Ok(()) => Ok(()),
             Err(Failure::CutOff(error)) => match sent.pause(now) {
                 Some(until) => {
@@ -155,8 +158,9 @@ impl Ledger {
     }
 }
 
-/// What the kernel's answer to a command means: an NVMe status above zero, an error of the kernel's own below.
-fn judged(answer: i32) -> Result<(), Failure> {
+/// What the kernel's answer to a command means: an NVMe status above zero, an error of the kernel's own below. A namespace that
+/// may have several paths answers EINVAL as long as none of them is up: its only controller is being reset, too.
+fn judged(answer: i32, has_paths: bool) -> Result<(), Failure> {
     match answer {
         0 => Ok(()),
         1.. => {
@@ -166,7 +170,9 @@ fn judged(answer: i32) -> Result<(), Failure> {
         }
         // What it took back itself: the controller was reset, or did not answer in time.
         _ if answer == -libc::EINTR => Err(Failure::CutOff(io::Error::other(Status::TAKEN_BACK))),
-        _ if answer == -libc::EAGAIN => Err(Failure::CutOff(io::Error::from_raw_os_error(libc::EAGAIN))),
+        _ if answer == -libc::EAGAIN || (answer == -libc::EINVAL && has_paths) => {
+            Err(Failure::CutOff(io::Error::from_raw_os_error(-answer)))
+        }
         _ => Err(Failure::Failed(io::Error::from_raw_os_error(-answer))),
     }
 }
@@ -197,21 +203,23 @@ mod tests {
 
     #[test]
     fn answers_are_told_apart() {
-        assert!(judged(0).is_ok());
-        let failed = |answer| match judged(answer) {
+        assert!(judged(0, false).is_ok());
+        let failed = |answer, has_paths| match judged(answer, has_paths) {
             Err(Failure::Failed(error)) => error,
             _ => panic!("{answer} does not fail for good"),
         };
-        assert!(failed(0x281).to_string().contains("media error"));
-        assert_eq!(failed(-libc::ENODEV).raw_os_error(), Some(libc::ENODEV));
+        assert!(failed(0x281, true).to_string().contains("media error"));
+        assert_eq!(failed(-libc::ENODEV, true).raw_os_error(), Some(libc::ENODEV));
         for answer in [-libc::EINTR, -libc::EAGAIN, 0x371, 0x082, 0x008] {
-            assert!(matches!(judged(answer), Err(Failure::CutOff(_))), "{answer}");
+            assert!(matches!(judged(answer, false), Err(Failure::CutOff(_))), "{answer}");
         }
+        assert_eq!(failed(-libc::EINVAL, false).raw_os_error(), Some(libc::EINVAL), "a command that is wrong");
+        assert!(matches!(judged(-libc::EINVAL, true), Err(Failure::CutOff(_))), "no path is up");
     }
 
     #[test]
     fn what_was_cut_off_is_tried_again_at_growing_pauses_and_not_for_ever() {
-        let mut ledger = Ledger::new(1, 1);
+        let mut ledger = Ledger::new(1, 1, false);
         ledger.begin(Io::flush(IoId(7)));
         let tag = ledger.next(&Limits::SMALLEST).expect("a command");
         let start = Instant::now();
@@ -237,7 +245,7 @@ mod tests {
 
     #[test]
     fn a_discard_that_is_refused_is_none_the_worse() {
-        let mut ledger = Ledger::new(1, 1);
+        let mut ledger = Ledger::new(1, 1, false);
         ledger.begin(Io::discard(IoId(1), 0, 8 * PAGE));
         let limits = Limits { discard_bytes_max: 1 << 20, ..Limits::SMALLEST };
         let tag = ledger.next(&limits).expect("a command");
@@ -271,7 +279,7 @@ mod tests {
             const DEPTH: usize = 5;
             let mapping = Mapping::anonymous(8 * PAGE).expect("memory");
             let limits = Limits { transfer_bytes_max: 2 * PAGE, ..Limits::SMALLEST };
-            let (mut ledger, mut now) = (Ledger::new(DEPTH, 4), Instant::now());
+            let (mut ledger, mut now) = (Ledger::new(DEPTH, 4, false), Instant::now());
             let (mut kernel, mut paused) = (Vec::<u32>::new(), BTreeSet::new());
             let mut left = BTreeMap::<u64, (u64, bool)>::new();
             let mut id = 0;

@@ -81,8 +81,11 @@ impl Limits {
         if let Some(bytes @ 1..) = queue.metadata_bytes {
             return Err(Refusal::Metadata { bytes });
         }
-        if let Some((format, _)) = said {
-            format.check()?;
+        match said {
+            Some((format, _)) => format.check()?,
+            // A command says not where metadata lies: the device would read and write it at address 0.
+            None if queue.metadata_bytes.is_none() => return Err(Refusal::Unasked),
+            None => {}
         }
         let logical_bytes = match (said, queue.logical_bytes) {
             (Some((format, _)), Some(block)) if format.logical_bytes != block => {
@@ -168,6 +171,7 @@ mod tests {
         assert_eq!(most(Queue { segments_max: Some(33), ..queue() }, 9), 33 * 4096, "a page a segment");
         assert_eq!(most(Queue { transfer_kib_max: Some(6), ..queue() }, 9), 4096, "whole pages");
         let small = Queue { logical_bytes: Some(512), transfer_kib_max: Some(1 << 20), segments_max: None, ..queue() };
+        let small = Queue { metadata_bytes: Some(0), ..small };
         assert_eq!(Limits::of(&small, None).expect("a good one").transfer_bytes_max, 127 * 4096);
         let small = Queue { segments_max: Some(1 << 20), ..small };
         assert_eq!(
@@ -175,19 +179,23 @@ mod tests {
             32 << 20,
             "what a command can name"
         );
-        let none = Limits::of(&Queue { transfer_kib_max: Some(2), ..queue() }, None);
+        let none = Limits::of(&Queue { transfer_kib_max: Some(2), ..queue() }, Some(&said(5)));
         assert!(matches!(none, Err(Refusal::NoTransfer)));
     }
 
     #[test]
     fn what_the_device_does_not_say_the_kernel_does() {
-        let limits = Limits::of(&queue(), None).expect("enough is known");
+        let plain = || Queue { metadata_bytes: Some(0), ..queue() };
+        let limits = Limits::of(&plain(), None).expect("enough is known");
         assert_eq!((limits.logical_bytes, limits.discard_bytes_max, limits.commands_max), (4096, 1 << 31, 1023));
         assert!(limits.volatile_cache && !limits.can_poll && limits.atomic_bytes.is_none());
         assert!(!Limits::of(&queue(), Some(&said(5))).expect("a good one").volatile_cache);
-        let through = Queue { write_cache: "write through".into(), ..queue() };
+        let through = Queue { write_cache: "write through".into(), ..plain() };
         assert!(!Limits::of(&through, None).expect("enough is known").volatile_cache);
-        assert!(Limits::of(&Queue::default(), None).is_err(), "without a block size nothing can be addressed");
+        let sizeless = Limits::of(&Queue { logical_bytes: None, ..plain() }, None);
+        assert!(matches!(sizeless, Err(Refusal::LogicalBlock { .. })), "nothing can be addressed");
+        let refused = Limits::of(&queue(), None);
+        assert!(matches!(refused, Err(Refusal::Unasked)), "it may have metadata");
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub struct Namespace {
     pub(super) blocks: Blocks,
     pub(super) limits: Limits,
     transport: String,
+    has_paths: bool,
     model: Option<String>,
     /// Why the device itself was not asked: what is known of it is what sysfs says.
     unasked: Option<io::Error>,
@@ -68,7 +69,8 @@ impl Namespace {
         }
         let blocks = Blocks { namespace: id, logical_bytes: limits.logical_bytes };
         let model = said.map(|(_, controller)| controller.model);
-        Ok(Self { fd, node, blocks, limits, transport: transport(&folder), model, unasked })
+        let (transport, has_paths) = (transport(&folder), has_paths(&folder));
+        Ok(Self { fd, node, blocks, limits, transport, has_paths, model, unasked })
     }
 
     /// The generic device.
@@ -83,6 +85,11 @@ impl Namespace {
     /// How the controller is attached: "pcie" or a network.
     pub fn transport(&self) -> &str {
         &self.transport
+    }
+
+    /// Whether it is the kernel's choice by which of its controllers a command goes, though there may be just one.
+    pub(super) fn has_paths(&self) -> bool {
+        self.has_paths
     }
 
     /// `None` where the device could not be asked.
@@ -140,6 +147,11 @@ fn transport(folder: &Path) -> String {
     if all.is_empty() { "unknown".into() } else { all.join("+") }
 }
 
+/// Whether it is a subsystem's: only those have a policy.
+fn has_paths(folder: &Path) -> bool {
+    folder.parent().is_some_and(|parent| parent.join("iopolicy").exists())
+}
+
 /// `ng0n1` for `nvme0n1`; `None` for partitions and for what is no namespace.
 fn generic_name(block: &str) -> Option<String> {
     renamed(block, "nvme", "ng")
@@ -182,6 +194,9 @@ mod tests {
         }
         assert_eq!(transport(&block), "pcie+tcp");
         assert_eq!(transport(&folder.path().join("nvme0/nvme0n1")), "pcie");
+        assert!(!has_paths(&block));
+        fs::write(folder.path().join("iopolicy"), "numa\n").expect("a file");
+        assert!(has_paths(&block) && !has_paths(&folder.path().join("nvme0/nvme0n1")));
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub enum Refusal {
     Metadata { bytes: u16 },
     #[error("it is formatted with protection information, type {kind}")]
     Protection { kind: u8 },
+    #[error("neither the device nor the kernel says whether it is formatted with metadata")]
+    Unasked,
     #[error("it is zoned ({kind})")]
     Zoned { kind: String },
     #[error("its logical blocks have {} bytes", 1u64.checked_shl(*shift).unwrap_or(0))]
@@ -88,6 +90,7 @@ impl Refusal {
                 "load the driver with nvme.poll_queues=N, or use ssd.engine = \"passthrough\"".into()
             }
             Self::Io { .. }
+            | Self::Unasked
             | Self::Zoned { .. }
             | Self::OtherBlocks { .. }
             | Self::NoTransfer

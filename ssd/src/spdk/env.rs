@@ -18,8 +18,8 @@ use rustix::thread::CpuSet;
 use super::{
     NoSpdk,
     find::{self, Libraries},
-    library::{ANY_NODE, EnvOptions, FOR_DEVICES, Library},
-    parts::inner,
+    library::{ANY_NODE, EnvOptions, FOR_DEVICES, Library, NO_ADDRESS},
+    parts::{inner, reach},
 };
 
 pub(super) struct Env {
@@ -80,7 +80,7 @@ impl Env {
     }
 
     /// Lets controllers reach the huge pages within a mapping; address and bytes of what they reach, `None` if it has none.
-    /// To be given back by `unregister`.
+    /// To be given back by `unregister`. What SPDK does not find, or would find somewhere else later, is refused.
     pub(super) fn register(&self, mapping: &Mapping) -> Result<Option<(usize, usize)>, ArenaError> {
         if mapping.is_empty() {
             return Ok(None);
@@ -94,12 +94,30 @@ impl Env {
         // SAFETY: the range lies in the mapping, which `memory` keeps until it is unregistered; others may map it too, and no
         // reference is formed.
         let rc = unsafe { (self.library.mem_register)(address as *mut c_void, bytes) };
+        let refused = |source| ArenaError::Io { op: "registering memory with SPDK", bytes: bytes as u64, source };
         if rc != 0 {
-            let source = io::Error::from_raw_os_error(rc.saturating_neg());
-            return Err(ArenaError::Io { op: "registering memory with SPDK", bytes: bytes as u64, source });
+            return Err(refused(io::Error::from_raw_os_error(rc.saturating_neg())));
+        }
+        // From 25.09 on it says 0 whatever came of it.
+        if let Err(error) = reach((address, bytes), mapping.is_hugetlb(), |at, bytes| self.translate(at, bytes)) {
+            // SAFETY: registered as this range just now; no command has been given any of it.
+            let rc = unsafe { (self.library.mem_unregister)(address as *mut c_void, bytes) };
+            if rc != 0 {
+                tracing::debug!(rc, bytes, "memory that SPDK half knows stays mapped");
+                std::mem::forget(mapping.clone());
+            }
+            return Err(refused(io::Error::other(error)));
         }
         memory.insert(address, Registered { bytes, users: 1, _mapping: mapping.clone() });
         Ok(Some((address, bytes)))
+    }
+
+    /// The address that devices have for this one, and how many bytes from there on lie in one piece.
+    fn translate(&self, address: usize, bytes: usize) -> Option<(u64, usize)> {
+        let mut run = bytes as u64;
+        // SAFETY: the address is looked up in SPDK's tables, not followed; `run` outlives the call.
+        let to = unsafe { (self.library.vtophys)(address as *const c_void, &mut run) };
+        (to != NO_ADDRESS).then_some((to, run as usize))
     }
 
     /// Of a controller that has no command with it under way.

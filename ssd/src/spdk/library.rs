@@ -70,10 +70,19 @@ pub(super) struct DsmRange {
 }
 const _: () = assert!(size_of::<DsmRange>() == 16, "the specification's layout");
 
+/// The start of `struct spdk_nvme_ctrlr_data` and of `struct spdk_nvme_ns_data`: what identify answers, byte by byte as the
+/// specification has it. Both are longer.
+#[repr(C)]
+pub(super) struct Identify(pub [u8; 128]);
+
 /// SPDK_NVME_DSM_ATTR_DEALLOCATE.
 pub(super) const DEALLOCATE: u32 = 4;
 /// SPDK_MALLOC_DMA.
 pub(super) const FOR_DEVICES: u32 = 1;
+/// SPDK_VTOPHYS_ERROR.
+pub(super) const NO_ADDRESS: u64 = u64::MAX;
+/// SPDK_NVME_CSI_NVM.
+pub(super) const SECTORS: c_int = 0;
 /// SPDK_ENV_NUMA_ID_ANY.
 pub(super) const ANY_NODE: c_int = -1;
 
@@ -116,18 +125,23 @@ functions! {
     env_init = "spdk_env_init": fn(*const EnvOptions) -> c_int;
     mem_register = "spdk_mem_register": fn(*mut c_void, usize) -> c_int;
     mem_unregister = "spdk_mem_unregister": fn(*mut c_void, usize) -> c_int;
+    vtophys = "spdk_vtophys": fn(*const c_void, *mut u64) -> u64;
     zmalloc = "spdk_zmalloc": fn(usize, usize, *mut u64, c_int, u32) -> *mut c_void;
     free = "spdk_free": fn(*mut c_void);
     transport_id_parse = "spdk_nvme_transport_id_parse": fn(*mut TransportId, *const c_char) -> c_int;
     connect = "spdk_nvme_connect": fn(*const TransportId, *const c_void, usize) -> *mut Ctrlr;
     detach = "spdk_nvme_detach": fn(*mut Ctrlr) -> c_int;
+    scan_attached = "spdk_nvme_scan_attached": fn(*const TransportId) -> c_int;
     reset = "spdk_nvme_ctrlr_reset": fn(*mut Ctrlr) -> c_int;
     is_failed = "spdk_nvme_ctrlr_is_failed": fn(*mut Ctrlr) -> bool;
     process_admin = "spdk_nvme_ctrlr_process_admin_completions": fn(*mut Ctrlr) -> i32;
+    identify = "spdk_nvme_ctrlr_get_data": fn(*mut Ctrlr) -> *const Identify;
     get_ns = "spdk_nvme_ctrlr_get_ns": fn(*mut Ctrlr, u32) -> *mut Ns;
     is_active = "spdk_nvme_ns_is_active": fn(*mut Ns) -> bool;
     sector_bytes = "spdk_nvme_ns_get_sector_size": fn(*mut Ns) -> u32;
-    extended_sector_bytes = "spdk_nvme_ns_get_extended_sector_size": fn(*mut Ns) -> u32;
+    metadata_bytes = "spdk_nvme_ns_get_md_size": fn(*mut Ns) -> u32;
+    command_set = "spdk_nvme_ns_get_csi": fn(*const Ns) -> c_int;
+    identify_ns = "spdk_nvme_ns_get_data": fn(*mut Ns) -> *const Identify;
     sectors = "spdk_nvme_ns_get_num_sectors": fn(*mut Ns) -> u64;
     transfer_bytes_max = "spdk_nvme_ns_get_max_io_xfer_size": fn(*mut Ns) -> u32;
     alloc_qpair = "spdk_nvme_ctrlr_alloc_io_qpair": fn(*mut Ctrlr, *const c_void, usize) -> *mut Qpair;

@@ -12,6 +12,36 @@ pub(crate) fn inner(address: usize, bytes: usize) -> Option<(usize, usize)> {
     (start < end).then(|| (start, end - start))
 }
 
+/// Why a device does not reach memory that was registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unreached {
+    #[error("SPDK has no address of it for devices (the limit of locked memory, or no huge pages and no IOMMU)")]
+    Unknown,
+    #[error("there is no IOMMU, and it is not made of reserved huge pages: it does not stay where it lies")]
+    Moves,
+}
+
+/// Whether a device reaches all of a range, and does so as long as it is registered. `translate`: of an address and a number of
+/// bytes, the address that a device has for it, and how many of these bytes lie in one piece from there on.
+///
+/// Addresses that are the memory's own are an IOMMU's, which pins what it maps. Others are physical: SPDK looks them up once, and
+/// only reserved huge pages stay there.
+pub(crate) fn reach(
+    (address, bytes): (usize, usize),
+    is_reserved: bool,
+    translate: impl Fn(usize, usize) -> Option<(u64, usize)>,
+) -> Result<(), Unreached> {
+    let (mut at, end) = (address, address + bytes);
+    while at < end {
+        let (to, run) = translate(at, end - at).filter(|(_, run)| *run > 0).ok_or(Unreached::Unknown)?;
+        if to != at as u64 && !is_reserved {
+            return Err(Unreached::Moves);
+        }
+        at = at.saturating_add(run);
+    }
+    Ok(())
+}
+
 /// Memory that a controller reaches, by address.
 #[derive(Debug, Default)]
 pub(crate) struct Regions {
@@ -83,6 +113,21 @@ mod tests {
         assert_eq!(inner(STEP + 4096, STEP), None);
         assert_eq!(inner(STEP, STEP - 4096), None);
         assert_eq!(inner(usize::MAX - 4095, 4096), None);
+    }
+
+    #[test]
+    fn memory_is_reached_if_all_of_it_is_and_stays_so() {
+        let all = (4 * STEP, 3 * STEP);
+        let own = |at: usize, left: usize| Some((at as u64, left));
+        let pages = |at: usize, _| Some((at as u64 ^ 1 << 40, STEP));
+        assert_eq!(reach(all, false, own), Ok(()));
+        assert_eq!(reach(all, true, pages), Ok(()));
+        assert_eq!(reach(all, false, pages), Err(Unreached::Moves));
+        let mixed = |at: usize, left| if at == 6 * STEP { pages(at, left) } else { Some((at as u64, STEP)) };
+        assert_eq!(reach(all, false, mixed), Err(Unreached::Moves), "the last page");
+        let part = |at: usize, _| (at != 6 * STEP).then_some((at as u64, STEP));
+        assert_eq!(reach(all, true, part), Err(Unreached::Unknown), "the last page");
+        assert_eq!(reach(all, true, |at, _| Some((at as u64, 0))), Err(Unreached::Unknown), "no progress");
     }
 
     #[test]

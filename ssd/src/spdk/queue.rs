@@ -15,7 +15,7 @@ use lapis_config::Controller;
 use super::{
     NoSpdk,
     env::{Claim, Env},
-    library::{Completion, Ctrlr, DEALLOCATE, DsmRange, Ns, Qpair, TransportId},
+    library::{Completion, Ctrlr, DEALLOCATE, DsmRange, Ns, Qpair, SECTORS, TransportId},
     status::Status,
 };
 use crate::format::PAGE_BYTES;
@@ -26,12 +26,14 @@ const ENXIO: i32 = -libc::ENXIO;
 
 pub(super) struct Queue {
     env: &'static Env,
+    id: Box<TransportId>,
     ctrlr: NonNull<Ctrlr>,
     ns: NonNull<Ns>,
     /// Made by the thread that uses it.
     qpair: Option<NonNull<Qpair>>,
     controller: Controller,
     pub shape: Shape,
+    pub identity: Identity,
     posted: Box<Posted>,
     tickets: Box<[Ticket]>,
     _claim: Claim,
@@ -47,6 +49,13 @@ pub(super) struct Shape {
     pub sectors: u64,
     /// A multiple of a page.
     pub transfer_max: usize,
+}
+
+/// Which device it is: serial number, model, and the namespace's own identifiers. Bytes of what identify answers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Identity {
+    controller: [u8; 60],
+    namespace: [u8; 24],
 }
 
 impl Shape {
@@ -108,10 +117,12 @@ impl Queue {
         let looked = ns.ok_or_else(|| NoSpdk::Namespace { address: address.clone(), namespace: *namespace });
         let looked = looked.and_then(|ns| Ok((ns, shape(env, ns, address)?)));
         let (ns, shape) = looked.inspect_err(|_| detach())?;
+        let identity = identity_of(env, ctrlr, ns);
         let posted = Box::<Posted>::default();
         let ticket = |command| Ticket { posted: &raw const *posted, command };
         let tickets = (0..COMMANDS as u32).map(ticket).collect();
-        Ok(Self { env, ctrlr, ns, qpair: None, controller: controller.clone(), shape, posted, tickets, _claim: claim })
+        let controller = controller.clone();
+        Ok(Self { env, id, ctrlr, ns, qpair: None, controller, shape, identity, posted, tickets, _claim: claim })
     }
 
     /// Makes the queue pair, if there is none yet: from now on this thread is the one that uses it.
@@ -172,11 +183,15 @@ impl Queue {
         }
     }
 
-    /// Lets the controller say what is not of a command: that it failed or was pulled.
+    /// Lets the controller say what is not of a command: that it failed or was pulled. The latter SPDK finds out only when it
+    /// is told to look; then it marks whichever of its controllers were, under locks of its own.
     pub(super) fn process_admin(&mut self) -> io::Result<()> {
         let (library, ctrlr) = (&self.env.library, self.ctrlr.as_ptr());
-        // SAFETY: connected.
-        let (rc, failed) = unsafe { ((library.process_admin)(ctrlr), (library.is_failed)(ctrlr)) };
+        // SAFETY: connected; the id is as SPDK filled it.
+        let (rc, failed) = unsafe {
+            (library.scan_attached)(&*self.id);
+            ((library.process_admin)(ctrlr), (library.is_failed)(ctrlr))
+        };
         if rc < 0 || failed { Err(failure(rc.min(ENXIO))) } else { Ok(()) }
     }
 
@@ -195,7 +210,8 @@ impl Queue {
         }
         let gone = || io::Error::new(io::ErrorKind::NotConnected, "its namespace has changed");
         let ns = namespace_of(self.env, self.ctrlr, self.controller.namespace).ok_or_else(gone)?;
-        if shape(self.env, ns, &self.controller.address).ok() != Some(self.shape) {
+        let is_same = identity_of(self.env, self.ctrlr, ns) == self.identity;
+        if !is_same || shape(self.env, ns, &self.controller.address).ok() != Some(self.shape) {
             return Err(gone());
         }
         self.ns = ns;
@@ -228,19 +244,37 @@ fn namespace_of(env: &Env, ctrlr: NonNull<Ctrlr>, number: u32) -> Option<NonNull
     unsafe { (env.library.is_active)(ns.as_ptr()) }.then_some(ns)
 }
 
+fn identity_of(env: &Env, ctrlr: NonNull<Ctrlr>, ns: NonNull<Ns>) -> Identity {
+    // SAFETY: a connected controller and a namespace of it, which have their answers to identify as long as they live; copied
+    // before SPDK is called again.
+    let (controller, namespace) = unsafe {
+        let (controller, namespace) = ((env.library.identify)(ctrlr.as_ptr()), (env.library.identify_ns)(ns.as_ptr()));
+        ((*controller).0, (*namespace).0)
+    };
+    let mut identity = Identity { controller: [0; 60], namespace: [0; 24] };
+    identity.controller.copy_from_slice(&controller[4..64]);
+    identity.namespace.copy_from_slice(&namespace[104..128]);
+    identity
+}
+
 fn shape(env: &Env, ns: NonNull<Ns>, address: &str) -> Result<Shape, NoSpdk> {
     let (library, ns) = (&env.library, ns.as_ptr());
     // SAFETY: an active namespace of a connected controller.
-    let (sector, extended, sectors, transfer) = unsafe {
-        let (sector, extended) = ((library.sector_bytes)(ns), (library.extended_sector_bytes)(ns));
-        (sector, extended, (library.sectors)(ns), (library.transfer_bytes_max)(ns))
+    let (sector, metadata, sectors, transfer, set) = unsafe {
+        let (sector, metadata) = ((library.sector_bytes)(ns), (library.metadata_bytes)(ns));
+        let (sectors, transfer) = ((library.sectors)(ns), (library.transfer_bytes_max)(ns));
+        (sector, metadata, sectors, transfer, (library.command_set)(ns))
     };
+    if set != SECTORS {
+        return Err(NoSpdk::CommandSet { address: address.to_owned(), set });
+    }
     let page = PAGE_BYTES as u32;
     if sector == 0 || !page.is_multiple_of(sector) {
         return Err(NoSpdk::Sector { address: address.to_owned(), page, found: sector });
     }
-    if extended != sector {
-        return Err(NoSpdk::Metadata { address: address.to_owned(), bytes: extended.saturating_sub(sector) });
+    // Also of metadata that lies apart: the controller would read and write it at address 0, as no command says where it is.
+    if metadata != 0 {
+        return Err(NoSpdk::Metadata { address: address.to_owned(), bytes: metadata });
     }
     let transfer_max = (transfer as usize / PAGE_BYTES * PAGE_BYTES).max(PAGE_BYTES);
     Ok(Shape { sector_bytes: sector.into(), sectors, transfer_max })

@@ -16,7 +16,7 @@ use lapis_config::Controller;
 use super::{
     env::{DmaMemory, Env},
     parts::{Limits, Regions},
-    queue::{COMMANDS, Order, Queue, Refused},
+    queue::{COMMANDS, Identity, Order, Queue, Refused},
     status::Status,
 };
 use crate::device::{Completion, Io, IoKind, Memory};
@@ -26,6 +26,8 @@ const BOUNCE_BYTES: usize = 128 << 10;
 const BOUNCES: usize = 32;
 /// Of one command to deallocate, whose field for sectors has 32 bits.
 const DEALLOCATE_BYTES_MAX: u64 = 1 << 40;
+/// A command that has no answer for so long never gets one, as the kernel's driver has it (`nvme_core.io_timeout`).
+const PATIENCE: Duration = Duration::from_secs(30);
 /// A controller that went is looked for so often, when something is wanted of it.
 const CONNECT_EVERY: Duration = Duration::from_secs(2);
 
@@ -35,6 +37,8 @@ pub(super) struct Work {
     pub controller: Controller,
     /// Of the device as it was opened.
     bytes: u64,
+    identity: Identity,
+    pub patience: Duration,
     link: Link,
     flights: Vec<Option<Flight>>,
     free: Vec<u32>,
@@ -50,7 +54,7 @@ pub(super) struct Work {
 }
 
 enum Link {
-    Up(Queue),
+    Up(Box<Queue>),
     /// Gone; when it was looked for last.
     Down(Instant),
 }
@@ -72,6 +76,7 @@ struct Command {
     at: u64,
     bytes: u64,
     bounce: Option<u32>,
+    since: Instant,
 }
 
 impl Work {
@@ -86,7 +91,9 @@ impl Work {
             env,
             controller,
             bytes: shape.bytes(),
-            link: Link::Up(queue),
+            identity: queue.identity,
+            patience: PATIENCE,
+            link: Link::Up(Box::new(queue)),
             flights: (0..depth).map(|_| None).collect(),
             free: (0..depth as u32).rev().collect(),
             queue: VecDeque::with_capacity(depth),
@@ -153,21 +160,29 @@ impl Work {
         self.connect_again(now);
         let Link::Up(queue) = &mut self.link else { return Ok(()) };
         queue.take()?;
-        self.order()?;
+        self.order(now)?;
         let Link::Up(queue) = &mut self.link else { return Ok(()) };
         let processed = queue.process();
         let asked = if asks { queue.process_admin() } else { Ok(()) };
         self.reap();
         processed.and(asked)?;
+        if asks && self.hangs(now) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         // What has ended made room.
-        self.order()
+        self.order(now)
+    }
+
+    /// Whether a command has been with the controller for too long.
+    fn hangs(&self, now: Instant) -> bool {
+        self.commands.iter().flatten().any(|command| now.saturating_duration_since(command.since) >= self.patience)
     }
 
     /// Orders commands of waiting operations, in turn, while there is room. An error: the controller has failed.
-    fn order(&mut self) -> io::Result<()> {
+    fn order(&mut self, now: Instant) -> io::Result<()> {
         while let Some(&slot) = self.queue.front() {
             let Some(&number) = self.commands_free.last() else { return Ok(()) };
-            let Some((command, order)) = self.next_command(slot) else { return Ok(()) };
+            let Some((command, order)) = self.next_command(now, slot) else { return Ok(()) };
             let Link::Up(queue) = &mut self.link else { return Ok(()) };
             // SAFETY: the order's memory lies in the flight's, whose mapping `flights` keeps, or in a piece of `bounce` that no
             // other command has; both stay until the command's end is told (`reap`) or the queue is closed.
@@ -188,13 +203,13 @@ impl Work {
     }
 
     /// What comes next of an operation; `None` while memory to copy by is short.
-    fn next_command(&mut self, slot: u32) -> Option<(Command, Order)> {
+    fn next_command(&mut self, now: Instant, slot: u32) -> Option<(Command, Order)> {
         let Flight { io, ordered: at, .. } = self.flights[slot as usize].as_ref().expect("a slot under way");
         let (at, left, offset) = (*at, io.bytes - at, io.offset + at);
         let Some(memory) = &io.memory else {
             let bytes = left.min(DEALLOCATE_BYTES_MAX);
             let order = if io.kind == IoKind::Flush { Order::Flush } else { Order::Deallocate { offset, bytes } };
-            return Some((Command { flight: slot, at, bytes, bounce: None }, order));
+            return Some((Command { flight: slot, at, bytes, bounce: None, since: now }, order));
         };
         let mut place = memory.address(at as usize, left as usize);
         let next = self.regions.next(place as usize, left as usize, self.limits);
@@ -206,7 +221,7 @@ impl Work {
             }
             place = self.bounce.address(start);
         }
-        let command = Command { flight: slot, at, bytes: next.bytes as u64, bounce };
+        let command = Command { flight: slot, at, bytes: next.bytes as u64, bounce, since: now };
         let order = match io.kind {
             IoKind::Read => Order::Read { memory: place, offset, bytes: next.bytes },
             _ => Order::Write { memory: place, offset, bytes: next.bytes },
@@ -241,7 +256,7 @@ impl Work {
     fn command_ended(&mut self, number: u32, status: Status) {
         let command = self.commands[number as usize].take().expect("a command ends once");
         self.commands_free.push(number);
-        let Command { flight: slot, at, bytes, bounce } = command;
+        let Command { flight: slot, at, bytes, bounce, .. } = command;
         let flight = self.flights[slot as usize].as_mut().expect("its operation waits for it");
         flight.under_way -= 1;
         if let Some(piece) = bounce {
@@ -301,7 +316,7 @@ impl Work {
         }
     }
 
-    /// If something is wanted of a controller that had gone. It must have the bytes that it had.
+    /// If something is wanted of a controller that had gone. It must be the same one: whatever another has on it is not ours.
     fn connect_again(&mut self, now: Instant) {
         let Link::Down(since) = self.link else { return };
         if self.queue.is_empty() || now.duration_since(since) < CONNECT_EVERY {
@@ -310,10 +325,10 @@ impl Work {
         self.link = Link::Down(now);
         let controller = &self.controller;
         match Queue::connect(self.env, controller) {
-            Ok(queue) if queue.shape.bytes() == self.bytes => {
+            Ok(queue) if queue.shape.bytes() == self.bytes && queue.identity == self.identity => {
                 tracing::info!(%controller, "a controller is back");
                 self.limits.transfer_max = queue.shape.transfer_max;
-                self.link = Link::Up(queue);
+                self.link = Link::Up(Box::new(queue));
             }
             Ok(queue) => {
                 queue.close();

@@ -18,7 +18,7 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/standin");
 
-type Drive = unsafe extern "C" fn(*const c_char, *const c_char, u64, u32, u32, u32) -> c_int;
+type Drive = unsafe extern "C" fn(*const c_char, *const c_char, u64, u32, u32, u32, u32) -> c_int;
 type Plan = unsafe extern "C" fn(*const c_char, *const c_char);
 type Plug = unsafe extern "C" fn(*const c_char, c_int);
 type Count = unsafe extern "C" fn(*const c_char, *const c_char) -> u64;
@@ -31,6 +31,8 @@ pub struct Standin {
     plan: Plan,
     plug: Plug,
     fail: Plug,
+    swap: Plan,
+    reach: unsafe extern "C" fn(c_int),
     count: Count,
     misuse: unsafe extern "C" fn() -> c_int,
     last: unsafe extern "C" fn() -> *const c_char,
@@ -43,13 +45,27 @@ pub struct Standin {
 pub struct DriveShape {
     pub bytes: u64,
     pub sector: u32,
-    pub extended_sector: u32,
+    /// Bytes with each sector, which lie apart from it.
+    pub metadata: u32,
     pub transfer_max: u32,
+    /// 0: sectors; 1: keys and values; 2: zones.
+    pub command_set: u32,
+}
+
+/// How a device reaches memory that is registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// By the memory's own addresses.
+    Iommu,
+    /// By physical ones, as there is no IOMMU.
+    Physical,
+    /// Not at all: registration has failed, and says nothing of it.
+    Nowhere,
 }
 
 impl DriveShape {
     pub const fn new(bytes: u64, sector: u32) -> Self {
-        Self { bytes, sector, extended_sector: sector, transfer_max: 128 << 10 }
+        Self { bytes, sector, metadata: 0, transfer_max: 128 << 10, command_set: 0 }
     }
 }
 
@@ -84,6 +100,8 @@ impl Standin {
             plan: function!(nvme, b"standin_plan"),
             plug: function!(nvme, b"standin_plug"),
             fail: function!(nvme, b"standin_fail"),
+            swap: function!(nvme, b"standin_swap"),
+            reach: function!(env, b"standin_reach"),
             count: function!(nvme, b"standin_count"),
             misuse: function!(env, b"standin_misuse"),
             last: function!(env, b"standin_last_misuse"),
@@ -109,9 +127,9 @@ impl Standin {
     pub fn drive(&self, address: &str, file: Option<&Path>, shape: DriveShape) {
         let (address, file) = (text(address), file.map(|path| text(&path.display().to_string())));
         let file = file.as_ref().map_or(std::ptr::null(), |file| file.as_ptr());
-        let DriveShape { bytes, sector, extended_sector, transfer_max } = shape;
+        let DriveShape { bytes, sector, metadata, transfer_max, command_set } = shape;
         // SAFETY: texts end with a zero and outlive the call.
-        let rc = unsafe { (self.drive)(address.as_ptr(), file, bytes, sector, extended_sector, transfer_max) };
+        let rc = unsafe { (self.drive)(address.as_ptr(), file, bytes, sector, metadata, transfer_max, command_set) };
         assert_eq!(rc, 0, "a drive of the stand-in");
     }
 
@@ -130,7 +148,19 @@ impl Standin {
         unsafe { (self.fail)(text(address).as_ptr(), removed.into()) }
     }
 
-    /// "reads", "writes", "flushes", "discards", "resets", "qpairs", "attached".
+    /// Another drive in the place of one that was pulled.
+    pub fn swap(&self, address: &str, serial: &str) {
+        // SAFETY: as for `drive`.
+        unsafe { (self.swap)(text(address).as_ptr(), text(serial).as_ptr()) }
+    }
+
+    /// Of what is registered from now on, by all: for whoever is alone.
+    pub fn reach(&self, how: Reach) {
+        // SAFETY: it sets a number.
+        unsafe { (self.reach)(how as c_int) }
+    }
+
+    /// "reads", "writes", "flushes", "discards", "resets", "connects", "qpairs", "attached".
     pub fn count(&self, address: &str, of: &str) -> u64 {
         // SAFETY: as for `drive`.
         unsafe { (self.count)(text(address).as_ptr(), text(of).as_ptr()) }

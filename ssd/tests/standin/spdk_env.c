@@ -8,8 +8,14 @@ enum { RANGES = 4096 };
 static const uintptr_t HUGE_BYTES = 2 << 20;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static struct range { uintptr_t at; size_t bytes; int allocated; } ranges[RANGES];
+static struct range { uintptr_t at; size_t bytes; int allocated, reach; } ranges[RANGES];
 static int up, misuse;
+
+/* How a device reaches what is registered from now on: by the memory's own addresses, which an IOMMU maps and pins; by physical
+ * ones, which are true of reserved huge pages alone; or not at all, as registration has failed and said nothing of it. */
+enum { BY_IOMMU, BY_PHYSICAL, NOT_AT_ALL };
+static int reach = BY_IOMMU;
+void standin_reach(int how) { reach = how; }
 static char last[512];
 
 void standin_wrong(const char *what, ...)
@@ -50,7 +56,7 @@ int standin_registered(const void *start, size_t bytes)
 	pthread_mutex_lock(&lock);
 	while (at < end) {
 		struct range *found = around(at);
-		if (!found) break;
+		if (!found || found->reach != BY_IOMMU) break;
 		at = found->at + found->bytes;
 	}
 	pthread_mutex_unlock(&lock);
@@ -60,7 +66,7 @@ int standin_registered(const void *start, size_t bytes)
 static int add(uintptr_t at, size_t bytes, int allocated)
 {
 	for (int i = 0; i < RANGES; i++)
-		if (!ranges[i].bytes) { ranges[i] = (struct range){ at, bytes, allocated }; return 0; }
+		if (!ranges[i].bytes) { ranges[i] = (struct range){ at, bytes, allocated, allocated ? BY_IOMMU : reach }; return 0; }
 	return -ENOMEM;
 }
 
@@ -97,7 +103,6 @@ int spdk_mem_register(void *start, size_t bytes)
 	unsigned char there[HUGE_BYTES / 4096];
 	for (uintptr_t page = at; page < at + bytes; page += HUGE_BYTES)
 		if (mincore((void *)page, HUGE_BYTES, there)) { standin_wrong("spdk_mem_register of memory that is not mapped"); return -EFAULT; }
-	if (getenv("SPDK_STANDIN_NO_REGISTER")) return -ENOMEM;
 	pthread_mutex_lock(&lock);
 	int rc = 0;
 	for (int i = 0; i < RANGES; i++)
@@ -117,6 +122,23 @@ int spdk_mem_unregister(void *start, size_t bytes)
 	pthread_mutex_unlock(&lock);
 	if (rc) standin_wrong("spdk_mem_unregister of what is not registered");
 	return rc;
+}
+
+/* The address that a device has for this one, and how many bytes from there on lie in one piece. */
+uint64_t spdk_vtophys(const void *start, uint64_t *size)
+{
+	uintptr_t at = (uintptr_t)start;
+	uint64_t to = UINT64_MAX;
+	pthread_mutex_lock(&lock);
+	struct range *found = around(at);
+	if (found && found->reach != NOT_AT_ALL) {
+		uint64_t left = found->at + found->bytes - at, page = HUGE_BYTES - at % HUGE_BYTES;
+		to = found->reach == BY_PHYSICAL ? (uint64_t)at ^ 1ull << 46 : at;
+		if (found->reach == BY_PHYSICAL && left > page) left = page;
+		if (size && *size > left) *size = left;
+	}
+	pthread_mutex_unlock(&lock);
+	return to;
 }
 
 void *spdk_zmalloc(size_t size, size_t align, uint64_t *unused, int numa, uint32_t flags)

@@ -45,12 +45,14 @@ struct spdk_nvme_ctrlr {
 	char address[64];
 	int fd;
 	char *memory;
-	uint64_t bytes, random, submitted, reads, writes, flushes, discards, resets;
-	uint32_t sector, extended_sector, transfer_max;
-	int attached, failed, removed, qpairs, plugged, news;
+	uint64_t bytes, random, submitted, reads, writes, flushes, discards, resets, connects;
+	uint32_t sector, metadata, transfer_max, command_set;
+	int attached, failed, removed, pulled, qpairs, plugged, news;
 	uint64_t back_ns; /* when it is plugged again, by plan */
 	struct plan plan;
 	struct spdk_nvme_ns ns;
+	/* What identify says; the same in every copy of it, as SPDK's are. */
+	char identify[4096], identify_ns[4096];
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -105,8 +107,16 @@ static struct spdk_nvme_ctrlr *known(const char *address)
 	return NULL;
 }
 
+/* Who a drive says that it is. */
+static void is_called(struct spdk_nvme_ctrlr *drive, const char *serial)
+{
+	snprintf(drive->identify + 4, 21, "%-20s", serial);
+	snprintf(drive->identify + 24, 41, "%-40s", "stand-in");
+	snprintf(drive->identify_ns + 104, 17, "%-16s", serial);
+}
+
 /* Makes a drive, or changes one that nobody has: over the file at `path`, or in memory where that is NULL. */
-int standin_drive(const char *address, const char *path, uint64_t bytes, uint32_t sector, uint32_t extended_sector, uint32_t transfer_max)
+int standin_drive(const char *address, const char *path, uint64_t bytes, uint32_t sector, uint32_t metadata, uint32_t transfer_max, uint32_t command_set)
 {
 	pthread_mutex_lock(&lock);
 	struct spdk_nvme_ctrlr *drive = known(address);
@@ -123,11 +133,13 @@ int standin_drive(const char *address, const char *path, uint64_t bytes, uint32_
 		if (!path) drive->memory = calloc(1, bytes);
 		drive->bytes = bytes;
 		drive->sector = sector;
-		drive->extended_sector = extended_sector;
+		drive->metadata = metadata;
 		drive->transfer_max = transfer_max;
+		drive->command_set = command_set;
 		drive->plugged = 1;
-		drive->removed = drive->failed = 0;
-		drive->submitted = drive->reads = drive->writes = drive->flushes = drive->discards = drive->resets = 0;
+		drive->removed = drive->failed = drive->pulled = 0;
+		drive->submitted = drive->reads = drive->writes = drive->flushes = drive->discards = drive->resets = drive->connects = 0;
+		is_called(drive, address);
 		read_plan(&drive->plan, "");
 	}
 	pthread_mutex_unlock(&lock);
@@ -144,6 +156,13 @@ void standin_plan(const char *address, const char *text)
 	if (!drive) standin_wrong("a plan for %s, which there is not", address);
 }
 
+/* Another drive in the place of one that nobody has, or of one that was pulled. */
+void standin_swap(const char *address, const char *serial)
+{
+	struct spdk_nvme_ctrlr *drive = known(address);
+	if (drive) is_called(drive, serial);
+}
+
 /* Puts a drive that was removed back in its place, or pulls one that nobody has. */
 void standin_plug(const char *address, int plugged)
 {
@@ -157,6 +176,7 @@ uint64_t standin_count(const char *address, const char *of)
 	if (!d) return 0;
 	return !strcmp(of, "reads") ? d->reads : !strcmp(of, "writes") ? d->writes : !strcmp(of, "flushes") ? d->flushes :
 	       !strcmp(of, "discards") ? d->discards : !strcmp(of, "resets") ? d->resets :
+	       !strcmp(of, "connects") ? d->connects :
 	       !strcmp(of, "qpairs") ? (uint64_t)d->qpairs : !strcmp(of, "attached") ? (uint64_t)d->attached : 0;
 }
 
@@ -176,7 +196,7 @@ static struct spdk_nvme_ctrlr *from_folder(const char *address)
 		if (!stat(path, &found)) break;
 		if (sector == 4096) return NULL;
 	}
-	if (standin_drive(address, path, found.st_size, sector, sector, 128 << 10)) return NULL;
+	if (standin_drive(address, path, found.st_size, sector, 0, 128 << 10, 0)) return NULL;
 	struct spdk_nvme_ctrlr *drive = known(address);
 	snprintf(path, sizeof(path), "%s/%s.plan", folder, address);
 	FILE *file = fopen(path, "r");
@@ -212,7 +232,8 @@ struct spdk_nvme_ctrlr *spdk_nvme_connect(const struct spdk_nvme_transport_id *i
 		if (fcntl(drive->fd, F_SETLK, &whole)) return NULL;
 	}
 	drive->attached = 1;
-	drive->failed = drive->removed = 0;
+	drive->failed = drive->removed = drive->pulled = 0;
+	drive->connects++;
 	drive->ns.of = drive;
 	return drive;
 }
@@ -241,10 +262,25 @@ struct spdk_nvme_ns *spdk_nvme_ctrlr_get_ns(struct spdk_nvme_ctrlr *drive, uint3
 
 bool spdk_nvme_ns_is_active(struct spdk_nvme_ns *ns) { return ns && ns->of->attached; }
 uint32_t spdk_nvme_ns_get_sector_size(struct spdk_nvme_ns *ns) { return ns->of->sector; }
-uint32_t spdk_nvme_ns_get_extended_sector_size(struct spdk_nvme_ns *ns) { return ns->of->extended_sector; }
+/* Metadata lies apart from the sectors, so that these are as long as without. */
+uint32_t spdk_nvme_ns_get_extended_sector_size(struct spdk_nvme_ns *ns) { return ns->of->sector; }
+uint32_t spdk_nvme_ns_get_md_size(struct spdk_nvme_ns *ns) { return ns->of->metadata; }
+int spdk_nvme_ns_get_csi(const struct spdk_nvme_ns *ns) { return ns->of->command_set; }
+const void *spdk_nvme_ns_get_data(struct spdk_nvme_ns *ns) { return ns->of->identify_ns; }
+const void *spdk_nvme_ctrlr_get_data(struct spdk_nvme_ctrlr *drive) { return drive->identify; }
 uint64_t spdk_nvme_ns_get_num_sectors(struct spdk_nvme_ns *ns) { return ns->of->bytes / ns->of->sector; }
 uint32_t spdk_nvme_ns_get_max_io_xfer_size(struct spdk_nvme_ns *ns) { return ns->of->transfer_max; }
 bool spdk_nvme_ctrlr_is_failed(struct spdk_nvme_ctrlr *drive) { return usable(drive, "spdk_nvme_ctrlr_is_failed") && drive->failed; }
+
+/* As SPDK: that a controller was pulled is found out here alone, of all of them. */
+int spdk_nvme_scan_attached(const struct spdk_nvme_transport_id *id)
+{
+	if (!standin_env_up()) { standin_wrong("spdk_nvme_scan_attached before spdk_env_init"); return -EINVAL; }
+	if (id->trtype != 256) { standin_wrong("spdk_nvme_scan_attached of another transport"); return -EINVAL; }
+	for (int i = 0; i < DRIVES; i++)
+		if (drives[i].attached && drives[i].pulled) drives[i].failed = drives[i].removed = 1;
+	return 0;
+}
 
 int32_t spdk_nvme_ctrlr_process_admin_completions(struct spdk_nvme_ctrlr *drive)
 {
@@ -319,17 +355,17 @@ static int submit(struct spdk_nvme_ns *ns, struct spdk_nvme_qpair *pair, struct 
 		if (!command.bytes) { standin_wrong("a command of no sectors"); return -EINVAL; }
 		if (command.bytes > drive->transfer_max) { standin_wrong("%lu bytes at once", (unsigned long)command.bytes); return -EINVAL; }
 		if ((uintptr_t)command.payload % 4) { standin_wrong("an address that is no multiple of 4"); return -EFAULT; }
-		if (!standin_registered(command.payload, command.bytes)) { standin_wrong("%lu bytes at %p are not registered", (unsigned long)command.bytes, (void *)command.payload); return -EFAULT; }
+		if (!standin_registered(command.payload, command.bytes)) { standin_wrong("%lu bytes at %p are not registered, or not for good", (unsigned long)command.bytes, (void *)command.payload); return -EFAULT; }
 	}
 	uint64_t number = ++drive->submitted;
 	struct plan *plan = &drive->plan;
 	if (plan->nomem_every && number % plan->nomem_every == 0) return -ENOMEM;
 	if (pair->used >= plan->depth) return -ENOMEM;
-	if ((plan->fail_after && number == plan->fail_after) || (plan->remove_after && number == plan->remove_after)) {
-		drive->failed = 1;
-		drive->removed = plan->remove_after != 0;
-		if (drive->removed) drive->plugged = 0;
-		if (drive->removed && plan->back_after_ms) drive->back_ns = now_ns() + plan->back_after_ms * 1000000;
+	if (plan->fail_after && number == plan->fail_after) drive->failed = 1;
+	if (plan->remove_after && number == plan->remove_after) {
+		drive->pulled = 1;
+		drive->plugged = 0;
+		if (plan->back_after_ms) drive->back_ns = now_ns() + plan->back_after_ms * 1000000;
 	}
 	command.used = 1;
 	command.order = pair->order++;
@@ -382,6 +418,8 @@ int32_t spdk_nvme_qpair_process_completions(struct spdk_nvme_qpair *pair, uint32
 			if (pair->commands[i].used) end(pair, &pair->commands[i], ABORTED);
 		return -ENXIO;
 	}
+	/* One that was pulled says nothing, not even that. */
+	if (drive->pulled) return 0;
 	uint64_t now = now_ns();
 	int32_t ended = 0;
 	for (;;) {
@@ -406,7 +444,7 @@ static void abort_all(struct spdk_nvme_qpair *pair)
 		struct command *command = &pair->commands[i];
 		if (!command->used) continue;
 		/* What a device did of a command that it did not answer is not known. */
-		if (chance(pair->of) % 2 && command->at + command->bytes <= pair->of->bytes)
+		if (!pair->of->pulled && chance(pair->of) % 2 && command->at + command->bytes <= pair->of->bytes)
 			all_or_part(pair->of, command, chance(pair->of) % (command->bytes / 512 + 1) * 512);
 		end(pair, command, ABORTED);
 	}
@@ -429,16 +467,16 @@ int spdk_nvme_ctrlr_reset(struct spdk_nvme_ctrlr *drive)
 	if (!usable(drive, "spdk_nvme_ctrlr_reset")) return -1;
 	drive->resets++;
 	if (drive->removed) return -ENXIO;
-	if (drive->plan.reset_fails) return -1;
+	if (drive->plan.reset_fails || drive->pulled) { drive->failed = 1; return -1; }
 	drive->failed = 0;
 	return 0;
 }
 
-/* Fails a controller that does nothing, or takes it out: as with SPDK, who does not ask for its news hears nothing of it. */
+/* Fails a controller, or takes it out: as with SPDK, who does not ask for its news hears nothing of it. */
 void standin_fail(const char *address, int removed)
 {
 	struct spdk_nvme_ctrlr *drive = known(address);
 	if (!drive) return;
-	if (removed) drive->removed = 1, drive->plugged = 0;
-	drive->news = 1;
+	if (removed) drive->pulled = 1, drive->plugged = 0;
+	else drive->news = 1;
 }

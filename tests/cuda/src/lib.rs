@@ -27,6 +27,7 @@
 //! | `LAPIS_CUDA_LOSE` | a list of `DEVICE@CALLS`, lost after so many calls, or `DEVICE@/PATH`, lost while that file is there | none |
 //! | `LAPIS_CUDA_LOST_AS` | the error of a lost device: 46, 214, 700, 719 | 46 |
 //! | `LAPIS_CUDA_WITHOUT` | a list of `vmm`, `descriptors`, `peers` that no device has | none |
+//! | `LAPIS_CUDA_LINK` | how the ways between devices rank, or `nvlink`: the best, and atomics go over them | 0 |
 //! | `LAPIS_CUDA_PAGEABLE` | `allow`: host memory that is not registered may be in asynchronous copies | `refuse` |
 //! | `LAPIS_CUDA_MISUSES` | file to which each misuse is appended, a line each | none |
 //!

@@ -49,6 +49,9 @@ pub struct Options {
     pub has_vmm: bool,
     pub has_descriptors: bool,
     pub has_peers: bool,
+    /// Of the ways between devices.
+    pub link_rank: i32,
+    pub has_nvlink: bool,
     pub pageable: bool,
     pub misuses: Option<PathBuf>,
 }
@@ -68,6 +71,9 @@ impl Options {
             assert!(["vmm", "descriptors", "peers"].contains(&word.as_str()), "LAPIS_CUDA_WITHOUT: {word}");
         }
         let has = |word: &str| !without.iter().any(|given| given == word);
+        let link = value("LINK");
+        let has_nvlink = link.as_deref() == Some("nvlink");
+        let link = link.filter(|_| !has_nvlink);
         let latency = value("LATENCY_US").unwrap_or_else(|| "0-0".to_owned());
         let (low, high) = latency.split_once('-').unwrap_or((&latency, &latency));
         Self {
@@ -86,6 +92,8 @@ impl Options {
             has_vmm: has("vmm"),
             has_descriptors: has("descriptors"),
             has_peers: has("peers"),
+            link_rank: link.as_deref().map_or(0, |rank| parsed("LINK", rank) as i32),
+            has_nvlink,
             pageable: match value("PAGEABLE").as_deref() {
                 None | Some("refuse") => false,
                 Some("allow") => true,
@@ -164,12 +172,16 @@ mod tests {
             ("ERRORS", "memory=7,1:sticky=1x2"),
             ("LOSE", "0@12,2@/run/gone"),
             ("WITHOUT", "vmm,descriptors"),
+            ("LINK", "2"),
         ]);
         assert_eq!((options.device_bytes.as_slice(), options.latency_us), (&[100, 200, 200][..], 5..=50));
         let memory = Chance { device: None, what: Fault::Memory, one_in: 7, times: u64::MAX };
         assert_eq!(options.chances, [memory, Chance { device: Some(1), what: Fault::Sticky, one_in: 1, times: 2 }]);
         assert_eq!(options.losses, [(0, Loss::After(12)), (2, Loss::While("/run/gone".into()))]);
         assert!(!options.has_vmm && !options.has_descriptors && options.has_peers);
+        assert_eq!((options.link_rank, options.has_nvlink), (2, false));
+        let (nvlink, none) = (with(&[("LINK", "nvlink")]), with(&[]));
+        assert_eq!((nvlink.link_rank, nvlink.has_nvlink, none.link_rank, none.has_nvlink), (0, true, 0, false));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use lapis::{
     serve,
 };
 use lapis_arena::{Mapping, hbm::CopyError};
-use lapis_config::OpId;
+use lapis_config::{OpId, topology::sysfs::list};
 use lapis_transport::hold::Keeper;
 
 use super::{PATIENCE, machine::MIB};
@@ -73,7 +73,10 @@ impl Bench {
         let (sender, said) = channel();
         let opened = open(library, &mut Kept::default());
         let report = Arc::new(move |gpu, from| sender.send((gpu, from)).unwrap_or_default());
-        let gpus = Gpus::start(opened, report).expect("threads");
+        // The first on one CPU, the others wherever they like.
+        let mut cpus = vec![None; opened.len()];
+        cpus[0] = Some(vec![cpus_of("/proc/self")[0]]);
+        let gpus = Gpus::start(opened, &cpus, report).expect("threads");
         let memory = Mapping::anonymous(DRAM).expect("memory");
         Self { gpus, said, memory, next: 0 }
     }
@@ -120,6 +123,20 @@ impl Bench {
         let (ended, lost) = self.ended(copies.len());
         assert!(lost.is_empty() && ended.values().all(|end| *end == (gpu, Ok(()))), "{ended:?} {lost:?}");
     }
+}
+
+/// Those that a process or a thread may run on.
+fn cpus_of(at: &str) -> Vec<u32> {
+    let status = fs::read_to_string(format!("{at}/status")).expect("it is there");
+    let said = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("it says so");
+    list(said).expect("a list")
+}
+
+fn thread(name: &str) -> String {
+    let threads = fs::read_dir("/proc/self/task").expect("threads").flatten();
+    let mut threads = threads.map(|thread| thread.path().display().to_string());
+    let is_called = |at: &String| fs::read_to_string(format!("{at}/comm")).is_ok_and(|found| found.trim() == name);
+    threads.find(is_called).unwrap_or_else(|| panic!("no thread {name:?}"))
 }
 
 fn dram(block: u64) -> Place {
@@ -169,6 +186,8 @@ fn copies(library: &str) {
     assert_eq!((ways[0].copies, ways[1].copies), ([blocks, 0, 0], [0, blocks, 2 * blocks]));
     assert_eq!((ways[0].bytes, ways[1].bytes), ([EXTENT, 0, 0], [0, EXTENT, 2 * EXTENT]));
     assert_eq!(bench.gpus.shown()[0].errors(), 1, "the one before registration");
+    let all = cpus_of("/proc/self");
+    assert_eq!((cpus_of(&thread("gpu 0")), cpus_of(&thread("gpu 1"))), (vec![all[0]], all));
     assert!(bench.gpus.shown().iter().all(|gpu| gpu.in_flight() == 0 && gpu.state(serve::now()) == GpuState::Well));
 }
 

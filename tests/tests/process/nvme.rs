@@ -47,11 +47,17 @@ fn block(generic: &str) -> String {
     generic.replace("/ng", "/nvme")
 }
 
-/// The controller's folder in sysfs.
+/// The controller's folder in sysfs; of one with several, the first of them.
 fn controller(generic: &str) -> PathBuf {
     let name = block(generic);
     let folder = Path::new("/sys/class/block").join(Path::new(&name).file_name().expect("a name"));
-    fs::canonicalize(folder).expect("sysfs").parent().expect("a controller").into()
+    let parent = fs::canonicalize(folder).expect("sysfs").parent().expect("a controller or a subsystem").to_owned();
+    if parent.join("reset_controller").exists() {
+        return parent;
+    }
+    let within = fs::read_dir(&parent).expect("sysfs").flatten().map(|entry| entry.path());
+    let controller = within.filter(|path| path.join("reset_controller").exists()).min().expect("a controller");
+    fs::canonicalize(controller).expect("sysfs")
 }
 
 fn health(status: &serde_json::Value, device: usize) -> String {

@@ -184,7 +184,7 @@ impl Entries {
 pub fn fill(host: &Host, client: &Client, pool: &Pool) -> Vec<u64> {
     assert_eq!(blocks::put_all(client, pool, 0..FILL), [], "refused puts");
     let on_ssd = Entries::of(host).on_ssd(client, pool, 0..FILL);
-    assert!(on_ssd.len() as u64 >= FILL * 2 / 5, "{} of {FILL} blocks", on_ssd.len());
+    assert!(on_ssd.len() as u64 >= FILL * 2 / 5, "{} of {FILL} blocks; {}", on_ssd.len(), host.daemon_log());
     on_ssd
 }
 

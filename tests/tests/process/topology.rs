@@ -56,6 +56,23 @@ fn a_copy_of_another_hosts_files_says_where_its_controllers_are() {
         assert!(shown.lines().any(|found| found == line), "{shown}");
     }
     assert!(shown.contains("ssd: pci:0000:10:02.0: node 1, its thread on"), "{shown}");
+    // Of another host's GPUs no driver is asked.
+    for (address, class) in [("0000:00:03.0", "0x030200"), ("0000:10:03.0", "0x030200")] {
+        let device = format!("devices/pci{}/{address}", &address[..7]);
+        write(root, &format!("{device}/class"), class);
+        write(root, &format!("{device}/vendor"), "0x10de");
+        write(root, &format!("{device}/numa_node"), if address.starts_with("0000:1") { "1\n" } else { "0\n" });
+        symlink(root.join(&device), root.join(format!("bus/pci/devices/{address}"))).expect("a link");
+    }
+    let gpus = topology(&["--sys", &sys, "--ssd-paths", paths, "--hbm-bytes", "1GiB", "--hbm-gpus", "10:03.0,0"]);
+    for line in [
+        "memory: 1 of 4 extents from node 0, 3 of 4 extents from node 1",
+        "gpu: GPU 0: node not known, its thread on any CPU",
+    ] {
+        assert!(gpus.lines().any(|found| found == line), "{gpus}");
+    }
+    assert!(gpus.contains("gpu: GPU 0000:10:03.0: node 1, its thread on"), "{gpus}");
+    assert!(gpus.contains(", what comes back goes to node 1 first\n") && !gpus.contains("note: GPUs"), "{gpus}");
     let free = topology(&["--sys", &sys, "--ssd-paths", paths, "--topology-follow=false"]);
     assert!(free.contains("topology.follow = false"), "{free}");
 }

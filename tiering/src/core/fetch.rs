@@ -127,7 +127,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
         let shelf = self.memory.shelf(live.pool, pages);
         self.policy.shelves(self.memory.shelves().count());
-        let Some(slot) = self.slot_for_device(shelf, want) else { return false };
+        let node = self.node_of_copy(line);
+        let Some(slot) = self.slot_for_device(shelf, want, node) else { return false };
         let same = self.kept.live(line).is_some_and(|now| now.generation == live.generation);
         if same && self.begin_copy_in(line, slot, pages) {
             return true;
@@ -157,11 +158,13 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
     }
 
-    /// A slot that a device will write. Clean blocks make room; dirty ones are written first, unless it is needed at once.
-    fn slot_for_device(&mut self, shelf: Shelf, want: Want) -> Option<SlotId> {
+    /// A slot that a device will write, of memory of its node rather. Clean blocks make room; dirty ones are written first,
+    /// unless it is needed at once.
+    fn slot_for_device(&mut self, shelf: Shelf, want: Want, node: Option<u32>) -> Option<SlotId> {
         let room = (ROOM_BYTES / UNIT_BYTES) as u32 / self.memory.of(shelf).stride;
         loop {
-            if let Some((slab, index)) = self.memory.take(shelf) {
+            let near = node.and_then(|node| self.take_near(shelf, node));
+            if let Some((slab, index)) = near.or_else(|| self.memory.take(shelf)) {
                 // Before the device hears of it: a restart must know.
                 if !planted::is(Bug::SlotOfReadForgotten) {
                     self.kept.set_slot_state(&slab, index, SlotState::IoIn);

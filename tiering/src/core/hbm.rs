@@ -64,6 +64,8 @@ pub(super) struct Gpu {
     life: u32,
     /// Of all of it.
     units: u32,
+    /// Its NUMA node, if that is known.
+    node: Option<u32>,
     pub memory: Memory,
     /// Per shelf, readable copies by the last use when they were last looked at, and among equals the youngest first: a
     /// chain comes with its root first.
@@ -163,12 +165,17 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// A GPU's slice: usable from now on, empty. False if it cannot be used: the kept memory has no device table, or the
     /// GPU is there already.
     pub fn gpu_added(&mut self, now: Time, id: GpuId, bytes: u64) -> bool {
+        self.gpu_added_at(now, id, bytes, None)
+    }
+
+    /// The same at a NUMA node, if that is known: what comes back from it goes rather to memory of that node.
+    pub fn gpu_added_at(&mut self, now: Time, id: GpuId, bytes: u64, node: Option<u32>) -> bool {
         self.clock(now);
         if !self.kept.keeps_devices() || self.hbm.gpus.contains_key(&id) {
             return false;
         }
         self.hbm.lives += 1;
-        let mut gpu = Gpu { life: self.hbm.lives, ..Gpu::default() };
+        let mut gpu = Gpu { life: self.hbm.lives, node, ..Gpu::default() };
         let units = u32::try_from(bytes / UNIT_BYTES).expect("a GPU has less than 16 TiB");
         gpu.memory.buddy.extend(units);
         if self.adopting.is_none() {
@@ -208,6 +215,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
     pub(super) fn is_only_on_gpu(&self, line: LineId) -> bool {
         let entry = self.kept.entry(line);
         !Copy::of_dram(entry).is_readable() && entry.ssd == 0 && self.is_on_gpu(line)
+    }
+
+    /// The NUMA node of the GPU that readers find the block on.
+    pub(super) fn node_of_copy(&self, line: LineId) -> Option<u32> {
+        self.hbm.gpus.get(&self.hbm.readable(line)?.gpu)?.node
     }
 
     /// The tier of a line that is not in DRAM.

@@ -1,7 +1,7 @@
 //! Which devices are near which memory: of a host with several NUMA nodes, what is written from one to the other crosses
 //! between them. Pure.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 /// Nodes of extents and devices, as far as they are known: the default is near everywhere.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +31,15 @@ impl Near {
         self.extents.get(at)?.1
     }
 
+    /// Where the memory of a node is: places, in their order.
+    pub fn of_node(&self, node: u32) -> impl Iterator<Item = Range<u32>> + Clone {
+        let mut base = 0;
+        self.extents.iter().filter_map(move |&(end, of)| {
+            let extent = std::mem::replace(&mut base, end)..end;
+            (of == Some(node)).then_some(extent)
+        })
+    }
+
     /// Whether both are known and are not the same.
     pub fn is_far(&self, device: u8, node: Option<u32>) -> bool {
         let of_device = self.devices.get(&device).copied();
@@ -58,6 +67,9 @@ mod tests {
         near.device(2, None);
         let nodes = [0, 99, 100, 149, 150, 249, 250].map(|place| near.node_of(place));
         assert_eq!(nodes, [Some(0), Some(0), None, None, Some(1), Some(1), None]);
+        near.extent(8, Some(0));
+        let of = |node| near.of_node(node).map(|extent| (extent.start, extent.end)).collect::<Vec<_>>();
+        assert_eq!((of(0), of(1), of(2)), (vec![(0, 100), (250, 258)], vec![(150, 250)], vec![]));
         let far = |node| [0, 1, 2, 3].map(|device| near.is_far(device, node));
         assert_eq!(far(Some(0)), [false, true, false, false]);
         assert_eq!(far(Some(1)), [true, false, false, false]);

@@ -2,7 +2,7 @@
 
 Only where this process has CUDA's driver already: without one nobody has an address of that kind. Copies go by a piece of host
 memory that the driver has pinned, on a stream of their own, which waits for no other: as with Mooncake, whoever puts has waited
-for what writes there, and whoever gets is not there yet.
+for what writes there, and whoever gets is not there yet. The daemon's objects are copied on that stream, too (`stream_of`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from .codes import log
@@ -80,14 +80,29 @@ def _device_at(driver: ctypes.CDLL, address: int) -> int:
     return HOST if device is None else device
 
 
+def stream_of(device: int) -> int | None:
+    """A stream for copies by others, which `finish` waits for. None, and said why, if there is none."""
+    streams: list[int] = []
+    return streams[0] if _on_lane(device, lambda lane: streams.append(lane.stream)) else None
+
+
+def finish(device: int) -> bool:
+    """Returns when all that was put on the stream of that GPU has ended. False, and said why, if nobody knows that."""
+    return _on_lane(device, _Lane.finish)
+
+
 def _move(device: int, pieces: Iterable[tuple[int, int, int]], to_device: bool) -> bool:
+    return _on_lane(device, lambda lane: lane.move(pieces, to_device))
+
+
+def _on_lane(device: int, use: Callable[[_Lane], None]) -> bool:
     driver = _loaded()
     if driver is None:
         return False
     try:
         with _lock:
             lane = _lanes.get(device) or _lanes.setdefault(device, _Lane(driver, device))
-        lane.move(pieces, to_device)
+        use(lane)
     except GpuError as error:
         _forget(device)
         log.error("a copy with GPU %d: %s", device, error)
@@ -118,6 +133,10 @@ class _Lane:
         finally:
             self._pop()
 
+    @property
+    def stream(self) -> int:
+        return self._stream.value or 0
+
     def move(self, pieces: Iterable[tuple[int, int, int]], to_device: bool) -> None:
         """Returns when all is copied."""
         with self._lock:
@@ -126,6 +145,13 @@ class _Lane:
                 self._move(pieces, to_device)
             finally:
                 self._pop()
+
+    def finish(self) -> None:
+        self._call("cuCtxPushCurrent_v2", self._context)
+        try:
+            self._call("cuStreamSynchronize", self._stream)
+        finally:
+            self._pop()
 
     def _move(self, pieces: Iterable[tuple[int, int, int]], to_device: bool) -> None:
         stage, used = self._stage.value or 0, 0

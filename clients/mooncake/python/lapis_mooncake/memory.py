@@ -13,7 +13,7 @@ import ctypes
 import mmap
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import add, index
 from typing import Final, NamedTuple
 
@@ -220,6 +220,27 @@ def places(ranges: Sequence[Range]) -> list[Direct | memoryview] | None:
     found = [copies[n] if n in copies else place(one) for n, one in enumerate(ranges)]
     there = [one for one in found if one is not None]
     return there if len(there) == len(found) else None
+
+
+def read_to_gpus(
+    read: Callable[..., list[int | None]],
+    keys: Sequence[str],
+    places: Sequence[Sequence[Range]],
+    offsets: Sequence[Sequence[int]] | None = None,
+) -> list[int | None]:
+    """What `read(device, keys, places, offsets)` says of those keys whose places are all of one GPU; None for the others."""
+    on_gpus: dict[int, list[int]] = {}
+    for n, of_key in enumerate(places):
+        devices = {place.device for place in of_key if place.size}
+        if len(devices) == 1 and HOST not in devices:
+            on_gpus.setdefault(devices.pop(), []).append(n)
+    found: list[int | None] = [None] * len(keys)
+    for device, at in on_gpus.items():
+        to = [[(place.address, place.size) for place in places[n]] for n in at]
+        of = None if offsets is None else [list(offsets[n]) for n in at]
+        for n, told in zip(at, read(device, [keys[n] for n in at], to, of)):
+            found[n] = told
+    return found
 
 
 def scatter(data: memoryview, places: list[Range]) -> bool:

@@ -14,6 +14,7 @@ __all__ = [
     "ConnectError",
     "DeviceGot",
     "DeviceLoad",
+    "DeviceObjects",
     "ForkedError",
     "GoneError",
     "Got",
@@ -224,6 +225,15 @@ class DeviceLoad(Got):
     def still_valid(self) -> bool: ...
 
 @final
+class DeviceObjects:
+    @property
+    def found(self) -> list[int | None]: ...
+    @property
+    def parts(self) -> list[int]: ...
+    def is_over(self) -> bool: ...
+    def still_valid(self) -> bool: ...
+
+@final
 class Put:
     @property
     def stored(self) -> int: ...
@@ -398,6 +408,17 @@ class Client:
         offsets: Sequence[Sequence[int]] | None = None,
         deadline: float | None = None,
     ) -> list[int | None]: ...
+    def get_objects_device(
+        self,
+        pool: Pool,
+        names: Iterable[Buffer | str],
+        dst: Iterable[tuple[int, int] | Sequence[tuple[int, int]]],
+        stream: int,
+        *,
+        device: int,
+        offsets: Sequence[Sequence[int]] | None = None,
+        deadline: float | None = None,
+    ) -> DeviceObjects: ...
     def find_objects(self, pool: Pool, names: Iterable[Buffer | str]) -> list[tuple[int | None, bool] | None]: ...
     def remove_object(self, pool: Pool, name: Buffer | str, *, deadline: float | None = None) -> bool: ...
     def stats(self) -> dict[str, int]: ...

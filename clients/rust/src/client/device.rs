@@ -15,10 +15,11 @@ use super::{
     shared::{Live, Shared},
 };
 use crate::{
-    ClientError, DevicePiece, DevicePtr, DeviceStream, GetOptions, Got, Pool, Put, PutOptions, Session,
+    ClientError, DeviceObject, DeviceObjectStatus, DevicePiece, DevicePtr, DeviceStream, GetOptions, Got, Pool, Put,
+    PutOptions, Session,
     session::{
         self,
-        device::{DeviceGetJob, DevicePutJob, Flight, Watch},
+        device::{DeviceGetJob, DevicePutJob, Flight, Watch, keys_of},
     },
 };
 
@@ -46,6 +47,26 @@ impl DeviceGot {
     /// or the daemon gave the client up (too many pins for too long) or came back cold.
     pub fn still_valid(&self) -> bool {
         self.session.pins_are_heeded() && !self.watches.iter().any(Watch::has_failed)
+    }
+}
+
+/// What a get of objects into a GPU's memory found. Their bytes are there for whatever is put on the same stream afterwards.
+#[derive(Debug)]
+pub struct DeviceObjects {
+    /// One for each name.
+    pub statuses: Vec<DeviceObjectStatus>,
+    copies: DeviceGot,
+}
+
+impl DeviceObjects {
+    /// As of [`DeviceGot::is_over`].
+    pub fn is_over(&self) -> bool {
+        self.copies.is_over()
+    }
+
+    /// As of [`DeviceGot::still_valid`].
+    pub fn still_valid(&self) -> bool {
+        self.copies.still_valid()
     }
 }
 
@@ -167,6 +188,32 @@ impl Client {
         Ok(DeviceGot { got: got?, session: live.session.clone(), watches })
     }
 
+    /// [`Self::get_device`] of objects: each to places of its own, on the caller's stream. One status for each name, as of
+    /// [`Self::get_objects_into`]; but objects of several parts are only told of. Their names are read in DRAM, so one that lies
+    /// on a GPU alone is fetched from there first. `options.pieces` and `options.wait` are not heeded.
+    ///
+    /// # Safety
+    /// As of [`Self::get_device`].
+    pub unsafe fn get_objects_device(
+        &self,
+        pool: &Pool,
+        names: &[&[u8]],
+        to: &[DeviceObject],
+        stream: &DeviceStream,
+        options: &GetOptions,
+    ) -> Result<DeviceObjects, ClientError> {
+        let live = self.shared().here_for(pool)?;
+        self.shared().flights.reap();
+        let keys = keys_of(names)?;
+        // SAFETY: the caller's promise.
+        let mut job =
+            unsafe { DeviceGetJob::of_objects(live.session.clone(), pool, (names, &keys), to, stream, options)? };
+        self.drive_get(&live, &mut job, options);
+        let statuses = job.take_told();
+        let (got, watches, _) = self.end_get(&live, job);
+        Ok(DeviceObjects { statuses, copies: DeviceGot { got: got?, session: live.session.clone(), watches } })
+    }
+
     /// [`Self::get_device`] in pieces, for engines that begin with the first layer while the others arrive: the first piece of
     /// all blocks is copied first, then the second of all, in the order of `pieces`, to addresses of its own each. Copies go on
     /// a stream of the client's own, behind what is on `stream` now. When this returns all are asked for; blocks that were
@@ -211,8 +258,16 @@ impl Client {
         mut job: DeviceGetJob<'_>,
         options: &GetOptions,
     ) -> (Result<Got, ClientError>, Vec<Watch>, Vec<Watch>) {
+        self.drive_get(live, &mut job, options);
+        self.end_get(live, job)
+    }
+
+    fn drive_get(&self, live: &Live, job: &mut DeviceGetJob<'_>, options: &GetOptions) {
         let deadline = options.deadline.unwrap_or_else(|| live.get_deadline(job.bytes()));
         self.shared().drive(live, deadline, |left| job.step(left));
+    }
+
+    fn end_get(&self, live: &Live, job: DeviceGetJob<'_>) -> (Result<Got, ClientError>, Vec<Watch>, Vec<Watch>) {
         let (got, flights, pieces) = job.finish();
         let watches = flights.iter().map(Flight::watch).collect();
         self.hold(flights);

@@ -4,6 +4,7 @@
 //! Invariant: memory that a copy may read or write is held by a [`Flight`] until a mark behind the copy is over.
 
 mod get;
+mod objects;
 mod peers;
 mod pieces;
 mod put;
@@ -26,9 +27,11 @@ use lapis_arena::{
 };
 use lapis_config::{GpuId, SlotId, UNIT_BYTES};
 
+pub(crate) use self::objects::keys_of;
 use self::peers::Peers;
 pub use self::{
     get::DeviceGetJob,
+    objects::{DeviceObject, DeviceObjectStatus, DeviceRange},
     pieces::{DeviceFlag, DevicePiece},
     put::DevicePutJob,
 };

@@ -3,7 +3,10 @@
 use std::{io, os::fd::BorrowedFd, time::Duration};
 
 use lapis_arena::{DeviceHazards, Hazards, hazard};
-use lapis_config::{Fingerprint, GpuId, Key, PolicyName, PoolId, PoolKind, PoolShape, SlotId, Time, UNIT_BYTES};
+use lapis_config::{
+    Fingerprint, GpuId, Key, PolicyName, PoolId, PoolKind, PoolShape, SlotId, Time, UNIT_BYTES,
+    topology::{Node, Spread, Topology},
+};
 use lapis_tiering::{
     CoreOptions,
     kept::{DevicePlace, Kept, Place, Slab, SlotState, Tier},
@@ -30,6 +33,10 @@ impl Held {
     }
 
     fn open(&mut self, hbm_bytes: u64) -> (Group, Vec<Former>) {
+        self.open_with(options(hbm_bytes))
+    }
+
+    fn open_with(&mut self, options: GroupOptions) -> (Group, Vec<Former>) {
         let own = |(name, fd): &(String, OwnedFd)| {
             (name["a.".len()..].to_owned(), fd.try_clone().expect("a descriptor more"))
         };
@@ -39,7 +46,7 @@ impl Held {
             next += 1;
             next
         };
-        Group::open(options(hbm_bytes), found, self, &mut entropy).expect("a group")
+        Group::open(options, found, self, &mut entropy).expect("a group")
     }
 }
 
@@ -182,6 +189,32 @@ fn gpus_come_and_go_with_the_configuration_and_the_rest_stays() {
     let (group, formers) = held.open(GPU_BYTES);
     assert_eq!((&group.start, group.devices_kept), (&Start::Warm, false));
     assert!(formers[0].device_page.is_some());
+}
+
+#[test]
+fn memory_that_was_kept_is_of_the_node_that_it_was_taken_from() {
+    let node = |number| Node { number, memory_bytes: 1 << 30, ..Node::default() };
+    let topology = Topology { nodes: vec![node(0), node(1)], ..Topology::default() };
+    let near = |devices: &[Option<u32>]| GroupOptions { spread: Spread::new(&topology, devices), ..options(0) };
+    let mut held = Held::default();
+    let (mut group, _) = held.open_with(near(&[Some(0)]));
+    group.add_extent(2 << 20, &mut held).expect("memory");
+    let first = group.extents[0].node;
+    if first.is_none() {
+        // A kernel without NUMA, or a container that may not say.
+        return println!("skipped: the kernel places nothing");
+    }
+    assert_eq!(first, Some(0));
+    drop(group);
+    // Other devices now: what is new comes from there, if there is such a node.
+    let (mut group, _) = held.open_with(near(&[Some(1)]));
+    group.add_extent(2 << 20, &mut held).expect("memory");
+    let nodes: Vec<_> = group.extents.iter().map(|extent| extent.node).collect();
+    assert_eq!((&group.start, nodes[0]), (&Start::Warm, Some(0)));
+    assert_ne!(nodes[1], Some(0));
+    drop(group);
+    let (group, _) = held.open(0);
+    assert_eq!(group.extents[0].node, None, "where nothing is spread, nothing is near");
 }
 
 #[test]

@@ -112,7 +112,14 @@ api! {
         if from == to {
             return Err(CUresult::CUDA_ERROR_INVALID_DEVICE);
         }
-        let supported = attribute == CUdevice_P2PAttribute::CU_DEVICE_P2P_ATTRIBUTE_ACCESS_SUPPORTED;
-        put(value, c_int::from(held.options.has_peers && supported))
+        let answer = match attribute {
+            CUdevice_P2PAttribute::CU_DEVICE_P2P_ATTRIBUTE_ACCESS_SUPPORTED => c_int::from(held.options.has_peers),
+            CUdevice_P2PAttribute::CU_DEVICE_P2P_ATTRIBUTE_PERFORMANCE_RANK => held.options.link_rank,
+            CUdevice_P2PAttribute::CU_DEVICE_P2P_ATTRIBUTE_NATIVE_ATOMIC_SUPPORTED => {
+                c_int::from(held.options.has_peers && held.options.has_nvlink)
+            }
+            _ => 0,
+        };
+        put(value, answer)
     }
 }

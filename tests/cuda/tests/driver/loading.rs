@@ -80,6 +80,29 @@ fn the_loader_finds_it_by_either_name() {
 
 #[test]
 #[ignore = "in a process of its own"]
+fn linked() {
+    let Some(cuda) = cuda() else { return };
+    let link = |from, to| cuda.link(from, to).expect("both are there");
+    assert_eq!((link(0, 0), link(1, 1)), (None, None), "itself");
+    assert_eq!(link(0, 1), link(1, 0));
+    let said = link(0, 1).map_or("none".to_owned(), |link| format!("{:?} {}", link.rank, link.has_atomics));
+    assert_eq!(said, word());
+    assert!(cuda.link(0, 2).is_err());
+}
+
+#[test]
+fn a_driver_says_what_the_way_from_a_gpu_to_another_is_like_if_there_is_one() {
+    let scenario = |said: &str| Scenario::new("loading::linked").with("LAPIS_CUDA_DEVICES", "2").with(WORD, said);
+    scenario("Some(0) false").run_clean();
+    scenario("Some(2) false").with("LAPIS_CUDA_LINK", "2").run_clean();
+    scenario("Some(0) true").with("LAPIS_CUDA_LINK", "nvlink").run_clean();
+    scenario("none").with("LAPIS_CUDA_WITHOUT", "peers").run_clean();
+    let old = without(&["cuDeviceGetP2PAttribute"]);
+    scenario("None false").library(old.path()).run_clean();
+}
+
+#[test]
+#[ignore = "in a process of its own"]
 fn no_device() {
     let Some(cuda) = cuda() else { return };
     assert_eq!(cuda.devices().expect("a list"), []);

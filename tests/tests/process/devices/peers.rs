@@ -11,10 +11,10 @@ use super::{
         blocks::{self, BATCH, SMALL},
         eventually,
         gpus::{Bed, registered},
-        machine::{connect, status_when},
+        machine::{at, connect, status_when},
         worker::Worker,
     },
-    client, held, put,
+    BLOCKS, client, held, put,
 };
 
 /// A reader on the second GPU of blocks that lie on the first; their copies are on its stream, which has not come there.
@@ -56,6 +56,36 @@ fn a_gpu_reads_what_lies_on_another_that_it_reaches_and_else_by_way_of_dram() {
     let _alone = alone();
     assert_eq!(held_from_the_other_gpu(&[], &[]), BATCH);
     assert_eq!(held_from_the_other_gpu(&[], &[("WITHOUT", "peers")]), 0);
+}
+
+#[test]
+fn a_gpu_reads_what_is_in_dram_too_from_there_where_the_other_one_is_far() {
+    let _alone = alone();
+    // Where the host's PCI devices do not tell, the driver does; and what goes over NVLink is near in any case.
+    assert_eq!(held_from_the_other_gpu(&[], &[("LINK", "1")]), 0);
+    assert_eq!(held_from_the_other_gpu(&[], &[("LINK", "nvlink")]), BATCH);
+}
+
+#[test]
+fn a_gpu_reads_what_is_not_in_dram_from_another_however_far_that_is() {
+    let _alone = alone();
+    let bed = Bed::new(&[("DEVICES", "2")]);
+    let mut host = bed.host(&[]);
+    registered(&host, 2);
+    put(&bed, &host, 0);
+    // Memory of the host is written over.
+    let other = connect(&mut host);
+    let refused = blocks::put_all(&other, &blocks::pool(&other, SMALL), 2000..4000);
+    assert_eq!(refused, []);
+    let moved = |status: &Value, what: &str| at(status, &format!("/hbm/{what}"));
+    status_when(&host.socket(), "blocks on the GPU alone", |status| moved(status, "demotions") == BLOCKS);
+    let mut reader = reader(&bed, &host, &[("LINK", "1")]);
+    let said = reader.ask();
+    assert_eq!((&said["valid"], &said["wrong"]), (&Value::from(true), &Value::from(0)), "{said}");
+    let status = status_when(&host.socket(), "the end of the reads", |status| held(status, 0, "slots_aside") == 0);
+    assert_eq!(moved(&status, "saved"), BLOCKS, "when they were put, and none of them again: {status}");
+    drop((reader, other));
+    host.stop_daemon().expect("it ends");
 }
 
 #[test]

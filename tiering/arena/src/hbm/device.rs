@@ -8,7 +8,10 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdevice_attribute as Attribute, CUresult};
+use cudarc::driver::sys::{
+    self, CUcontext, CUdevice, CUdevice_P2PAttribute as P2p, CUdevice_attribute as Attribute, CUresult,
+};
+use lapis_config::topology::Link;
 
 use super::{
     error::{HbmError, is_fatal},
@@ -49,6 +52,25 @@ impl Cuda {
         // SAFETY: `can` is written where it succeeds; both devices are the driver's.
         checked(from, "cuDeviceCanAccessPeer", unsafe { sys::cuDeviceCanAccessPeer(&raw mut can, one, other) })?;
         Ok(can != 0)
+    }
+
+    /// The way from a device to another that it reaches; `None` if it does not. Opens neither.
+    pub fn link(&self, from: u16, to: u16) -> Result<Option<Link>, HbmError> {
+        if from == to || !self.can_reach(from, to)? {
+            return Ok(None);
+        }
+        let (one, other) = (ordinal(from)?, ordinal(to)?);
+        let says = |attribute| {
+            let mut value = 0;
+            // SAFETY: the function is there, `value` is written where it succeeds, and both devices are the driver's.
+            let code = unsafe { sys::cuDeviceGetP2PAttribute(&raw mut value, attribute, one, other) };
+            (code == CUresult::CUDA_SUCCESS).then_some(value)
+        };
+        let says = |attribute| if self.has_links { says(attribute) } else { None };
+        Ok(Some(Link {
+            rank: says(P2p::CU_DEVICE_P2P_ATTRIBUTE_PERFORMANCE_RANK).and_then(|rank| u32::try_from(rank).ok()),
+            has_atomics: says(P2p::CU_DEVICE_P2P_ATTRIBUTE_NATIVE_ATOMIC_SUPPORTED).is_some_and(|value| value != 0),
+        }))
     }
 
     fn info(&self, index: u16) -> Result<DeviceInfo, HbmError> {

@@ -31,6 +31,18 @@ impl Host {
         let mut scene = Scene::under(policy, &[16 * MIB], BLOCK);
         let pool = scene.pool(PoolKind::Chain, MIB, 1);
         assert!(scene.core.gpu_added(scene.now, GPU, GPU_BLOCKS * MIB));
+        Self::over(scene, pool)
+    }
+
+    /// Whose GPU is at that NUMA node.
+    pub fn at(node: Option<u32>) -> Self {
+        let mut scene = Scene::under(PolicyName::Lru, &[16 * MIB], BLOCK);
+        let pool = scene.pool(PoolKind::Chain, MIB, 1);
+        assert!(scene.core.gpu_added_at(scene.now, GPU, GPU_BLOCKS * MIB, node));
+        Self::over(scene, pool)
+    }
+
+    fn over(scene: Scene, pool: PoolId) -> Self {
         Self { scene, pool, copies: Vec::new(), sums: Vec::new() }
     }
 

@@ -3,6 +3,7 @@
 mod hangs;
 mod host;
 mod lost;
+mod near;
 mod pieces;
 mod puts;
 mod restart;

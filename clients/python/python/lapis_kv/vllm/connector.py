@@ -91,7 +91,8 @@ class LapisConnector(KVConnectorBase_V1, SupportsHMA):
             if getattr(parallel, name, 1) > 1:
                 raise ValueError(f"LapisConnector does not support {name} {getattr(parallel, name)} yet: set it to 1")
         hash_tokens = hash_block_tokens(vllm_config, kv_cache_config)
-        self._groups = kv.groups_of(kv_cache_config, hash_tokens)
+        sleeps = bool(getattr(vllm_config.model_config, "enable_sleep_mode", False))
+        self._groups = kv.groups_of(kv_cache_config, hash_tokens, sleeps)
         world = parallel.world_size
         namespace = lapis_kv.Namespace(**fields_of(vllm_config, kv_cache_config, options))
         is_scheduler = role == KVConnectorRole.SCHEDULER
@@ -187,7 +188,7 @@ class LapisConnector(KVConnectorBase_V1, SupportsHMA):
     # ---- Worker ----
 
     def register_kv_caches(self, kv_caches):
-        self._worker.register(kv_caches)
+        self._worker.register(kv_caches, self._kv_cache_config.num_blocks)
 
     def handle_preemptions(self, kv_connector_metadata):
         # Called at every step, before its blocks are overwritten.

@@ -2,8 +2,11 @@
 
 A load is on a stream of the client's, behind what was on the engine's when it began. Within a step the engine's stream waits for
 each layer when it comes to it; nobody waits on the CPU before the step has been asked for.
+
+The engine does not compute on the stream that torch has for other threads: theirs wait for none.
 """
 
+import contextlib
 import enum
 import logging
 import time
@@ -35,34 +38,48 @@ def load_way(device_type: str, staged: bool, gpus_serve: bool) -> Way:
     return Way.GPU if device_type == "cuda" and gpus_serve else Way.STAGED
 
 
-def save_way(load: Way, row_bytes: list[int], has_window: bool) -> Way:
-    """`load`: the way in; `row_bytes`: of a block, the bytes in each tensor.
+def save_way(load: Way, row_bytes: list[int], is_lent: bool) -> Way:
+    """`load`: the way in; `row_bytes`: of a block, the bytes in each tensor; `is_lent`: as of a `Group`.
 
-    A put out of a GPU takes equal parts alone. Blocks of a window may be given to others at the next step, and a put reads them
-    later: a buffer is gathered at once.
+    A put out of a GPU takes equal parts alone, and reads blocks later: of those that may be written at the next step a buffer is
+    gathered at once.
     """
-    return Way.STAGED if load is Way.GPU and (has_window or len(set(row_bytes)) > 1) else load
+    return Way.STAGED if load is Way.GPU and (is_lent or len(set(row_bytes)) > 1) else load
 
 
 class OnGpu:
-    """Where a group's blocks lie on a GPU: of each tensor in the order of layers, its address and the bytes from block to block."""
+    """Where a group's blocks lie on a GPU: its planes in the order of layers, and which of them are a layer's."""
 
-    def __init__(self, planes, row_bytes: list[int], last_piece: dict[str, int]):
-        """`last_piece`: for each layer, the index of its last tensor."""
-        self.device, self.last_piece = planes[0].device, last_piece
-        if any(plane.device != self.device for plane in planes):
-            raise ValueError(f"layers of one group are on several devices: {sorted({str(plane.device) for plane in planes})}")
-        self._rows = [
-            (plane.data_ptr(), plane.stride(0) * plane.element_size(), row) for plane, row in zip(planes, row_bytes)
-        ]
+    def __init__(self, planes, planes_of: dict[str, range]):
+        devices = {str(plane.tensor.device) for plane in planes}
+        if len(devices) > 1:
+            raise ValueError(f"layers of one group are on several devices: {sorted(devices)}")
+        self.device, self._planes_of = planes[0].tensor.device, planes_of
+        self._rows = [(plane.address, plane.stride_bytes, plane.row_bytes) for plane in planes]
         self._streams = {}
 
-    def _pieces(self, block_ids) -> list:
-        pieces, offset = [], 0
-        for address, stride, row in self._rows:
-            pieces.append((offset, row, [address + block * stride for block in block_ids]))
+    def _order(self, asking) -> tuple[list[int], dict[str, int], int]:
+        """In which order planes are copied, the last piece of each layer, and how many pieces are of layers that are not in `asking`:
+        these come first."""
+        order, last = [], {}
+        for is_asking in (False, True):
+            for layer, planes in self._planes_of.items():
+                if (layer in asking) is is_asking:
+                    order += planes
+                    last[layer] = len(order) - 1
+            if not is_asking:
+                first = len(order)
+        return order, last, first
+
+    def _pieces(self, block_ids, order) -> list:
+        offsets, offset = [], 0
+        for _, _, row in self._rows:
+            offsets.append(offset)
             offset += row
-        return pieces
+        rows = self._rows
+        return [
+            (offsets[at], rows[at][2], [rows[at][0] + block * rows[at][1] for block in block_ids]) for at in order
+        ]
 
     def _side(self, name: str):
         """A stream of one thread's own."""
@@ -76,23 +93,42 @@ class OnGpu:
         event.record(torch.cuda.current_stream(self.device))
         return event
 
-    def begin_load(self, client, pool, part, seconds: float, behind=None) -> "Load":
-        """Asks for all copies; behind a mark, else behind the current stream. Raises LapisError, when no copy is under way."""
+    @contextlib.contextmanager
+    def behind(self, mark):
+        """What is asked for within comes behind the mark, or without one on the current stream; all of it has ended afterwards."""
+        if mark is None:
+            yield
+            torch.cuda.current_stream(self.device).synchronize()
+            return
+        side = self._side("load")
+        side.wait_event(mark)
+        with torch.cuda.stream(side):
+            yield
+        side.synchronize()
+
+    def begin_load(self, client, pool, part, seconds: float, behind=None, asking=()) -> "Load":
+        """Asks for all copies; behind a mark, else behind the current stream, which then waits at once for the layers that are not in
+        `asking`. Raises LapisError, when no copy is under way."""
         if behind is None:
             name, stream = "step", torch.cuda.current_stream(self.device)
         else:
             name, stream = "load", self._side("load")
             stream.wait_event(behind)
         started = time.monotonic()
+        order, last_piece, first = self._order(asking)
+        pieces = self._pieces(part.block_ids, order)
         try:
             got = client.get_device_pieces(
-                pool, part.keys, self._pieces(part.block_ids), stream.cuda_stream, device=self.device.index, deadline=seconds
+                pool, part.keys, pieces, stream.cuda_stream, device=self.device.index, deadline=seconds
             )
         except lapis_kv.GpuError:
             # Some copies may be under way, and whoever computes these blocks is not to meet them.
             self.calm()
             raise
-        return Load(self, got, part, self._side(name), started)
+        load = Load(self, got, part, last_piece, self._side(name), started)
+        if behind is None and first:
+            load.wait_piece(first - 1)
+        return load
 
     def calm(self):
         """Returns when nothing runs on the GPU that was asked for before."""
@@ -114,16 +150,19 @@ class OnGpu:
 class Load:
     """Blocks on their way to a KV cache."""
 
-    def __init__(self, gpu: OnGpu, got, part, side, started: float):
-        self._gpu, self._got, self._side = gpu, got, side
+    def __init__(self, gpu: OnGpu, got, part, last_piece: dict[str, int], side, started: float):
+        self._gpu, self._got, self._last_piece, self._side = gpu, got, last_piece, side
         self.part, self.started = part, started
         self.missing = {block for at, block in enumerate(part.block_ids) if not got[at]}
         self._has_failed = False
 
     def wait(self, layer: str):
         """The current stream goes on when the layer is there. What fails is told by `end`."""
-        piece = self._gpu.last_piece.get(layer)
-        if piece is None or self._has_failed:
+        if (piece := self._last_piece.get(layer)) is not None:
+            self.wait_piece(piece)
+
+    def wait_piece(self, piece: int):
+        if self._has_failed:
             return
         try:
             self._got.wait_piece(piece, torch.cuda.current_stream(self._gpu.device).cuda_stream)

@@ -18,8 +18,9 @@ import torch
 
 import lapis_kv
 
-from .gpu import OnGpu, Way, load_way, save_way
+from .gpu import Way, load_way, save_way
 from .plan import Plan, Saved, Transfer
+from .planes import Planes
 
 logger = logging.getLogger("vllm.lapis")
 
@@ -47,68 +48,6 @@ class Stats:
         return counts
 
 
-class _Planes:
-    """Where a group's blocks lie: for each layer, and each tensor of it, a plane with one row of bytes a block."""
-
-    def __init__(self, group, kv_caches: dict):
-        self.group, self.planes, last_plane = group, [], {}
-        for layer in group.layers:
-            if layer not in kv_caches:
-                raise ValueError(f"layer {layer!r} of group {group.index} has no KV cache on this rank")
-            tensors = kv_caches[layer]
-            for tensor in tensors if isinstance(tensors, (list, tuple)) else [tensors]:
-                if not tensor[0].is_contiguous():
-                    raise ValueError(
-                        f"blocks of layer {layer!r} are in pieces (shape {tuple(tensor.shape)}, stride "
-                        f"{tuple(tensor.stride())}): this layout of the KV cache is not supported"
-                    )
-                self.planes.append(tensor)
-            last_plane[layer] = len(self.planes) - 1
-        self.row_bytes = [plane[0].numel() * plane.element_size() for plane in self.planes]
-        if sum(self.row_bytes) != group.block_bytes:
-            raise ValueError(
-                f"group {group.index} has blocks of {sum(self.row_bytes)} bytes where its specification says "
-                f"{group.block_bytes}"
-            )
-        self.device = self.planes[0].device
-        if self.device.type not in ("cpu", "cuda"):
-            raise ValueError(f"the KV cache is on {self.device}: LapisConnector knows CPUs and GPUs of CUDA and ROCm")
-        self.gpu = None if self.device.type == "cpu" else OnGpu(self.planes, self.row_bytes, last_plane)
-
-    def vectors(self, block_ids) -> list:
-        """Blocks in host memory, layer by layer of each."""
-        return [plane[block] for block in block_ids for plane in self.planes]
-
-    def rows(self, plane, row_bytes):
-        """A plane as bytes: [blocks, bytes of a row]."""
-        blocks = plane.shape[0]
-        stride = plane.stride(0) * plane.element_size()
-        whole = torch.empty(0, dtype=torch.uint8, device=plane.device)
-        whole.set_(plane.untyped_storage(), plane.storage_offset() * plane.element_size(), (blocks, row_bytes), (stride, 1))
-        return whole
-
-    def buffers(self, blocks: int) -> list:
-        """Host memory for so many blocks: for each plane, [blocks, bytes of a row]."""
-        pinned = self.device.type != "cpu"
-        return [torch.empty((blocks, row), dtype=torch.uint8, pin_memory=pinned) for row in self.row_bytes]
-
-    @staticmethod
-    def rows_of(buffers, blocks) -> list:
-        """As `vectors`, of `buffers`."""
-        return [buffer[block] for block in blocks for buffer in buffers]
-
-    def gather(self, block_ids, buffers):
-        """Copies blocks to `buffers`, on the current stream."""
-        index = torch.tensor(block_ids, device=self.device)
-        for plane, row, buffer in zip(self.planes, self.row_bytes, buffers):
-            buffer.copy_(self.rows(plane, row).index_select(0, index), non_blocking=True)
-
-    def scatter(self, block_ids, buffers):
-        index = torch.tensor(block_ids, device=self.device)
-        for plane, row, buffer in zip(self.planes, self.row_bytes, buffers):
-            self.rows(plane, row).index_copy_(0, index, buffer.to(self.device, non_blocking=True))
-
-
 class Worker:
     """`by_block`: whether the engine takes back a load by the blocks that failed; else it does by request."""
 
@@ -116,7 +55,7 @@ class Worker:
         self._link, self._rank, self._by_block = link, rank, by_block
         self._groups = {group.index: group for group in groups}
         self._load_seconds, self._save_seconds, self._staged = load_seconds, save_seconds, staged
-        self._planes: dict[int, _Planes] = {}
+        self._planes: dict[int, Planes] = {}
         self.stats = Stats()
         self._lock = threading.Lock()
         # What loads came to: requests that are over, those of them that failed, and block ids that were not loaded.
@@ -129,12 +68,16 @@ class Worker:
         self._load_failed_now = False
         # Of this step, on their way while it is computed.
         self._under_way = []
+        # Layers that have been waited for in some step. Others may be read by what waits for none, such as an index of what is
+        # to be attended to: these are there before a step begins.
+        self._asking = set()
         self._gpu_fails = False
         self._jobs = {name: queue.SimpleQueue() for name in ("load", "save")}
         self._threads = []
 
-    def register(self, kv_caches: dict):
-        self._planes = {index: _Planes(group, kv_caches) for index, group in self._groups.items()}
+    def register(self, kv_caches: dict, blocks: int | None = None):
+        """`blocks`: how many the engine has, where a tensor may be divided finer."""
+        self._planes = {index: Planes(group, kv_caches, blocks) for index, group in self._groups.items()}
         for name, jobs in self._jobs.items():
             thread = threading.Thread(target=self._run, args=(jobs,), name=f"lapis-{name}", daemon=True)
             thread.start()
@@ -163,15 +106,16 @@ class Worker:
                 self._jobs["load"].put(lambda load=load, marks=marks: self._load(load, until, reports_request=True, marks=marks))
 
     def _mark(self, planes):
-        """Where blocks were used before, what is behind that; None where the CPU has seen the end of it."""
-        return planes.gpu.mark() if self._way(planes) is Way.GPU else None
+        """Behind what the engine does with blocks until now: steps that are under way may write blocks of requests that have
+        ended. None where the CPU has seen the end of it."""
+        return None if planes.gpu is None else planes.gpu.mark()
 
     def _load(self, load: Transfer, until: float, reports_request: bool, marks=None) -> bool:
         bad = set()
         try:
             for part in load.parts:
                 mark = marks[part.group] if marks else None
-                bad |= self._load_part(part, max(0.0, until - time.monotonic()), reports_request, mark)
+                bad |= self._load_part(part, max(0.0, until - time.monotonic()), mark)
         except Exception as error:
             logger.warning("blocks of request %s were not loaded: %s", load.request, error)
             bad |= {block for part in load.parts for block in part.block_ids}
@@ -185,14 +129,13 @@ class Worker:
                 self._received.add(load.request)
         return not bad
 
-    def _load_part(self, part, seconds: float, to_the_end: bool, mark) -> set[int]:
-        """The blocks that were not loaded; without `to_the_end` those that are still on their way may be such, too."""
+    def _load_part(self, part, seconds: float, mark) -> set[int]:
+        """The blocks that were not loaded; without a mark those that are still on their way may be such, too."""
         client, planes = self._link.client, self._planes[part.group]
         if client is None:
             return set(part.block_ids)
         pool = self._pool(planes.group)
-        # What the daemon serves may have changed since there was a mark.
-        if self._way(planes) is Way.GPU and (mark is not None or not to_the_end):
+        if self._way(planes) is Way.GPU:
             return self._load_by_gpu(client, pool, planes, part, seconds, mark)
         started = time.monotonic()
         is_direct = self._way(planes) is Way.DIRECT
@@ -205,9 +148,7 @@ class Worker:
         hits = [got[at] for at in range(len(part.block_ids))]
         if not is_direct:
             there = [at for at, hit in enumerate(hits) if hit]
-            planes.scatter([part.block_ids[at] for at in there], [buffer[there] for buffer in buffers])
-            if planes.device.type != "cpu":
-                torch.cuda.current_stream(planes.device).synchronize()
+            planes.scatter([part.block_ids[at] for at in there], [buffer[there] for buffer in buffers], mark)
         bad = {block for block, hit in zip(part.block_ids, hits) if not hit}
         count = sum(hits)
         self.stats.add(
@@ -218,7 +159,7 @@ class Worker:
 
     def _load_by_gpu(self, client, pool, planes, part, seconds: float, mark) -> set[int]:
         try:
-            load = planes.gpu.begin_load(client, pool, part, seconds, behind=mark)
+            load = planes.gpu.begin_load(client, pool, part, seconds, behind=mark, asking=self._asking)
         except lapis_kv.GpuError as error:
             self._failed_on_gpu(error)
             raise
@@ -238,6 +179,7 @@ class Worker:
 
     def wait_for_layer(self, layer: str):
         """What this step computes from here on finds the layer's blocks."""
+        self._asking.add(layer)
         for load in self._under_way:
             load.wait(layer)
 
@@ -280,7 +222,7 @@ class Worker:
         ids = [part.block_ids[at] for at in keep]
         keys = b"".join(part.keys[32 * at : 32 * at + 32] for at in keep)
         parent = part.parent if keep[0] == 0 else None
-        way = save_way(self._way(planes), planes.row_bytes, planes.group.window is not None)
+        way = save_way(self._way(planes), planes.row_bytes, planes.group.is_lent)
         source = None
         if way is Way.GPU:
             event = planes.gpu.mark()
@@ -304,8 +246,7 @@ class Worker:
         until = time.monotonic() + self._save_seconds
         waits = event if way is Way.STAGED else None
         self._jobs["save"].put(lambda: self._put(request, part.group, keys, store, waits, until))
-        if way is Way.DIRECT and planes.group.window is not None:
-            # These blocks may be given to others while their request runs.
+        if way is Way.DIRECT and planes.group.is_lent:
             self.flush()
 
     def _put(self, request: str, group: int, keys: bytes, store, event, until: float):

@@ -1,5 +1,5 @@
 //! Gets into the memory of a GPU. A block that the daemon has on that GPU, or on one that it reaches, is copied from there; one
-//! in DRAM is copied from where it lies; for any other the daemon is asked first.
+//! in DRAM is copied from where it lies, also if it is on another GPU that is far; for any other the daemon is asked first.
 //!
 //! All that is read is pinned, then fenced once, then looked at again, and only then are copies put on the stream. The pins go
 //! when a mark behind the copies is over. What is in memory at the first look is one wave of copies, what comes later is others;
@@ -15,7 +15,8 @@ use lapis_config::{Key, PoolKind, UNIT_BYTES, Wait};
 use lapis_transport::{control::Counters, frame::Request};
 
 use super::{
-    DevicePiece, DevicePins, DevicePtr, DeviceStream, Flight, OpenGpu, Places, Watch, peers::Peer, pieces::Targets,
+    DeviceObjectStatus, DevicePiece, DevicePins, DevicePtr, DeviceStream, Flight, OpenGpu, Places, Watch,
+    objects::Objects, peers::Peer, pieces::Targets,
 };
 use crate::{
     ClientError, GetOptions, Pool, keys,
@@ -30,13 +31,25 @@ const TRIES: u8 = 3;
 
 /// Where a block is read.
 pub(super) enum Source {
-    Gpu { at: OnDevice, extent: Arc<HbmExtent>, offset: u64, peer: Option<Arc<Peer>> },
+    Gpu { at: OnDevice, extent: Arc<HbmExtent>, offset: u64, bytes: u64, peer: Option<Arc<Peer>> },
     Dram { view: View, host: Arc<HostExtent>, offset: u64 },
 }
 
+impl Source {
+    /// Bytes of the block.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Gpu { bytes, .. } => *bytes,
+            Self::Dram { view, .. } => view.len() as u64,
+        }
+    }
+}
+
 /// What became of one look at a block.
-enum Look {
+pub(super) enum Look {
     Read(Found, Source),
+    /// Of an object: it is there, and not to be copied.
+    Told(DeviceObjectStatus),
     /// The daemon can fetch it.
     Elsewhere,
     Miss,
@@ -53,14 +66,16 @@ struct Ready {
 
 /// A get under way. Whatever is in memory is on the stream after the first `step`.
 pub struct DeviceGetJob<'a> {
-    session: Arc<Session>,
-    pool: Pool,
-    keys: &'a [Key],
+    pub(super) session: Arc<Session>,
+    pub(super) pool: Pool,
+    pub(super) keys: &'a [Key],
+    /// Where the keys are those of objects.
+    pub(super) objects: Option<Objects<'a>>,
     to: Targets<'a>,
     gpu: Arc<OpenGpu>,
     wait: Wait,
     from: Option<String>,
-    verify: Option<Verify>,
+    pub(super) verify: Option<Verify>,
     got: Got,
     /// Of the hits: read in the memory of GPUs.
     hits_hbm: u64,
@@ -97,7 +112,7 @@ impl<'a> DeviceGetJob<'a> {
         stream: &DeviceStream,
         options: &GetOptions,
     ) -> Result<Self, ClientError> {
-        Self::check(&session, pool, keys)?;
+        Self::check(&session, pool, keys, PoolKind::Chain)?;
         let part = Part::of(pool, options.pieces.as_ref())?;
         let places = Places::new(to, keys.len(), part.bytes as u64)?;
         let (gpu, stream) = session.open_gpu(stream)?;
@@ -117,21 +132,21 @@ impl<'a> DeviceGetJob<'a> {
         stream: &DeviceStream,
         options: &GetOptions,
     ) -> Result<Self, ClientError> {
-        Self::check(&session, pool, keys)?;
+        Self::check(&session, pool, keys, PoolKind::Chain)?;
         let (gpu, behind) = session.open_gpu(stream)?;
         let to = Targets::in_pieces(pieces, keys.len(), pool.block_bytes(), &gpu, &behind)?;
         Ok(Self::begin(session, pool, keys, to, gpu, options))
     }
 
-    fn check(session: &Session, pool: &Pool, keys: &[Key]) -> Result<(), ClientError> {
+    pub(super) fn check(session: &Session, pool: &Pool, keys: &[Key], kind: PoolKind) -> Result<(), ClientError> {
         if session.here().is_err() {
             return Err(ClientError::Closed);
         }
         keys::check(keys.len())?;
-        pool.expect_kind(PoolKind::Chain)
+        pool.expect_kind(kind)
     }
 
-    fn begin(
+    pub(super) fn begin(
         session: Arc<Session>,
         pool: &Pool,
         keys: &'a [Key],
@@ -143,6 +158,7 @@ impl<'a> DeviceGetJob<'a> {
             session,
             pool: pool.clone(),
             keys,
+            objects: None,
             to,
             gpu,
             wait: options.wait,
@@ -163,7 +179,15 @@ impl<'a> DeviceGetJob<'a> {
 
     /// Bytes asked for; what the default deadline depends on.
     pub fn bytes(&self) -> u64 {
-        self.to.bytes() * self.keys.len() as u64
+        match &self.objects {
+            Some(objects) => objects.bytes(),
+            None => self.to.bytes() * self.keys.len() as u64,
+        }
+    }
+
+    /// What became of each object.
+    pub fn take_told(&mut self) -> Vec<DeviceObjectStatus> {
+        self.objects.as_mut().map(|objects| std::mem::take(&mut objects.told)).unwrap_or_default()
     }
 
     /// Goes on as far as possible without waiting. `left`: until the caller's deadline.
@@ -216,9 +240,11 @@ impl<'a> DeviceGetJob<'a> {
     pub fn finish(mut self) -> (Result<Got, ClientError>, Vec<Flight>, Vec<Watch>) {
         self.windows.abandon(&self.session);
         self.flush(true);
-        let deepest = self.deepest.map(|(_, found)| found);
-        let (asked, hit, bytes) = (self.keys.len() as u64, self.got.hits as u64, self.got.bytes);
-        self.session.report_into(self.gpu.id(), deepest, Counters { asked, hit, bytes, hit_hbm: self.hits_hbm });
+        if self.objects.is_none() {
+            let deepest = self.deepest.map(|(_, found)| found);
+            let (asked, hit, bytes) = (self.keys.len() as u64, self.got.hits as u64, self.got.bytes);
+            self.session.report_into(self.gpu.id(), deepest, Counters { asked, hit, bytes, hit_hbm: self.hits_hbm });
+        }
         let got = match self.error.take() {
             Some(error) => Err(error),
             None => Ok(std::mem::take(&mut self.got)),
@@ -229,7 +255,8 @@ impl<'a> DeviceGetJob<'a> {
 
     /// As of a get into memory of the host.
     fn plan(&mut self) {
-        let coming = |i: u32| self.later.iter().any(|(later, _)| *later == i);
+        let told = |i: u32| self.objects.as_ref().is_some_and(|objects| objects.is_told(i as usize));
+        let coming = |i: u32| self.later.iter().any(|(later, _)| *later == i) || told(i);
         let statuses = self.got.statuses.iter().zip(0..);
         let missing: Vec<u32> =
             statuses.filter(|&(status, i)| !status.is_hit() && !coming(i)).map(|(_, i)| i).collect();
@@ -238,7 +265,9 @@ impl<'a> DeviceGetJob<'a> {
         if self.windows.is_empty() && !absent && !remote || !self.session.is_connected() {
             return self.windows.forget_rest();
         }
-        self.windows.set_size(self.session.maps().extents.bytes(), self.pool.slot_bytes());
+        let slot_bytes = self.objects.as_ref().map(|objects| objects.slot_bytes(&self.pool));
+        self.windows
+            .set_size(self.session.maps().extents.bytes(), slot_bytes.unwrap_or_else(|| self.pool.slot_bytes()));
         if absent {
             self.windows.await_absent(missing.into_iter());
         } else if remote {
@@ -287,8 +316,13 @@ impl<'a> DeviceGetJob<'a> {
         let mut pins = self.gpu.told.as_ref().map(|devices| DevicePins::new(&self.session, devices));
         let mut reads: Vec<(u32, u8, Found, Source)> = Vec::with_capacity(wanted.len());
         for &(i, tries) in wanted {
-            match self.look(&self.keys[i as usize], pins.as_mut()) {
+            let look = match &self.objects {
+                Some(objects) => self.look_at_object(objects, i as usize, pins.as_mut()),
+                None => self.look(&self.keys[i as usize], pins.as_mut()),
+            };
+            match look {
                 Look::Read(found, source) => reads.push((i, tries, found, source)),
+                Look::Told(status) => self.tell(i as usize, status),
                 // Asked for once: what leaves again is a miss.
                 Look::Elsewhere if self.state == State::New => self.windows.want(i),
                 Look::NotYet => self.later.push((i, tries)),
@@ -343,9 +377,7 @@ impl<'a> DeviceGetJob<'a> {
         peers.sort_by_key(|device| device.index());
         peers.dedup_by_key(|device| device.index());
         if copied.is_ok() {
-            let in_hbm = ready.iter().filter(|ready| matches!(ready.source, Source::Gpu { .. })).count();
-            self.hits_hbm += in_hbm as u64;
-            ready.iter().for_each(|ready| self.hit(ready.block, ready.found));
+            ready.iter().for_each(|ready| self.hit(ready));
         }
         self.fail(copied);
         // Of blocks that were refused a part may be on the stream. Pins before what they pin.
@@ -366,36 +398,60 @@ impl<'a> DeviceGetJob<'a> {
         if u64::from(found.bytes) != self.pool.block_bytes() {
             return Look::Miss;
         }
+        self.place(found, pins)
+    }
+
+    /// Pins the block where it is read best.
+    pub(super) fn place(&self, found: Found, mut pins: Option<&mut DevicePins>) -> Look {
+        let session = &self.session;
         // Nobody checks a sum on a GPU: who wants all checked is served from DRAM.
-        if session.verify_of(self.verify) != Verify::Always
-            && let (Some(pins), Some(source)) = (pins, self.on_gpu(&found))
-            && let Source::Gpu { at, .. } = &source
-            && pins.set(at)
+        let at = if session.verify_of(self.verify) == Verify::Always { None } else { self.device_slot(&found) };
+        let far = at.filter(|at| found.state == LineState::Dram && !self.is_near(at));
+        if let Some(at) = at.filter(|_| far.is_none())
+            && let Some(source) = self.pinned_on_gpu(&found, at, pins.as_deref_mut())
         {
             return Look::Read(found, source);
         }
         if found.state == LineState::Elsewhere || found.state == LineState::Hbm {
             return Look::Elsewhere;
         }
-        match session.pin(&self.pool, found) {
+        let look = match session.pin(&self.pool, found) {
             Pinned::View(view) => self.registered(found, view),
             Pinned::NoEntry => Look::NotYet,
             Pinned::Miss => Look::Miss,
-        }
+        };
+        // What DRAM does not give comes from afar; while memory is being registered only where that opens nothing.
+        let from_afar = match (&look, far) {
+            (Look::Miss, Some(at)) => self.pinned_on_gpu(&found, at, pins),
+            (Look::NotYet, Some(at)) if self.gpu.has_reached(at.at.gpu) => self.pinned_on_gpu(&found, at, pins),
+            _ => None,
+        };
+        from_afar.map_or(look, |source| Look::Read(found, source))
+    }
+
+    fn device_slot(&self, found: &Found) -> Option<OnDevice> {
+        let at = self.gpu.told.as_ref()?.table.find(found.line, found.generation())?;
+        (u64::from(at.at.units) * UNIT_BYTES >= u64::from(found.bytes)).then_some(at)
+    }
+
+    /// Whether a block is read from there though it is in DRAM too.
+    fn is_near(&self, at: &OnDevice) -> bool {
+        self.gpu.id() == Some(at.at.gpu) || self.gpu.reads_from(at.at.gpu)
+    }
+
+    fn pinned_on_gpu(&self, found: &Found, at: OnDevice, pins: Option<&mut DevicePins>) -> Option<Source> {
+        let (pins, source) = (pins?, self.on_gpu(found, at)?);
+        pins.set(&at).then_some(source)
     }
 
     /// Where the block lies on this GPU, or on one that it reaches.
-    fn on_gpu(&self, found: &Found) -> Option<Source> {
-        let at = self.gpu.told.as_ref()?.table.find(found.line, found.generation())?;
-        if u64::from(at.at.units) * UNIT_BYTES < u64::from(found.bytes) {
-            return None;
-        }
+    fn on_gpu(&self, found: &Found, at: OnDevice) -> Option<Source> {
         let own = self.gpu.own.as_ref().filter(|own| own.id == at.at.gpu);
         let peer = if own.is_some() { None } else { Some(self.gpu.peer(&self.session.gpus, at.at.gpu)?) };
         let slices = own.or(peer.as_deref().map(|peer| &peer.slices))?;
         let (extent, offset) = slices.locate(at.at.slot, u64::from(found.bytes))?;
         let extent = extent.clone();
-        Some(Source::Gpu { at, extent, offset, peer })
+        Some(Source::Gpu { at, extent, offset, bytes: u64::from(found.bytes), peer })
     }
 
     /// A block in DRAM, if its memory is registered that far.
@@ -418,13 +474,31 @@ impl<'a> DeviceGetJob<'a> {
 
     fn is_still(&self, found: &Found, source: &Source) -> bool {
         match (source, &self.gpu.told) {
-            (Source::Gpu { at, .. }, Some(devices)) => devices.table.still(at),
+            // The name of an object was read in DRAM.
+            (Source::Gpu { at, .. }, Some(devices)) => {
+                devices.table.still(at) && (self.objects.is_none() || self.session.maps().table.still(found))
+            }
             (Source::Gpu { .. }, None) => false,
             (Source::Dram { .. }, _) => self.session.maps().table.still(found),
         }
     }
 
-    fn hit(&mut self, i: usize, found: Found) {
+    fn tell(&mut self, i: usize, status: DeviceObjectStatus) {
+        if let Some(told) = self.objects.as_mut().and_then(|objects| objects.told.get_mut(i)) {
+            *told = status;
+        }
+    }
+
+    fn hit(&mut self, &Ready { block: i, found, ref source }: &Ready) {
+        let hit_hbm = u64::from(matches!(source, Source::Gpu { .. }));
+        if self.objects.is_some() {
+            let bytes = u64::from(found.bytes);
+            self.tell(i, DeviceObjectStatus::Hit { bytes });
+            self.got.statuses[i] = BlockStatus::Hit { bytes: found.bytes };
+            // Objects have no parents: each has to be told of by itself.
+            return self.session.report_into(self.gpu.id(), Some(found), Counters { asked: 1, hit: 1, bytes, hit_hbm });
+        }
+        self.hits_hbm += hit_hbm;
         self.got.statuses[i] = BlockStatus::Hit { bytes: self.to.bytes() as u32 };
         self.got.hits += 1;
         self.got.bytes += self.to.bytes();

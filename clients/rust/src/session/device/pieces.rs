@@ -1,5 +1,5 @@
-//! Where a get into a GPU puts bytes: whole blocks on the caller's stream, or pieces of theirs on a stream of our own, one piece
-//! of all blocks after the other, each with a flag and a mark behind it.
+//! Where a get into a GPU puts bytes: whole blocks, or what is wanted of objects, on the caller's stream; or pieces of blocks on a
+//! stream of our own, one piece of all blocks after the other, each with a flag and a mark behind it.
 //!
 //! Invariant: once `end` was called, the flag of every piece was asked of the driver, whatever became of the blocks.
 //! Invariant: a flag is behind all copies of its piece, on the same stream.
@@ -13,7 +13,7 @@ use std::{
 
 use lapis_arena::hbm::{Mark, Stream};
 
-use super::{DevicePtr, OpenGpu, Places};
+use super::{DeviceObject, DevicePtr, OpenGpu, Places};
 use crate::{ClientError, session::lock};
 
 use super::get::Source;
@@ -77,6 +77,8 @@ impl Deref for On {
 
 pub(super) struct Targets<'a> {
     list: Vec<Target<'a>>,
+    /// Instead of the list: for each object.
+    objects: &'a [DeviceObject],
     on: On,
     /// Behind each piece, where pieces are told of.
     marks: Vec<Arc<Mark>>,
@@ -93,7 +95,12 @@ impl<'a> Targets<'a> {
     /// One piece, on the caller's stream.
     pub fn whole(offset: u64, to: Places<'a>, stream: Stream) -> Self {
         let list = vec![Target { offset, to, flag: None }];
-        Self { list, on: On::Theirs(stream), marks: Vec::new(), has_ended: true }
+        Self { list, objects: &[], on: On::Theirs(stream), marks: Vec::new(), has_ended: true }
+    }
+
+    /// What is wanted of objects, on the caller's stream.
+    pub fn objects(objects: &'a [DeviceObject], stream: Stream) -> Self {
+        Self { list: Vec::new(), objects, on: On::Theirs(stream), marks: Vec::new(), has_ended: true }
     }
 
     /// In pieces, on a stream of ours behind what is on the caller's now.
@@ -129,7 +136,7 @@ impl<'a> Targets<'a> {
         let lent = Lent { gpu: gpu.clone(), stream: ManuallyDrop::new(stream) };
         lent.stream.wait_for(&behind.mark()).map_err(ClientError::gpu("waiting for the caller's stream"))?;
         let marks = Vec::with_capacity(list.len());
-        Ok(Self { list, on: On::Ours(lent), marks, has_ended: false })
+        Ok(Self { list, objects: &[], on: On::Ours(lent), marks, has_ended: false })
     }
 
     /// Bytes of a block that are copied.
@@ -153,7 +160,11 @@ impl<'a> Targets<'a> {
     pub unsafe fn copy(&mut self, blocks: &[(usize, &Source)], is_last: bool) -> Result<(), ClientError> {
         let is_last = is_last && !self.has_ended;
         self.has_ended |= is_last;
-        let mut copied = Ok(());
+        let mut copied = match self.objects {
+            [] => Ok(()),
+            // SAFETY: the caller's promise.
+            objects => blocks.iter().try_for_each(|&(i, source)| unsafe { self.copy_object(&objects[i], source) }),
+        };
         for target in &self.list {
             if copied.is_ok() {
                 // SAFETY: the caller's promise.
@@ -173,19 +184,30 @@ impl<'a> Targets<'a> {
     }
 
     unsafe fn copy_one(&self, target: &Target<'_>, block: usize, source: &Source) -> Result<(), ClientError> {
-        let bytes = target.to.bytes;
         for (to, before) in target.to.of(block) {
-            let first = target.offset + before;
             // SAFETY: the caller's promise.
-            let copied = unsafe {
-                match source {
-                    Source::Gpu { extent, offset, .. } => self.on.copy_from(extent, offset + first, to, bytes),
-                    Source::Dram { host, offset, .. } => self.on.copy_in(host, offset + first, to, bytes),
-                }
-            };
-            copied.map_err(ClientError::gpu("copying blocks to a GPU"))?;
+            unsafe { self.copy_run(source, target.offset + before, to, target.to.bytes)? };
         }
         Ok(())
+    }
+
+    unsafe fn copy_object(&self, object: &DeviceObject, source: &Source) -> Result<(), ClientError> {
+        for run in object.runs(source.bytes()) {
+            // SAFETY: the caller's promise; runs end where the object does.
+            unsafe { self.copy_run(source, run.offset, run.to.0, run.bytes)? };
+        }
+        Ok(())
+    }
+
+    unsafe fn copy_run(&self, source: &Source, first: u64, to: u64, bytes: u64) -> Result<(), ClientError> {
+        // SAFETY: the caller's promise.
+        let copied = unsafe {
+            match source {
+                Source::Gpu { extent, offset, .. } => self.on.copy_from(extent, offset + first, to, bytes),
+                Source::Dram { host, offset, .. } => self.on.copy_in(host, offset + first, to, bytes),
+            }
+        };
+        copied.map_err(ClientError::gpu("copying blocks to a GPU"))
     }
 
     /// Behind each piece, if all were told of.
