@@ -1,7 +1,7 @@
 //! GPUs that are lost, and blocks that go while they are copied.
 
 use crate::scene::{MIB, key};
-use lapis_config::{HitPolicy, Refusal, Wait};
+use lapis_config::{GpuId, HitPolicy, Refusal, Wait};
 use lapis_tiering::{
     face::{CommitItem, Outcome, Parent, Put, Reply, Spot},
     kept::Tier,
@@ -152,4 +152,28 @@ fn a_get_is_not_answered_with_a_block_that_goes_with_the_lost_gpu() {
     host.poll();
     host.scene.core.gpu_lost(host.scene.now, GPU);
     assert_eq!(host.poll(), [Reply::Got { hit: 0 }], "what was in DRAM hung on what was lost");
+}
+
+#[test]
+fn a_slot_in_dram_that_is_copied_to_two_gpus_is_free_when_both_copies_have_ended() {
+    let mut host = Host::new();
+    let other = GpuId(1);
+    assert!(host.scene.core.gpu_added(host.scene.now, other, GPU_BLOCKS * MIB));
+    host.scene.put_chain(host.pool, 0, 1);
+    (0..2).for_each(|_| host.read(0, 1));
+    host.poll();
+    // The first copy goes on, for nobody.
+    host.scene.core.gpu_lost(host.scene.now, GPU);
+    host.scene.now.0 += SECOND_US;
+    host.read_now(other, 0, 1);
+    host.poll();
+    let ops: Vec<_> = host.copies.drain(..).map(|(op, ..)| op).collect();
+    assert_eq!(ops.len(), 2);
+    host.scene.core.completed(host.scene.now, ops[0], Outcome::Failed);
+    assert_eq!(host.scene.remove(host.pool, &[key(0, 0)]), 1);
+    host.poll();
+    assert_eq!(host.scene.core.counts().slots_busy, 1, "it is still read");
+    host.scene.core.completed(host.scene.now, ops[1], Outcome::Ok);
+    host.poll();
+    assert_eq!(host.scene.core.counts().slots_busy, 0);
 }

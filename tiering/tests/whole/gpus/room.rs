@@ -3,7 +3,7 @@
 use crate::scene::{MIB, key};
 use lapis_config::{PoolKind, Refusal};
 use lapis_tiering::{
-    face::{Outcome, Reserved},
+    face::{Caller, Outcome, Parent, Reserved},
     kept::{Kept, Tier},
 };
 
@@ -89,4 +89,30 @@ fn a_block_that_is_read_by_hosts_too_gets_a_copy_on_the_gpu() {
     }
     host.work(Outcome::Ok);
     assert!((0..3).all(|depth| host.on_gpu(0, depth).is_some()));
+}
+
+#[test]
+fn a_warmer_block_comes_though_a_colder_one_before_it_found_no_room() {
+    let mut host = Host::new();
+    host.scene.put_chain(host.pool, 8, 1);
+    (0..4).for_each(|chain| host.heat(chain, 1));
+    host.scene.now.0 += SECOND_US;
+    host.scene.put_chain(host.pool, 9, 1);
+    let lines = [host.line(8, 0).unwrap(), host.line(9, 0).unwrap()];
+    host.scene.core.hbm_wanted(host.scene.now, GPU, &lines);
+    host.work(Outcome::Ok);
+    let there = [8, 9, 0].map(|chain| host.on_gpu(chain, 0).is_some());
+    assert_eq!(there, [false, true, false]);
+}
+
+#[test]
+fn a_copy_that_a_put_goes_on_below_stays() {
+    let mut host = Host::new();
+    (0..4).for_each(|chain| host.heat(chain, 1));
+    let to = Caller { client: host.scene.client, token: 1 << 40 };
+    let parent = Parent::Key(key(0, 0));
+    host.scene.core.reserve_on_gpu(host.scene.now, to, GPU, host.pool, &[key(0, 1)], parent);
+    host.poll();
+    let there: Vec<bool> = (0..4).map(|chain| host.on_gpu(chain, 0).is_some()).collect();
+    assert_eq!(there, [true, false, true, true], "it is the one unused for longest, and held");
 }

@@ -489,8 +489,7 @@ impl<'a> DeviceGetJob<'a> {
         }
     }
 
-    fn hit(&mut self, ready: &Ready) {
-        let Ready { block: i, found, ref source } = *ready;
+    fn hit(&mut self, &Ready { block: i, found, ref source }: &Ready) {
         let hit_hbm = u64::from(matches!(source, Source::Gpu { .. }));
         if self.objects.is_some() {
             let bytes = u64::from(found.bytes);
@@ -499,6 +498,7 @@ impl<'a> DeviceGetJob<'a> {
             // Objects have no parents: each has to be told of by itself.
             return self.session.report_into(self.gpu.id(), Some(found), Counters { asked: 1, hit: 1, bytes, hit_hbm });
         }
+        self.hits_hbm += hit_hbm;
         self.got.statuses[i] = BlockStatus::Hit { bytes: self.to.bytes() as u32 };
         self.got.hits += 1;
         self.got.bytes += self.to.bytes();
