@@ -36,7 +36,7 @@ pub use self::{
 use self::{registrar::Registrar, turner::Turner};
 
 /// A driver that was asleep takes some seconds for each GPU; one that hangs does not answer at all.
-const OPEN_MAX: Duration = Duration::from_secs(60);
+const WAIT_MAX: Duration = Duration::from_secs(60);
 /// How long the end of the daemon waits for all GPUs' threads together.
 const END_MAX: Duration = Duration::from_secs(2);
 /// No extent is larger. One call of the driver each; readers map each whole.
@@ -52,6 +52,8 @@ pub struct GpuOptions {
     pub gpus: lapis_config::Gpus,
     /// `None`: as the loader finds it.
     pub library: Option<PathBuf>,
+    /// How long a start waits for an answer of the driver.
+    pub wait_max: Duration,
 }
 
 impl GpuOptions {
@@ -62,6 +64,7 @@ impl GpuOptions {
             extent_bytes_max: EXTENT_BYTES_MAX,
             gpus: options.hbm_gpus.clone(),
             library: options.hbm_cuda_library.clone(),
+            wait_max: WAIT_MAX,
         })
     }
 
@@ -73,7 +76,7 @@ impl GpuOptions {
     }
 }
 
-/// Extents that the configuration may make, where the number of GPUs is not known: no host has more.
+/// Extents that the configuration may make, where the number of GPUs is not known: as a rule no host has more.
 pub fn extents_max(options: &Options) -> u64 {
     const GPUS: u64 = 16;
     let Some(wanted) = GpuOptions::of(options) else { return 0 };
@@ -90,30 +93,26 @@ pub struct Found {
     options: GpuOptions,
     /// In the order of `hbm.gpus`, or of the driver. An error: it is there, and lost.
     devices: Vec<(lapis_arena::hbm::DeviceInfo, Result<Arc<Device>, String>)>,
-    /// What is in memory that was kept is not known any more.
-    without_former: bool,
 }
 
-impl Found {
-    /// Memory that was kept is given back, and made anew: whoever used it is not known.
-    pub fn without_former(self) -> Self {
-        Self { without_former: true, ..self }
-    }
-}
-
-/// Starts the driver, and opens the GPUs. Waits at most a minute, also for a driver that hangs.
+/// Starts the driver, and opens the GPUs. Waits at most `wait_max`, also for a driver that hangs.
 pub fn find(options: GpuOptions) -> Result<Found, GpusError> {
+    within(options.wait_max, move || open_all(options))?
+}
+
+/// What the driver is asked on a thread of its own, as it may never answer; the thread is left behind then, and the process is
+/// about to end.
+fn within<T: Send + 'static>(limit: Duration, ask: impl FnOnce() -> T + Send + 'static) -> Result<T, GpusError> {
     let (sender, receiver) = bounded(1);
-    let open = move || {
-        // Too late, nobody listens: then the process is about to end.
-        let _ = sender.send(open_all(options));
+    let ask = move || {
+        // Too late, nobody listens.
+        let _ = sender.send(ask());
     };
-    thread::Builder::new().name("gpus".into()).spawn(open).map_err(|source| GpusError::Thread { source })?;
-    match receiver.recv_timeout(OPEN_MAX) {
-        Ok(found) => found,
-        Err(RecvTimeoutError::Timeout) => Err(GpusError::Silent { waited: OPEN_MAX }),
-        Err(RecvTimeoutError::Disconnected) => Err(GpusError::Silent { waited: Duration::ZERO }),
-    }
+    thread::Builder::new().name("gpus".into()).spawn(ask).map_err(|source| GpusError::Thread { source })?;
+    receiver.recv_timeout(limit).map_err(|error| match error {
+        RecvTimeoutError::Timeout => GpusError::Silent { waited: limit },
+        RecvTimeoutError::Disconnected => GpusError::Panicked,
+    })
 }
 
 fn open_all(options: GpuOptions) -> Result<Found, GpusError> {
@@ -125,13 +124,13 @@ fn open_all(options: GpuOptions) -> Result<Found, GpusError> {
             Ok(device) => Ok(device),
             // A card that is broken does not keep the others, nor memory of the host, from serving.
             Err(error) if error.is_lost() => Err(error.to_string()),
-            Err(source) => return Err(GpusError::of(info, "open it", source)),
+            Err(source) => return Err(GpusError::of(info, "make a context", source)),
         };
         devices.push((info.clone(), device));
     }
     let (version, batches) = (cuda.version(), cuda.has_batches());
     tracing::info!(gpus = devices.len(), version, batches, "the CUDA driver");
-    Ok(Found { options, devices, without_former: false })
+    Ok(Found { options, devices })
 }
 
 /// All GPUs of the daemon, from the engine's side. Dropped, their threads end, or are left behind if they hang.
@@ -149,12 +148,14 @@ impl Gpus {
         let (alive, ended) = bounded(0);
         let shown: Vec<_> = opened.iter().map(|gpu| gpu.shown.clone()).collect();
         let devices: Vec<_> = opened.iter().filter_map(|gpu| gpu.memory.as_ref().map(|m| m.device.clone())).collect();
-        let mut threads = Vec::new();
-        for (gpu, own) in opened.iter().enumerate() {
+        let (mut threads, opened) = (Vec::new(), Arc::new(opened));
+        for gpu in 0..opened.len() {
             let (sender, inbox) = unbounded();
-            let (report, alive) = (report.clone(), alive.clone());
-            let turner = Turner::new(gpu, own, &opened, inbox, move |from| report(gpu, from));
+            let (report, alive, opened) = (report.clone(), alive.clone(), opened.clone());
             thread::Builder::new().name(format!("gpu {gpu}")).spawn(move || {
+                // The driver is asked here already.
+                let turner = Turner::new(gpu, &opened, inbox, move |from| report(gpu, from));
+                drop(opened);
                 turner.run();
                 drop(alive);
             })?;
@@ -212,8 +213,10 @@ impl Drop for Gpus {
 
 #[test]
 fn extents_are_whole_but_for_the_last() {
-    let options =
-        |bytes, extent_bytes_max| GpuOptions { bytes, extent_bytes_max, gpus: lapis_config::Gpus::All, library: None };
+    let options = |bytes, extent_bytes_max| {
+        let (gpus, library, wait_max) = (lapis_config::Gpus::All, None, WAIT_MAX);
+        GpuOptions { bytes, extent_bytes_max, gpus, library, wait_max }
+    };
     assert_eq!(options(10, 4).extents_bytes(), [4, 4, 2]);
     assert_eq!(options(8, 4).extents_bytes(), [4, 4]);
     assert_eq!(options(3, 4).extents_bytes(), [3]);
