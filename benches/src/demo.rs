@@ -69,7 +69,7 @@ pub struct DemoArgs {
     #[arg(long, value_name = "PATH", requires = "gpus")]
     pub cuda_library: Option<PathBuf>,
     /// The slice of each GPU
-    #[arg(long, value_name = "SIZE", default_value = "32MiB", value_parser = lapis_config::size, requires = "gpus")]
+    #[arg(long, value_name = "SIZE", default_value = "32MiB", value_parser = hbm_bytes, requires = "gpus")]
     pub hbm: u64,
     /// What a process is that the demo started itself
     #[arg(long, hide = true)]
@@ -77,6 +77,12 @@ pub struct DemoArgs {
     /// What a 512-token block is scaled to
     #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = block_bytes)]
     pub block_bytes: u64,
+}
+
+/// Less is no slice, and the daemon would run without GPUs.
+fn hbm_bytes(text: &str) -> Result<u64, String> {
+    let bytes = lapis_config::size(text).map_err(|mistake| mistake.to_string())?;
+    if bytes >= DRAM_STEP_BYTES { Ok(bytes) } else { Err(format!("the least is {}", Bytes(DRAM_STEP_BYTES))) }
 }
 
 fn block_bytes(text: &str) -> Result<u64, String> {
@@ -205,6 +211,7 @@ mod tests {
             ("--block-bytes 1B", "4KiB to 4MiB"),
             ("--block-bytes 8MiB", "4KiB to 4MiB"),
             ("--requests 0", "1..="),
+            ("--gpus 2 --hbm 0B", "the least is 2MiB"),
         ] {
             let error = parse(line).expect_err(line);
             assert!(error.contains(part), "{line}: {error}");

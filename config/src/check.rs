@@ -9,7 +9,9 @@ use crate::controller::Controller;
 use crate::load::{Loading, group_key};
 use crate::machine::{Machine, RUNTIME_FOLDER};
 use crate::mistake::{Mistake, Source};
-use crate::options::{DRAM_STEP_BYTES, GROUPS_MAX, Group, INDEX_ENTRIES_MAX, Options, SSD_BYTES_MIN, SsdEngine};
+use crate::options::{
+    DRAM_STEP_BYTES, GROUPS_MAX, Group, INDEX_ENTRIES_MAX, Options, SSD_BYTES_MIN, SsdEngine, Verify,
+};
 use crate::quantity::{Bytes, KIB, MIB};
 use crate::tables::Tables;
 
@@ -29,6 +31,7 @@ pub(crate) fn check(loading: &mut Loading, machine: &Machine) {
         loading.notes.push("server.socket is not used: the file has [[group]]".into());
     }
     groups(loading);
+    group_with_gpus(loading);
     ssd(loading);
     names(loading);
     table_memory(loading, machine);
@@ -77,6 +80,27 @@ fn hbm(loading: &mut Loading) {
     let unused: Vec<&str> = ["hbm.gpus", "hbm.cuda_library"].into_iter().filter(is_given).collect();
     if given == 0 && !unused.is_empty() && !loading.is_broken(BYTES) {
         loading.notes.push(format!("{}: not used without hbm.bytes", unused.join(", ")));
+    }
+}
+
+/// Only the first group has memory on GPUs, and of it only who may put; no sum is checked there.
+fn group_with_gpus(loading: &mut Loading) {
+    let options = &loading.options;
+    let [first, others @ ..] = &options.groups[..] else { return };
+    if options.hbm_bytes == 0 {
+        return;
+    }
+    let name = &first.name;
+    if !first.may_put {
+        let note = format!(
+            "hbm.bytes: nobody uses the GPUs, as of the groups only the first has memory there, and group {name:?} may not put"
+        );
+        loading.notes.push(note);
+    } else if !others.is_empty() {
+        loading.notes.push(format!("hbm.bytes: only group {name:?}, the first, has memory on GPUs"));
+    }
+    if loading.options.verify == Verify::Always {
+        loading.notes.push("hbm.bytes: with verify = \"always\" blocks are not read where they lie on GPUs".into());
     }
 }
 

@@ -196,7 +196,7 @@ options! {
     "hbm.bytes" hbm_bytes: u64 = "0B", Size { least: 0, most: 4 * TIB, auto: false },
         "Memory of each GPU that the HBM tier takes; rounded down to 2 MiB. 0B: no GPU is used, and no driver looked for.";
     "hbm.gpus" hbm_gpus: Gpus = "all", GpuNames { most: GPUS_MAX },
-        "The GPUs of the HBM tier, by index, UUID or PCI bus id as nvidia-smi prints them, as in gpus = [0, \
+        "The GPUs of the HBM tier, by UUID or PCI bus id as nvidia-smi prints them, or by CUDA's index, as in gpus = [0, \
          \"GPU-8a3f5c0e-0b1d-4e5f-9a7c-2d6b1f3e4a50\", \"0000:41:00.0\"]; all: those that the driver shows to this process.";
     "hbm.cuda_library" hbm_cuda_library: Option<PathBuf> = "auto", OrAuto(FilePath),
         "The CUDA driver's library. auto: libcuda.so or libcuda.so.1, as the loader finds it.";

@@ -348,6 +348,17 @@ fn gpus_are_used_only_where_they_have_bytes() {
     assert!(effective.render(1).contains("[1, \"0000:41:00.0\"]"));
     let effective = load(None, &[], flags(&["--hbm-gpus", "0", "--hbm-cuda-library", "auto"]));
     assert_eq!(effective.notes, ["hbm.gpus, hbm.cuda_library: not used without hbm.bytes"]);
+    let groups = |first: &str| {
+        let text = format!(
+            "[hbm]\nbytes = \"2MiB\"\n[[group]]\nname = \"a\"\nsocket = \"/run/a.sock\"\n{first}\n[[group]]\nname = \"b\"\nsocket = \"/run/b.sock\"\n"
+        );
+        load(Some(&text), &[], Flags::default()).notes
+    };
+    assert_eq!(groups(""), ["hbm.bytes: only group \"a\", the first, has memory on GPUs"]);
+    let nobody = "hbm.bytes: nobody uses the GPUs, as of the groups only the first has memory there, and group \"a\" may not put";
+    assert_eq!(groups("may_put = false"), [nobody]);
+    let sums = load(None, &[], flags(&["--hbm-bytes", "2MiB", "--verify", "always"])).notes;
+    assert_eq!(sums, ["hbm.bytes: with verify = \"always\" blocks are not read where they lie on GPUs"]);
     let named = lapis_config::Gpus::Named(vec![lapis_config::GpuName::Index(0)]);
     assert_eq!((effective.options.hbm_bytes, effective.options.hbm_gpus), (0, named));
 }

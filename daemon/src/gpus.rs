@@ -40,7 +40,7 @@ pub use self::{
 use self::{registrar::Registrar, turner::Turner};
 
 /// A driver that was asleep takes some seconds for each GPU; one that hangs does not answer at all.
-const OPEN_MAX: Duration = Duration::from_secs(60);
+const WAIT_MAX: Duration = Duration::from_secs(60);
 /// How long the end of the daemon waits for all GPUs' threads together.
 const END_MAX: Duration = Duration::from_secs(2);
 /// No extent is larger. One call of the driver each; readers map each whole.
@@ -56,6 +56,8 @@ pub struct GpuOptions {
     pub gpus: lapis_config::Gpus,
     /// `None`: as the loader finds it.
     pub library: Option<PathBuf>,
+    /// How long a start waits for an answer of the driver.
+    pub wait_max: Duration,
 }
 
 impl GpuOptions {
@@ -66,6 +68,7 @@ impl GpuOptions {
             extent_bytes_max: EXTENT_BYTES_MAX,
             gpus: options.hbm_gpus.clone(),
             library: options.hbm_cuda_library.clone(),
+            wait_max: WAIT_MAX,
         })
     }
 
@@ -77,7 +80,7 @@ impl GpuOptions {
     }
 }
 
-/// Extents that the configuration may make, where the number of GPUs is not known: no host has more.
+/// Extents that the configuration may make, where the number of GPUs is not known: as a rule no host has more.
 pub fn extents_max(options: &Options) -> u64 {
     const GPUS: u64 = 16;
     let Some(wanted) = GpuOptions::of(options) else { return 0 };
@@ -95,44 +98,38 @@ pub struct Found {
     seen: SeenGpus,
     /// In the order of `hbm.gpus`, or of the driver. An error: it is there, and lost.
     devices: Vec<(DeviceInfo, Result<Arc<Device>, String>)>,
-    /// What is in memory that was kept is not known any more.
-    without_former: bool,
 }
 
 impl Found {
-    /// Memory that was kept is given back, and made anew: whoever used it is not known.
-    pub fn without_former(self) -> Self {
-        Self { without_former: true, ..self }
-    }
-
     /// As they are shown, for where they lie.
     pub fn seen(&self) -> SeenGpus {
         self.seen.clone()
     }
 }
 
-/// Starts the driver, and opens the GPUs. Waits at most a minute, also for a driver that hangs.
+/// Starts the driver, and opens the GPUs. Waits at most `wait_max`, also for a driver that hangs.
 pub fn find(options: GpuOptions) -> Result<Found, GpusError> {
-    in_time(move || open_all(options))
+    within(options.wait_max, move || open_all(options))?
 }
 
-/// Starts the driver, and looks for the GPUs that are wanted; opens none. Waits at most a minute, as [`find`].
+/// Starts the driver, and looks for the GPUs that are wanted; opens none. Waits as long as [`find`].
 pub fn look(options: GpuOptions) -> Result<SeenGpus, GpusError> {
-    in_time(move || see(&*Cuda::load(options.library.as_deref())?, &options.gpus))
+    within(options.wait_max, move || see(&*Cuda::load(options.library.as_deref())?, &options.gpus))?
 }
 
-fn in_time<T: Send + 'static>(work: impl FnOnce() -> Result<T, GpusError> + Send + 'static) -> Result<T, GpusError> {
+/// What the driver is asked on a thread of its own, as it may never answer; the thread is left behind then, and the process is
+/// about to end.
+fn within<T: Send + 'static>(limit: Duration, ask: impl FnOnce() -> T + Send + 'static) -> Result<T, GpusError> {
     let (sender, receiver) = bounded(1);
-    let work = move || {
-        // Too late, nobody listens: then the process is about to end.
-        let _ = sender.send(work());
+    let ask = move || {
+        // Too late, nobody listens.
+        let _ = sender.send(ask());
     };
-    thread::Builder::new().name("gpus".into()).spawn(work).map_err(|source| GpusError::Thread { source })?;
-    match receiver.recv_timeout(OPEN_MAX) {
-        Ok(found) => found,
-        Err(RecvTimeoutError::Timeout) => Err(GpusError::Silent { waited: OPEN_MAX }),
-        Err(RecvTimeoutError::Disconnected) => Err(GpusError::Silent { waited: Duration::ZERO }),
-    }
+    thread::Builder::new().name("gpus".into()).spawn(ask).map_err(|source| GpusError::Thread { source })?;
+    receiver.recv_timeout(limit).map_err(|error| match error {
+        RecvTimeoutError::Timeout => GpusError::Silent { waited: limit },
+        RecvTimeoutError::Disconnected => GpusError::Panicked,
+    })
 }
 
 fn see(cuda: &Cuda, wanted: &lapis_config::Gpus) -> Result<SeenGpus, GpusError> {
@@ -153,13 +150,13 @@ fn open_all(options: GpuOptions) -> Result<Found, GpusError> {
             Ok(device) => Ok(device),
             // A card that is broken does not keep the others, nor memory of the host, from serving.
             Err(error) if error.is_lost() => Err(error.to_string()),
-            Err(source) => return Err(GpusError::of(info, "open it", source)),
+            Err(source) => return Err(GpusError::of(info, "make a context", source)),
         };
         devices.push((info.clone(), device));
     }
     let (version, batches) = (cuda.version(), cuda.has_batches());
     tracing::info!(gpus = devices.len(), version, batches, "the CUDA driver");
-    Ok(Found { options, seen, devices, without_former: false })
+    Ok(Found { options, seen, devices })
 }
 
 /// All GPUs of the daemon, from the engine's side. Dropped, their threads end, or are left behind if they hang.
@@ -181,16 +178,18 @@ impl Gpus {
         let (alive, ended) = bounded(0);
         let shown: Vec<_> = opened.iter().map(|gpu| gpu.shown.clone()).collect();
         let devices: Vec<_> = opened.iter().filter_map(|gpu| gpu.memory.as_ref().map(|m| m.device.clone())).collect();
-        let mut threads = Vec::new();
-        for (gpu, own) in opened.iter().enumerate() {
+        let (mut threads, opened) = (Vec::new(), Arc::new(opened));
+        for gpu in 0..opened.len() {
             let (sender, inbox) = unbounded();
-            let (report, alive) = (report.clone(), alive.clone());
-            let turner = Turner::new(gpu, own, &opened, inbox, move |from| report(gpu, from));
+            let (report, alive, opened) = (report.clone(), alive.clone(), opened.clone());
             let cpus = cpus[gpu].clone();
             thread::Builder::new().name(format!("gpu {gpu}")).spawn(move || {
                 if let Some(cpus) = cpus {
                     topology::keep_on(&cpus);
                 }
+                // The driver is asked here already.
+                let turner = Turner::new(gpu, &opened, inbox, move |from| report(gpu, from));
+                drop(opened);
                 turner.run();
                 drop(alive);
             })?;
@@ -248,8 +247,10 @@ impl Drop for Gpus {
 
 #[test]
 fn extents_are_whole_but_for_the_last() {
-    let options =
-        |bytes, extent_bytes_max| GpuOptions { bytes, extent_bytes_max, gpus: lapis_config::Gpus::All, library: None };
+    let options = |bytes, extent_bytes_max| {
+        let (gpus, library, wait_max) = (lapis_config::Gpus::All, None, WAIT_MAX);
+        GpuOptions { bytes, extent_bytes_max, gpus, library, wait_max }
+    };
     assert_eq!(options(10, 4).extents_bytes(), [4, 4, 2]);
     assert_eq!(options(8, 4).extents_bytes(), [4, 4]);
     assert_eq!(options(3, 4).extents_bytes(), [3]);

@@ -96,10 +96,8 @@ pub struct Group {
     pub adopted_lines: Vec<LineId>,
     pub start: Start,
     pub table_fd: OwnedFd,
-    /// Of the device table, where the group uses GPUs; and whether it is a former daemon's, with the slabs that that had
-    /// on GPUs. If not, memory of GPUs that was kept is not this group's.
+    /// Of the device table, where the group uses GPUs.
     pub devices_fd: Option<OwnedFd>,
-    pub devices_kept: bool,
     /// The lock that keeps a second daemon off this table; held by the open file.
     _owner: OwnedFd,
     pub extents: Vec<Extent>,
@@ -221,7 +219,6 @@ impl Group {
             start,
             table_fd,
             devices_fd,
-            devices_kept: false,
             _owner: owner,
             extents: Vec::new(),
             space: Extents::new(),
@@ -295,7 +292,6 @@ impl Group {
     ) -> Result<(Self, Vec<Former>), DaemonError> {
         let Mapped { table, table_fd, owner, state, entries, slots, extents, devices } = mapped;
         table.set_instance(instance);
-        let devices_kept = devices.is_some();
         let devices = match devices {
             Some(kept) => Some(kept),
             None => devices::make(&options.name, options.hbm_bytes, &table, keeper)?,
@@ -327,7 +323,6 @@ impl Group {
             start: Start::Warm,
             table_fd,
             devices_fd,
-            devices_kept,
             _owner: owner,
             extents: Vec::new(),
             space: Extents::new(),

@@ -212,3 +212,17 @@ impl Keeper for FdStore {
         sd_notify::notify(&[sd_notify::NotifyState::FdStoreRemove, sd_notify::NotifyState::FdName(name)])
     }
 }
+
+#[test]
+fn the_units_store_takes_what_the_defaults_keep_also_with_gpus() {
+    let unit = include_str!("../ops/lapis.service");
+    let number = |name: &str| -> u64 {
+        let value = unit.lines().find_map(|line| line.strip_prefix(name)).expect("the unit says it");
+        value.parse().expect("a number")
+    };
+    let groups = vec![lapis_config::Group::default()];
+    let options = Options { groups, hbm_bytes: 8 << 30, ..Options::default() };
+    let store = number("FileDescriptorStoreMax=");
+    assert!(kept_max(&options) <= store, "{} of {store}", kept_max(&options));
+    assert_eq!(number("Environment=FDSTORE="), store, "older versions of systemd are told the same");
+}

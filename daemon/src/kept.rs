@@ -50,6 +50,18 @@ impl SharedKept {
         self.devices.as_mut()
     }
 
+    /// The memory of each GPU, by its number, of which is known what lies in it.
+    pub fn known_memory(&self) -> Vec<([u8; 16], u64)> {
+        self.devices.as_ref().map(Devices::known_memory).unwrap_or_default()
+    }
+
+    /// No daemon takes over the memory of this GPU, which is lost.
+    pub fn forget_gpu_memory(&mut self, gpu: GpuId) {
+        if let Some(devices) = &mut self.devices {
+            devices.forget_memory(gpu);
+        }
+    }
+
     /// Gives GPUs their numbers, with the slabs of the former daemon on each. Readers find no copy on a GPU any more whose
     /// memory is not what it was: where there was one, this looks at every line. Empty without memory for GPUs.
     pub fn number_gpus(&mut self, gpus: &[GpuHere]) -> Vec<(GpuId, Vec<Slab>)> {

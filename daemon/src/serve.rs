@@ -201,9 +201,9 @@ fn start_gpus(
     layout: &Layout,
 ) -> anyhow::Result<()> {
     let Some(gpus) = gpus else { return Ok(gpus::give_back(kept, engine.keeper.as_mut())?) };
-    let gpus = if engine.keeps_gpus() { gpus } else { gpus.without_former() };
+    let known = engine.known_gpu_memory();
     let opened =
-        gpus.open(kept, engine.keeper.as_mut()).context("take memory of the GPUs (lapis doctor tells more)")?;
+        gpus.open(kept, &known, engine.keeper.as_mut()).context("take memory of the GPUs (lapis doctor tells more)")?;
     let shown = opened.iter().map(|gpu| gpu.shown.clone()).collect();
     engine.movers_mut().start_gpus(opened, &layout.cpus_of_gpus()).context("start the threads of GPUs")?;
     engine.set_gpus(now(), shown, &layout.nodes_of_gpus());
@@ -211,7 +211,7 @@ fn start_gpus(
 }
 
 /// A number that nobody else has, and not 0.
-fn entropy() -> u64 {
+pub(crate) fn entropy() -> u64 {
     let mut bytes = [0u8; 8];
     // The pool is ready long before a daemon starts; a failure would be the kernel's.
     let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());

@@ -6,7 +6,8 @@ use super::{Described, Raw, Unit, hosts::at_most};
 use crate::mistake::Mistake;
 
 const ALL: &str = "all";
-const EXPECTED: &str = "a GPU: its index, its UUID (\"GPU-...\", whole) or its PCI bus id, as nvidia-smi has them";
+const EXPECTED: &str =
+    "a GPU: its index, its UUID (\"GPU-...\", whole) or its PCI bus id, these as nvidia-smi has them";
 
 /// The GPUs of the HBM tier.
 #[derive(Clone, Debug, PartialEq, Eq)]

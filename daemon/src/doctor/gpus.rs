@@ -1,9 +1,10 @@
-//! Which GPUs there are, whether the HBM tier can use them, and why not. Only where `hbm.bytes` is not 0 are they opened.
+//! Which GPUs there are, whether the HBM tier can use them, and why not. Only those are opened that a daemon would open: a
+//! context takes memory, and one of a GPU that is not used is none of ours.
 
 use std::{sync::mpsc::channel, thread, time::Duration};
 
-use lapis_arena::hbm::{Cuda, Device, DeviceInfo, NoCuda};
-use lapis_config::{Bytes, Options, topology::Link};
+use lapis_arena::hbm::{Cuda, Device, DeviceInfo, HbmError, NoCuda};
+use lapis_config::{Bytes, Gpus, Options, topology::Link};
 
 use super::{Finding, Level};
 use crate::{
@@ -22,9 +23,17 @@ const DRIVER: &str = "install NVIDIA's driver (nvidia-smi lists the GPUs if it w
 struct Seen {
     info: DeviceInfo,
     /// Bytes that are free, and bytes in all; `None`: not opened, as it is not used.
-    memory: Option<Result<(u64, u64), String>>,
+    memory: Option<Result<(u64, u64), Unusable>>,
     /// Indexes of those whose memory it reaches, with the way there.
     reaches: Vec<(u16, Link)>,
+}
+
+/// Why a GPU cannot be used.
+#[derive(Clone, Debug)]
+struct Unusable {
+    why: String,
+    /// A daemon goes on without it.
+    is_lost: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -39,9 +48,10 @@ struct Probe {
 pub(super) fn examine(options: &Options) -> (Vec<Finding>, Option<SeenGpus>) {
     let (sender, receiver) = channel();
     let (library, opens) = (options.hbm_cuda_library.clone(), options.hbm_bytes > 0);
+    let wanted = opens.then(|| options.hbm_gpus.clone());
     let look = move || {
         // Nobody listens any more where it comes too late.
-        let _ = sender.send(Cuda::load(library.as_deref()).map(|cuda| probe(&cuda, opens)));
+        let _ = sender.send(Cuda::load(library.as_deref()).map(|cuda| probe(&cuda, wanted.as_ref())));
     };
     if let Err(error) = thread::Builder::new().name("gpus".into()).spawn(look) {
         let found = format!("not examined: {error}");
@@ -71,13 +81,16 @@ fn used(options: &Options, probe: &Probe) -> Option<SeenGpus> {
     Some(SeenGpus { infos, links })
 }
 
-fn probe(cuda: &std::sync::Arc<Cuda>, opens: bool) -> Probe {
+fn probe(cuda: &std::sync::Arc<Cuda>, wanted: Option<&Gpus>) -> Probe {
     let seen = |info: &DeviceInfo, all: &[DeviceInfo]| {
+        // Where that fails, nothing is opened, and it is said why.
+        let is_used = wanted.is_some_and(|wanted| choose(wanted, all).is_ok_and(|chosen| chosen.contains(&info)));
         let memory = || Device::open(cuda, info.index)?.memory();
+        let unusable = |error: HbmError| Unusable { why: error.to_string(), is_lost: error.is_lost() };
         let way = |other: &DeviceInfo| Some((other.index, cuda.link(info.index, other.index).ok()??));
         Seen {
             info: info.clone(),
-            memory: opens.then(|| memory().map_err(|error| error.to_string())),
+            memory: is_used.then(|| memory().map_err(unusable)),
             reaches: all.iter().filter_map(way).collect(),
         }
     };
@@ -145,8 +158,12 @@ fn of_used(options: &Options, seen: &Seen) -> Finding {
     let asked = Bytes(options.hbm_bytes);
     let (free, total) = match &seen.memory {
         Some(Ok(memory)) => *memory,
-        Some(Err(error)) => {
-            return Finding::fail(CHECK, error.clone(), "look at nvidia-smi and at the kernel's log (Xid)");
+        Some(Err(Unusable { why, is_lost: true })) => {
+            let found = format!("{why}: a daemon goes on without it");
+            return Finding::warn(CHECK, found, "look at nvidia-smi and at the kernel's log (Xid)");
+        }
+        Some(Err(Unusable { why, is_lost: false })) => {
+            return Finding::fail(CHECK, why.clone(), "look at nvidia-smi and at the kernel's log (Xid)");
         }
         None => return Finding::ok(CHECK, "not opened"),
     };
@@ -190,7 +207,7 @@ fn matrix(used: &[&Seen]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use lapis_config::{GpuName, Gpus};
+    use lapis_config::GpuName;
 
     use super::*;
 
@@ -275,9 +292,12 @@ mod tests {
         assert!(has(&small, Level::Fail, &["has 80GiB in all, hbm.bytes is 100GiB", "lower hbm.bytes"]), "{small:?}");
         let ipc = said(GIB, Gpus::All, Ok(&probe(vec![seen(0, GIB, false, &[])])));
         assert!(has(&ipc, Level::Warn, &["CUDA IPC alone: each start of the daemon finds this GPU empty"]), "{ipc:?}");
-        let lost = Seen { memory: Some(Err("device 0 is lost".into())), ..seen(0, GIB, true, &[]) };
-        let lost = said(GIB, Gpus::All, Ok(&probe(vec![lost])));
-        assert!(has(&lost, Level::Fail, &["device 0 is lost", "nvidia-smi"]), "{lost:?}");
+        // As the daemon does: what is lost does not keep the others from serving.
+        for (is_lost, level) in [(true, Level::Warn), (false, Level::Fail)] {
+            let memory = Some(Err(Unusable { why: "no answer from device 0".into(), is_lost }));
+            let said = said(GIB, Gpus::All, Ok(&probe(vec![Seen { memory, ..seen(0, GIB, true, &[]) }])));
+            assert!(has(&said, level, &["no answer from device 0", "nvidia-smi"]), "{said:?}");
+        }
         let missing = said(GIB, Gpus::Named(vec![GpuName::Index(4)]), Ok(&probe(vec![seen(0, GIB, true, &[])])));
         assert!(has(&missing, Level::Fail, &["names 4, which is not there", "GPU 0 (H100"]), "{missing:?}");
     }

@@ -18,7 +18,6 @@ use super::{
 };
 use crate::{
     gpus::{FromGpu, GpuCopied, GpuJob, GpuShown, Place},
-    group::Start,
     kept::GpuHere,
     movers::Movers,
 };
@@ -27,10 +26,10 @@ use crate::{
 pub(crate) const GROUP: usize = 0;
 
 impl<W: Wire, M: Movers> Engine<W, M> {
-    /// Whether memory of GPUs that was kept holds blocks that this daemon knows of. If not, it may be read by clients that
-    /// nothing is known of, and must not be written.
-    pub fn keeps_gpus(&self) -> bool {
-        self.groups[GROUP].devices_kept
+    /// Memory of GPUs, by GPU and the memory's number, of which this daemon knows what lies in it. Other memory that was kept
+    /// may be read and written by clients that nothing is known of, and must not be used.
+    pub fn known_gpu_memory(&self) -> Vec<([u8; 16], u64)> {
+        self.groups[GROUP].core.kept().known_memory()
     }
 
     /// The GPUs of the tier, whose threads the movers have: before the first turn. Memory that is there already is
@@ -40,7 +39,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         let lost: Vec<bool> = gpus.iter().map(|gpu| gpu.is_lost()).collect();
         let here = |(gpu, lost): (&Arc<GpuShown>, &bool)| GpuHere {
             uuid: gpu.info.uuid,
-            is_kept: gpu.start == Start::Warm && !lost,
+            memory: if *lost { 0 } else { gpu.memory },
         };
         let here: Vec<GpuHere> = gpus.iter().zip(&lost).map(here).collect();
         let core = &mut self.groups[GROUP].core;
@@ -126,7 +125,10 @@ impl<W: Wire, M: Movers> Engine<W, M> {
     pub(super) fn bury_gpus(&mut self, now: Time, index: usize) {
         if index == GROUP {
             for id in std::mem::take(&mut self.gpus_lost) {
-                self.groups[GROUP].core.gpu_lost(now, id);
+                let core = &mut self.groups[GROUP].core;
+                // First: what clients have there is forgotten now.
+                core.kept_mut().forget_gpu_memory(id);
+                core.gpu_lost(now, id);
             }
         }
     }

@@ -37,6 +37,8 @@ pub enum GpusError {
     Keeper { op: &'static str, source: std::io::Error },
     #[error("the CUDA driver has not answered for {} s: look at nvidia-smi and at the kernel's log (Xid)", .waited.as_secs())]
     Silent { waited: Duration },
+    #[error("what asks the CUDA driver panicked, as said above")]
+    Panicked,
     #[error("start a thread for GPUs")]
     Thread { source: std::io::Error },
 }

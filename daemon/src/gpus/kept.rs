@@ -1,6 +1,7 @@
 //! GPU memory that outlived a daemon: how its descriptors are named, and whether they are what this daemon wants. Pure.
 //!
-//! A name tells whose memory it is, which of its extents, and how large: `HBM.GPU-UUID.INDEX.BYTES`. No group is called so.
+//! A name tells whose memory it is, which of its extents, how large, and by a number that no other memory has, which memory:
+//! `HBM.GPU-UUID.INDEX.BYTES.MEMORY`. No group is called so.
 
 use std::fmt;
 
@@ -14,17 +15,20 @@ pub struct Kept {
     pub uuid: [u8; 16],
     pub index: u32,
     pub bytes: u64,
+    /// Of all extents of a GPU that were made together; not 0.
+    pub memory: u64,
 }
 
 impl fmt::Display for Kept {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{PREFIX}.{}.{}.{}", GpuName::Uuid(self.uuid), self.index, self.bytes)
+        let Self { uuid, index, bytes, memory } = self;
+        write!(f, "{PREFIX}.{}.{index}.{bytes}.{memory:016x}", GpuName::Uuid(*uuid))
     }
 }
 
 /// The name under which an extent is kept.
-pub fn name_of(uuid: [u8; 16], index: usize, bytes: u64) -> String {
-    Kept { uuid, index: index as u32, bytes }.to_string()
+pub fn name_of(uuid: [u8; 16], index: usize, bytes: u64, memory: u64) -> String {
+    Kept { uuid, index: index as u32, bytes, memory }.to_string()
 }
 
 /// Whether a name is one of GPU memory, of this daemon or of an older or newer one.
@@ -34,11 +38,19 @@ pub(super) fn is_ours(name: &str) -> bool {
 
 pub(super) fn parse(name: &str) -> Option<Kept> {
     let words: Vec<&str> = name.split('.').collect();
-    let [PREFIX, uuid, index, bytes] = words[..] else { return None };
+    let [PREFIX, uuid, index, bytes, memory] = words[..] else { return None };
     let uuid = u128::from_str_radix(&uuid.strip_prefix("GPU-")?.replace('-', ""), 16).ok()?.to_be_bytes();
-    let kept = Kept { uuid, index: index.parse().ok()?, bytes: bytes.parse().ok()? };
+    let memory = u64::from_str_radix(memory, 16).ok()?;
+    let kept = Kept { uuid, index: index.parse().ok()?, bytes: bytes.parse().ok()?, memory };
     // One way of writing only.
     (kept.to_string() == name).then_some(kept)
+}
+
+/// The number of what was kept of one GPU, at least one extent, if all of it is the memory that is known. An error: it was made
+/// by a daemon that ended before it took it in use, or the group began anew.
+pub(super) fn is_known(kept: &[Kept], known: Option<u64>) -> Result<u64, String> {
+    let memory = known.filter(|memory| kept.iter().all(|kept| kept.memory == *memory));
+    memory.ok_or_else(|| "nothing is known of what was kept".to_owned())
 }
 
 /// Whether what was kept of one GPU is what is wanted: extents of these sizes in this order. An error says why not.
@@ -75,19 +87,19 @@ mod tests {
     use super::*;
 
     fn kept(extents: &[(u32, u64)]) -> Vec<Kept> {
-        extents.iter().map(|&(index, bytes)| Kept { uuid: [7; 16], index, bytes }).collect()
+        extents.iter().map(|&(index, bytes)| Kept { uuid: [7; 16], index, bytes, memory: 5 }).collect()
     }
 
     proptest! {
         #[test]
-        fn a_name_is_read_as_it_was_written(uuid: [u8; 16], index: u32, bytes: u64) {
-            let kept = Kept { uuid, index, bytes };
+        fn a_name_is_read_as_it_was_written(uuid: [u8; 16], index: u32, bytes: u64, memory: u64) {
+            let kept = Kept { uuid, index, bytes, memory };
             prop_assert!(is_ours(&kept.to_string()) && kept.to_string().len() <= lapis_transport::hold::NAME_BYTES_MAX);
             prop_assert_eq!(parse(&kept.to_string()), Some(kept));
         }
 
         #[test]
-        fn any_name_is_read_or_not(name in "(HBM)?[.]?(GPU-)?[-0-9a-f.]{0,60}") {
+        fn any_name_is_read_or_not(name in "(HBM)?[.]?(GPU-)?[-0-9a-f.]{0,80}") {
             if let Some(kept) = parse(&name) {
                 prop_assert_eq!(kept.to_string(), name);
             }
@@ -100,6 +112,17 @@ mod tests {
             assert!(!is_ours(name), "{name}");
         }
         assert!(is_ours("HBM.of another version") && parse("HBM.of another version").is_none());
+    }
+
+    #[test]
+    fn only_memory_of_which_something_is_known_is_taken_over() {
+        let extents = kept(&[(0, 4 << 20), (1, 2 << 20)]);
+        assert_eq!(is_known(&extents, Some(5)), Ok(5));
+        for former in [None, Some(6)] {
+            assert_eq!(is_known(&extents, former), Err("nothing is known of what was kept".into()));
+        }
+        let other = Kept { memory: 6, ..extents[1].clone() };
+        assert!(is_known(&[extents[0].clone(), other], Some(5)).is_err(), "of two times");
     }
 
     #[test]

@@ -1,4 +1,7 @@
 //! The memory of GPUs that the daemon has: taken over from a former daemon where that is what is wanted now, else new.
+//!
+//! Invariant: memory is taken over only if its number is the one that the group's kept memory has for the GPU. New memory has
+//! another number, so that a daemon that ends before it said there what became of the former one leaves nothing that is believed.
 
 use std::{
     collections::BTreeMap,
@@ -17,8 +20,9 @@ use super::{
     error::GpusError,
     kept::{self, Kept},
     shown::{GpuShown, SharedExtent},
+    within,
 };
-use crate::group::Start;
+use crate::{group::Start, serve};
 
 /// How long memory that was given back is waited for: systemd closes descriptors when it comes to it.
 const FREED_WAIT: Duration = Duration::from_secs(5);
@@ -42,7 +46,30 @@ pub struct OpenGpu {
 
 type KeptOfOne = Vec<(Kept, OwnedFd)>;
 type KeptByUuid = BTreeMap<[u8; 16], KeptOfOne>;
-type Taken = Result<Vec<HbmExtent>, Start>;
+
+/// All extents of a GPU, each with how others get at it.
+struct Extents {
+    /// The number of this memory.
+    memory: u64,
+    all: Vec<(HbmExtent, Shared)>,
+}
+
+/// A GPU on the way to its memory.
+struct Opening {
+    info: DeviceInfo,
+    /// An error: it is lost.
+    device: Result<Arc<Device>, String>,
+    /// Names under which memory of it was kept.
+    names: Vec<String>,
+    /// What was taken over; else new memory is to be made, and why.
+    taken: Result<Extents, Start>,
+}
+
+/// A GPU with its memory, or lost.
+struct Opened {
+    info: DeviceInfo,
+    has: Result<(Arc<Device>, Extents, Start), String>,
+}
 
 /// Takes what is of GPUs out of what the keeper had.
 pub fn take_kept(found: &mut Vec<(String, OwnedFd)>) -> Vec<(String, OwnedFd)> {
@@ -59,33 +86,40 @@ pub fn give_back(kept: Vec<(String, OwnedFd)>, keeper: &mut dyn Keeper) -> Resul
 }
 
 impl Found {
-    /// Takes the memory over that was kept, or makes it. What is kept and not wanted is given back first.
-    pub fn open(self, kept: Vec<(String, OwnedFd)>, keeper: &mut dyn Keeper) -> Result<Vec<OpenGpu>, GpusError> {
-        let (mut by_uuid, others) = self.sorted(kept, keeper)?;
-        let mut forgot = !others.is_empty();
-        let devices: Vec<Arc<Device>> = self.devices.iter().filter_map(|(_, device)| device.clone().ok()).collect();
-        let mut opened: Vec<(DeviceInfo, Result<Arc<Device>, String>, Taken)> = Vec::new();
-        for (info, device) in self.devices {
-            let kept = by_uuid.remove(&info.uuid).unwrap_or_default();
-            let names: Vec<String> = kept.iter().map(|(kept, _)| kept.to_string()).collect();
-            let taken = match &device {
-                Ok(_) if !kept.is_empty() && self.without_former => Err(Start::Cold(why_unknown(&self.options, &kept))),
-                Ok(device) if !kept.is_empty() => take_over(&self.options, device, kept, &devices).map_err(Start::Cold),
-                Ok(_) if !others.is_empty() => Err(Start::Cold(format!("what was kept is of {}", others.join(", ")))),
-                Ok(_) => Err(Start::Fresh),
-                Err(_) => Err(Start::Cold("the GPU is lost".into())),
-            };
-            if taken.is_err() {
-                for name in &names {
-                    forgot = true;
-                    forget(keeper, name)?;
-                }
+    /// Takes the memory over that was kept, or makes it. `known`: by GPU, the number of the memory of which is known what lies
+    /// in it; no other is taken over. What is kept and not wanted is given back first. Waits for the driver twice, each time as
+    /// long as `find` does.
+    pub fn open(
+        self,
+        kept: Vec<(String, OwnedFd)>,
+        known: &[([u8; 16], u64)],
+        keeper: &mut dyn Keeper,
+    ) -> Result<Vec<OpenGpu>, GpusError> {
+        let (by_uuid, others) = self.sorted(kept, keeper)?;
+        let peers: Vec<Arc<Device>> = self.devices.iter().filter_map(|(_, device)| device.clone().ok()).collect();
+        let (mut forgot, options) = (!others.is_empty(), self.options.clone());
+        let take = {
+            let (peers, known) = (peers.clone(), known.to_vec());
+            move || take_all(self, by_uuid, &others, &known, &peers)
+        };
+        let openings = within(options.wait_max, take)?;
+        for opening in openings.iter().filter(|opening| opening.taken.is_err()) {
+            for name in &opening.names {
+                forgot = true;
+                forget(keeper, name)?;
             }
-            opened.push((info, device, taken));
         }
         let patience = if forgot { FREED_WAIT } else { Duration::ZERO };
-        let open = |(info, device, taken)| open_one(&self.options, info, device, taken, &devices, patience, keeper);
-        opened.into_iter().map(open).collect()
+        let wait_max = options.wait_max + patience * openings.len() as u32;
+        let make = {
+            let options = options.clone();
+            move || {
+                let of = |opening| complete(&options, opening, &peers, patience);
+                openings.into_iter().map(of).collect::<Result<Vec<Opened>, GpusError>>()
+            }
+        };
+        let opened = within(wait_max, make)??;
+        opened.into_iter().map(|opened| keep(&options, opened, keeper)).collect()
     }
 
     /// What was kept by GPU, and the names of GPUs that are not used now: theirs is given back.
@@ -114,12 +148,28 @@ impl Found {
     }
 }
 
-/// Why nothing is known of what was kept: it is not what is wanted, as a rule.
-fn why_unknown(options: &GpuOptions, kept: &KeptOfOne) -> String {
-    let mut kept: Vec<Kept> = kept.iter().map(|(kept, _)| kept.clone()).collect();
-    kept.sort();
-    let fits = kept::fits(&kept, &options.extents_bytes());
-    fits.err().unwrap_or_else(|| "nothing is known any more of what was kept".into())
+/// Takes over what can be, of each GPU.
+fn take_all(
+    found: Found,
+    mut by_uuid: KeptByUuid,
+    others: &[String],
+    known: &[([u8; 16], u64)],
+    peers: &[Arc<Device>],
+) -> Vec<Opening> {
+    let Found { options, devices, seen: _ } = found;
+    let of = |(info, device): (DeviceInfo, Result<Arc<Device>, String>)| {
+        let kept = by_uuid.remove(&info.uuid).unwrap_or_default();
+        let names: Vec<String> = kept.iter().map(|(kept, _)| kept.to_string()).collect();
+        let memory = known.iter().find(|(uuid, _)| *uuid == info.uuid).map(|(_, memory)| *memory);
+        let taken = match &device {
+            Ok(device) if !kept.is_empty() => take_over(&options, device, kept, memory, peers).map_err(Start::Cold),
+            Ok(_) if !others.is_empty() => Err(Start::Cold(format!("what was kept is of {}", others.join(", ")))),
+            Ok(_) => Err(Start::Fresh),
+            Err(_) => Err(Start::Cold("the GPU is lost".into())),
+        };
+        Opening { info, device, names, taken }
+    };
+    devices.into_iter().map(of).collect()
 }
 
 /// The extents that were kept. An error says why they are not those that are wanted.
@@ -127,85 +177,62 @@ fn take_over(
     options: &GpuOptions,
     device: &Arc<Device>,
     mut kept: KeptOfOne,
-    devices: &[Arc<Device>],
-) -> Result<Vec<HbmExtent>, String> {
+    known: Option<u64>,
+    peers: &[Arc<Device>],
+) -> Result<Extents, String> {
     if !device.info().has_descriptors {
         return Err("the driver takes no descriptors of memory now".into());
     }
     kept.sort_by(|(one, _), (other, _)| one.cmp(other));
     let (kept, fds): (Vec<Kept>, Vec<OwnedFd>) = kept.into_iter().unzip();
     kept::fits(&kept, &options.extents_bytes())?;
+    let memory = kept::is_known(&kept, known)?;
     let import = |(kept, fd): (&Kept, OwnedFd)| {
         let shared = Shared::Descriptor(fd);
-        whatever_peers(device, || HbmExtent::import(device, &shared, kept.bytes, devices))
-            .map_err(|error| format!("extent {} cannot be used: {error}", kept.index))
+        let extent = whatever_peers(device, || HbmExtent::import(device, &shared, kept.bytes, peers))
+            .map_err(|error| format!("extent {} cannot be used: {error}", kept.index))?;
+        Ok((extent, shared))
     };
-    kept.iter().zip(fds).map(import).collect()
+    let all: Result<Vec<_>, String> = kept.iter().zip(fds).map(import).collect();
+    Ok(Extents { memory, all: all? })
 }
 
-fn open_one(
+/// Makes memory where none was taken over.
+fn complete(
     options: &GpuOptions,
-    info: DeviceInfo,
-    device: Result<Arc<Device>, String>,
-    taken: Taken,
-    devices: &[Arc<Device>],
+    opening: Opening,
+    peers: &[Arc<Device>],
     patience: Duration,
-    keeper: &mut dyn Keeper,
-) -> Result<OpenGpu, GpusError> {
-    let gpu = described(&info);
+) -> Result<Opened, GpusError> {
+    let Opening { info, device, taken, .. } = opening;
     let device = match device {
         Ok(device) => device,
-        Err(reason) => return Ok(lost(options, info, &gpu, reason)),
+        Err(reason) => return Ok(Opened { info, has: Err(reason) }),
     };
-    let (extents, start) = match taken {
-        Ok(extents) => (extents, Start::Warm),
-        Err(start) => match make(options, &device, devices, patience) {
-            Ok(extents) => (extents, start),
-            Err(GpusError::Gpu { source, .. }) if source.is_lost() => {
-                return Ok(lost(options, info, &gpu, source.to_string()));
-            }
+    let has = match taken {
+        Ok(extents) => Ok((device, extents, Start::Warm)),
+        Err(start) => match make(options, &device, peers, patience) {
+            Ok(extents) => Ok((device, extents, start)),
+            Err(GpusError::Gpu { source, .. }) if source.is_lost() => Err(source.to_string()),
             Err(error) => return Err(error),
         },
     };
-    let mut shared = Vec::new();
-    for (index, extent) in extents.iter().enumerate() {
-        let handle = match extent.share() {
-            Err(error) if error.is_lost() => return Ok(lost(options, info, &gpu, error.to_string())),
-            handle => handle.map_err(|source| GpusError::of(&info, "share memory", source))?,
-        };
-        if let (Shared::Descriptor(fd), false) = (&handle, start == Start::Warm) {
-            let name = kept::name_of(info.uuid, index, extent.bytes());
-            keeper.keep(&name, fd.as_fd()).map_err(|source| GpusError::Keeper { op: "keep", source })?;
-        }
-        shared.push(SharedExtent { bytes: extent.bytes(), shared: handle });
-    }
-    let is_kept = info.has_descriptors;
-    let start = match start {
-        Start::Fresh if !is_kept => Start::Cold("its memory is shared by CUDA IPC, which no restart outlives".into()),
-        start => start,
-    };
-    match &start {
-        Start::Cold(_) => tracing::warn!(gpu, bytes = options.bytes, %start, "memory of a GPU: nothing in it is known"),
-        _ => tracing::info!(gpu, bytes = options.bytes, %start, extents = extents.len(), "memory of a GPU"),
-    }
-    let shown = Arc::new(GpuShown::new(info, options.bytes, start, is_kept, shared));
-    let extents = extents.into_iter().map(Arc::new).collect();
-    Ok(OpenGpu { shown, memory: Some(Memory { device, extents }) })
+    Ok(Opened { info, has })
 }
 
 fn make(
     options: &GpuOptions,
     device: &Arc<Device>,
-    devices: &[Arc<Device>],
+    peers: &[Arc<Device>],
     patience: Duration,
-) -> Result<Vec<HbmExtent>, GpusError> {
+) -> Result<Extents, GpusError> {
     let began = Instant::now();
     let sizes = options.extents_bytes();
-    loop {
-        let create = |&bytes: &u64| whatever_peers(device, || HbmExtent::create(device, bytes, devices));
+    let extents = loop {
+        let create = |&bytes: &u64| whatever_peers(device, || HbmExtent::create(device, bytes, peers));
         let made: Result<Vec<HbmExtent>, HbmError> = sizes.iter().map(create).collect();
         match made {
-            Ok(extents) => return Ok(extents),
+            Ok(extents) => break extents,
             Err(HbmError::Full { .. }) if began.elapsed() < patience => thread::sleep(FREED_PAUSE),
             Err(HbmError::Full { .. }) => {
                 let (free, total) = device.memory().unwrap_or((0, device.info().bytes));
@@ -214,7 +241,46 @@ fn make(
             }
             Err(source) => return Err(GpusError::of(device.info(), "make memory", source)),
         }
+    };
+    let share = |extent: HbmExtent| {
+        let shared = extent.share().map_err(|source| GpusError::of(device.info(), "share memory", source))?;
+        Ok((extent, shared))
+    };
+    let all: Result<Vec<_>, GpusError> = extents.into_iter().map(share).collect();
+    Ok(Extents { memory: serve::entropy(), all: all? })
+}
+
+/// Gives new memory to the keeper, and says how the GPU began.
+fn keep(options: &GpuOptions, opened: Opened, keeper: &mut dyn Keeper) -> Result<OpenGpu, GpusError> {
+    let Opened { info, has } = opened;
+    let gpu = described(&info);
+    let (device, Extents { memory, all }, start) = match has {
+        Ok(has) => has,
+        Err(reason) => return Ok(lost(options, info, &gpu, reason)),
+    };
+    for (index, (extent, shared)) in all.iter().enumerate() {
+        if let (Shared::Descriptor(fd), false) = (shared, start == Start::Warm) {
+            let name = kept::name_of(info.uuid, index, extent.bytes(), memory);
+            keeper.keep(&name, fd.as_fd()).map_err(|source| GpusError::Keeper { op: "keep", source })?;
+        }
     }
+    let start = match start {
+        Start::Fresh if !info.has_descriptors => {
+            Start::Cold("its memory is shared by CUDA IPC, which no restart outlives".into())
+        }
+        start => start,
+    };
+    match &start {
+        Start::Cold(_) => tracing::warn!(gpu, bytes = options.bytes, %start, "memory of a GPU: nothing in it is known"),
+        _ => tracing::info!(gpu, bytes = options.bytes, %start, extents = all.len(), "memory of a GPU"),
+    }
+    let (mut extents, mut ways) = (Vec::new(), Vec::new());
+    for (extent, shared) in all {
+        ways.push(SharedExtent { bytes: extent.bytes(), shared });
+        extents.push(Arc::new(extent));
+    }
+    let shown = Arc::new(GpuShown::new(info, options.bytes, start, memory, ways));
+    Ok(OpenGpu { shown, memory: Some(Memory { device, extents }) })
 }
 
 /// Tries again when another GPU turned out to be lost, which is then passed over.
@@ -235,7 +301,7 @@ fn lost(options: &GpuOptions, info: DeviceInfo, gpu: &str, reason: String) -> Op
         reason,
         "a GPU is lost, the daemon goes on without it: look at nvidia-smi, then start it again"
     );
-    let shown = GpuShown::new(info, options.bytes, Start::Cold("the GPU is lost".into()), false, Vec::new());
+    let shown = GpuShown::new(info, options.bytes, Start::Cold("the GPU is lost".into()), 0, Vec::new());
     shown.lose(reason);
     OpenGpu { shown: Arc::new(shown), memory: None }
 }

@@ -53,6 +53,8 @@ pub struct GpuShown {
     /// Of the tier.
     pub bytes: u64,
     pub start: Start,
+    /// The number of its memory, which that alone has; 0: it has none.
+    pub memory: u64,
     /// Whether its memory is of descriptors, which a keeper keeps over restarts.
     pub is_kept: bool,
     /// In the order of its slots.
@@ -69,12 +71,13 @@ pub struct GpuShown {
 }
 
 impl GpuShown {
-    pub(super) fn new(info: DeviceInfo, bytes: u64, start: Start, is_kept: bool, extents: Vec<SharedExtent>) -> Self {
-        let now = AtomicU64::new(serve::now().0);
+    pub(super) fn new(info: DeviceInfo, bytes: u64, start: Start, memory: u64, extents: Vec<SharedExtent>) -> Self {
+        let (now, is_kept) = (AtomicU64::new(serve::now().0), memory != 0 && info.has_descriptors);
         Self {
             info,
             bytes,
             start,
+            memory,
             is_kept,
             extents,
             copies: Default::default(),
@@ -160,7 +163,7 @@ mod tests {
     use super::*;
 
     fn shown() -> GpuShown {
-        GpuShown::new(super::super::chosen::info(0), 2 << 20, Start::Fresh, true, Vec::new())
+        GpuShown::new(super::super::chosen::info(0), 2 << 20, Start::Fresh, 7, Vec::new())
     }
 
     #[test]

@@ -95,10 +95,12 @@ pub(super) struct Turner<R> {
     waiting: VecDeque<CopyJob>,
     under_way: BTreeMap<u64, (Way, u64)>,
     ended: Vec<Copied>,
+    /// Why the GPU did not answer the last probe.
+    complaint: Option<String>,
 }
 
 impl<R: Fn(FromGpu)> Turner<R> {
-    pub fn new(gpu: usize, own: &OpenGpu, all: &[OpenGpu], inbox: Receiver<ToGpu>, report: R) -> Self {
+    pub fn new(gpu: usize, all: &[OpenGpu], inbox: Receiver<ToGpu>, report: R) -> Self {
         let mut copier = CudaCopier::new(IN_FLIGHT_MAX);
         let known = |(number, other): (usize, &OpenGpu)| {
             let index = other.shown.info.index;
@@ -127,13 +129,14 @@ impl<R: Fn(FromGpu)> Turner<R> {
             gpu,
             inbox,
             report,
-            shown: own.shown.clone(),
+            shown: all[gpu].shown.clone(),
             copier,
             known,
             hosts: BTreeMap::new(),
             waiting: VecDeque::new(),
             under_way: BTreeMap::new(),
             ended: Vec::new(),
+            complaint: None,
         }
     }
 
@@ -222,11 +225,12 @@ impl<R: Fn(FromGpu)> Turner<R> {
 
     fn probe(&mut self) {
         let Some(device) = &self.known[self.gpu].device else { return };
-        if let Err(error) = device.memory()
-            && !error.is_lost()
-        {
-            tracing::warn!(gpu = self.gpu, %error, "a GPU does not say what memory it has");
+        let complaint = device.memory().err().filter(|error| !error.is_lost()).map(|error| error.to_string());
+        // Once, not every second.
+        if let Some(error) = complaint.as_ref().filter(|_| complaint != self.complaint) {
+            tracing::warn!(gpu = self.gpu, error, "a GPU does not say what memory it has");
         }
+        self.complaint = complaint;
     }
 
     /// Lets go of what is lost; says so where it is this one.

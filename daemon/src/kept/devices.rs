@@ -4,7 +4,8 @@
 //! A GPU goes by a number that it was given when it was first used with this memory, and that its UUID finds again: neither
 //! the order in the configuration nor the driver's changes what the device table and clients' pages mean.
 //!
-//! Invariant: a number is of one UUID from the start of a daemon to its end; slabs recorded under it are of that GPU's memory.
+//! Invariant: a number is of one UUID from the start of a daemon to its end; slabs recorded under it are of that GPU's memory,
+//! of the one that is recorded beside them. Whatever else is found under the GPU's name, nothing is known of it.
 
 use std::sync::atomic::{Ordering, compiler_fence};
 
@@ -18,7 +19,7 @@ use crate::state::slabs::{SlabMap, SlabRecord, records_for};
 
 /// "LAPISHBM".
 const MAGIC: u64 = u64::from_le_bytes(*b"LAPISHBM");
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 const WORD: u64 = size_of::<u64>() as u64;
 const RECORD_WORDS: usize = size_of::<SlabRecord>() / size_of::<u64>();
 /// Words of the header.
@@ -32,11 +33,14 @@ struct GpuRecord {
     used: u64,
     /// Slab records that were ever used; free ones among them have 0 units.
     slabs: u64,
+    /// Which memory of the GPU they are of, by its number; 0: none.
+    memory: u64,
 }
 
 impl GpuRecord {
     fn is_kept(&self, gpus: &[GpuHere]) -> bool {
-        self.used != 0 && gpus.iter().any(|gpu| gpu.is_kept && gpu.uuid == self.uuid)
+        let is_known = |gpu: &GpuHere| gpu.uuid == self.uuid && gpu.memory == self.memory;
+        self.used != 0 && self.memory != 0 && gpus.iter().any(is_known)
     }
 }
 
@@ -151,6 +155,12 @@ impl Devices {
 
     // ---- GPUs and their numbers ----
 
+    /// The memory of each GPU, by its number, of which is known what lies in it.
+    pub fn known_memory(&self) -> Vec<([u8; 16], u64)> {
+        let known = self.header().gpus.iter().filter(|record| record.used != 0 && record.memory != 0);
+        known.map(|record| (record.uuid, record.memory)).collect()
+    }
+
     /// Numbers under which slabs are recorded whose GPU is not here, or not with the memory that it had: what the device
     /// table says of these is not to be believed.
     pub fn stale(&self, gpus: &[GpuHere]) -> Vec<GpuId> {
@@ -166,9 +176,25 @@ impl Devices {
     /// If there are more than `GPUS_MAX`.
     pub fn number(&mut self, gpus: &[GpuHere]) -> Vec<GpuId> {
         let header = self.header_mut();
-        header.gpus.iter_mut().filter(|record| !record.is_kept(gpus)).for_each(|record| record.slabs = 0);
+        for record in header.gpus.iter_mut().filter(|record| !record.is_kept(gpus)) {
+            record.slabs = 0;
+            record.memory = 0;
+        }
         compiler_fence(Ordering::Release);
-        gpus.iter().map(|gpu| GpuId(number_of(&mut header.gpus, gpu.uuid, gpus) as u8)).collect()
+        let mut number = |gpu: &GpuHere| {
+            let number = number_of(&mut header.gpus, gpu.uuid, gpus);
+            // Nothing is recorded of it yet, and nothing is said of it in the device table.
+            header.gpus[number].memory = gpu.memory;
+            GpuId(number as u8)
+        };
+        gpus.iter().map(&mut number).collect()
+    }
+
+    /// From now on nothing is known of the GPU's memory, and no daemon takes it over: the GPU is lost, and clients may read and
+    /// write there all the same, of whom nothing will be known.
+    pub fn forget_memory(&mut self, gpu: GpuId) {
+        self.header_mut().gpus[usize::from(gpu.0)].memory = 0;
+        compiler_fence(Ordering::Release);
     }
 
     /// Slabs of the former daemon on a GPU, in order of place.
@@ -276,8 +302,8 @@ impl Devices {
 #[derive(Clone, Copy, Debug)]
 pub struct GpuHere {
     pub uuid: [u8; 16],
-    /// Its memory is what it was under the former daemon.
-    pub is_kept: bool,
+    /// The number of its memory, which that alone has; 0: it has none.
+    pub memory: u64,
 }
 
 /// The number that the GPU has, or one that no GPU has that is here: best one that none had.

@@ -25,6 +25,7 @@
 //! | `LAPIS_CUDA_LATENCY_US` | of each copy, `LOW-HIGH` | 0 |
 //! | `LAPIS_CUDA_ERRORS` | a list of `[DEVICE:]KIND=N[xTIMES]`: one in N fails, at most TIMES | none |
 //! | `LAPIS_CUDA_LOSE` | a list of `DEVICE@CALLS`, lost after so many calls, or `DEVICE@/PATH`, lost while that file is there | none |
+//! | `LAPIS_CUDA_HANG` | a list of `DEVICE@/PATH`: calls to it do not return while that file is there | none |
 //! | `LAPIS_CUDA_LOST_AS` | the error of a lost device: 46, 214, 700, 719 | 46 |
 //! | `LAPIS_CUDA_WITHOUT` | a list of `vmm`, `descriptors`, `peers` that no device has | none |
 //! | `LAPIS_CUDA_LINK` | how the ways between devices rank, or `nvlink`: the best, and atomics go over them | 0 |
@@ -32,7 +33,7 @@
 //! | `LAPIS_CUDA_MISUSES` | file to which each misuse is appended, a line each | none |
 //!
 //! Kinds of errors: `memory` (an allocation is refused), `copy` (the call is refused; of a batch a part was taken), `event` (a
-//! record is refused), `sticky` (a copy fails as it runs; every call of its context fails from then on, until the primary
+//! record is refused), `import` (shared memory is refused), `sticky` (a copy fails as it runs; every call of its context fails from then on, until the primary
 //! context is reset or released).
 //!
 //! An old driver, which lacks functions, is a copy of the file in which their names are overwritten:

@@ -27,6 +27,8 @@ pub enum Fault {
     Sticky,
     /// An event is not recorded.
     Event,
+    /// Memory that was shared is not taken.
+    Import,
 }
 
 /// When a device is lost.
@@ -46,6 +48,8 @@ pub struct Options {
     pub chances: Vec<Chance>,
     pub losses: Vec<(usize, Loss)>,
     pub lost_as: CUresult,
+    /// Devices whose calls do not return while that file is there.
+    pub hangs: Vec<(usize, PathBuf)>,
     pub has_vmm: bool,
     pub has_descriptors: bool,
     pub has_peers: bool,
@@ -89,6 +93,7 @@ impl Options {
                 719 => CUresult::CUDA_ERROR_LAUNCH_FAILED,
                 other => panic!("LAPIS_CUDA_LOST_AS: {other} is none of 46, 214, 700, 719"),
             },
+            hangs: list(value("HANG")).iter().map(|text| hang(text)).collect(),
             has_vmm: has("vmm"),
             has_descriptors: has("descriptors"),
             has_peers: has("peers"),
@@ -129,7 +134,8 @@ fn chance(text: &str) -> Chance {
         "copy" => Fault::Copy,
         "sticky" => Fault::Sticky,
         "event" => Fault::Event,
-        other => panic!("LAPIS_CUDA_ERRORS: {other:?} is none of memory, copy, sticky, event"),
+        "import" => Fault::Import,
+        other => panic!("LAPIS_CUDA_ERRORS: {other:?} is none of memory, copy, sticky, event, import"),
     };
     let (one_in, times) = match numbers.split_once('x') {
         Some((one_in, times)) => (one_in, parsed("ERRORS", times)),
@@ -142,9 +148,22 @@ fn chance(text: &str) -> Chance {
 
 /// `DEVICE@CALLS` or `DEVICE@/PATH`.
 fn loss(text: &str) -> (usize, Loss) {
-    let (device, when) = text.split_once('@').unwrap_or_else(|| panic!("LAPIS_CUDA_LOSE: {text:?} lacks a @"));
+    let (device, when) = at("LOSE", text);
     let when = if when.starts_with('/') { Loss::While(when.into()) } else { Loss::After(parsed("LOSE", when)) };
-    (parsed("LOSE", device) as usize, when)
+    (device, when)
+}
+
+/// `DEVICE@...`.
+fn at<'a>(name: &str, text: &'a str) -> (usize, &'a str) {
+    let (device, when) = text.split_once('@').unwrap_or_else(|| panic!("LAPIS_CUDA_{name}: {text:?} lacks a @"));
+    (parsed(name, device) as usize, when)
+}
+
+/// `DEVICE@/PATH`.
+fn hang(text: &str) -> (usize, PathBuf) {
+    let (device, path) = at("HANG", text);
+    assert!(path.starts_with('/'), "LAPIS_CUDA_HANG: {text:?} lacks a path");
+    (device, path.into())
 }
 
 #[cfg(test)]
@@ -171,6 +190,7 @@ mod tests {
             ("LATENCY_US", "5-50"),
             ("ERRORS", "memory=7,1:sticky=1x2"),
             ("LOSE", "0@12,2@/run/gone"),
+            ("HANG", "1@/run/busy"),
             ("WITHOUT", "vmm,descriptors"),
             ("LINK", "2"),
         ]);
@@ -178,6 +198,7 @@ mod tests {
         let memory = Chance { device: None, what: Fault::Memory, one_in: 7, times: u64::MAX };
         assert_eq!(options.chances, [memory, Chance { device: Some(1), what: Fault::Sticky, one_in: 1, times: 2 }]);
         assert_eq!(options.losses, [(0, Loss::After(12)), (2, Loss::While("/run/gone".into()))]);
+        assert_eq!(options.hangs, [(1, PathBuf::from("/run/busy"))]);
         assert!(!options.has_vmm && !options.has_descriptors && options.has_peers);
         assert_eq!((options.link_rank, options.has_nvlink), (2, false));
         let (nvlink, none) = (with(&[("LINK", "nvlink")]), with(&[]));

@@ -93,6 +93,15 @@ pub fn wait_a_little(held: Held) -> Held {
     TURN.wait_timeout(held, LOOK).unwrap_or_else(PoisonError::into_inner).0
 }
 
+/// Returns when the device answers; others do meanwhile.
+pub fn answering(mut held: Held, device: usize) -> Held {
+    const LOOK: Duration = Duration::from_millis(5);
+    while held.options.hangs.iter().any(|(index, path)| *index == device && path.exists()) {
+        held = TURN.wait_timeout(held, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+    }
+    held
+}
+
 impl World {
     fn new(options: Options) -> Self {
         let device = |(index, bytes): (usize, &u64)| {
@@ -238,6 +247,7 @@ pub fn enter_of(mut held: Held, context: u64, call: &'static str) -> Outcome<Hel
         held.misuse(Kind::WrongContext, call, format!("context {context:#x} is gone"));
         return Err(CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED);
     };
+    held = answering(held, device);
     held.look_at_device(device);
     unless_fallen(held, context)
 }

@@ -5,6 +5,7 @@ mod kills;
 mod layers;
 mod peers;
 mod pins;
+mod starts;
 
 use std::{fs::File, process::Command};
 

@@ -48,14 +48,22 @@ fn options(library: &str) -> GpuOptions {
         extent_bytes_max: EXTENT,
         gpus: lapis_config::Gpus::All,
         library: Some(PathBuf::from(library)),
+        wait_max: PATIENCE,
     }
 }
 
-/// Takes over what the keeper has.
-fn open(library: &str, keeper: &mut Kept) -> Vec<OpenGpu> {
+/// By GPU, the number of the memory of which something is known.
+type Known = ([u8; 16], u64);
+
+fn known(opened: &[OpenGpu]) -> Vec<Known> {
+    opened.iter().map(|gpu| (gpu.shown.info.uuid, gpu.shown.memory)).collect()
+}
+
+/// Takes over what the keeper has and is known.
+fn open(library: &str, keeper: &mut Kept, known: &[Known]) -> Vec<OpenGpu> {
     let copy = |(name, fd): (&String, &OwnedFd)| (name.clone(), fd.as_fd().try_clone_to_owned().expect("a descriptor"));
     let kept = keeper.0.iter().map(copy).collect();
-    gpus::find(options(library)).expect("the stand-in").open(kept, keeper).expect("memory")
+    gpus::find(options(library)).expect("the stand-in").open(kept, known, keeper).expect("memory")
 }
 
 /// By number of the copy: the GPU that reported it, and how it ended.
@@ -71,7 +79,7 @@ struct Bench {
 impl Bench {
     fn new(library: &str) -> Self {
         let (sender, said) = channel();
-        let opened = open(library, &mut Kept::default());
+        let opened = open(library, &mut Kept::default(), &[]);
         let report = Arc::new(move |gpu, from| sender.send((gpu, from)).unwrap_or_default());
         // The first on one CPU, the others wherever they like.
         let mut cpus = vec![None; opened.len()];
@@ -158,6 +166,8 @@ pub fn run(role: &str, library: &str) {
         "loss" => loss(library),
         "kept" => kept(library),
         "hang" => hang(library),
+        "silent" => silent(library),
+        "stuck" => stuck(library),
         other => panic!("no role {other:?}"),
     }
 }
@@ -247,39 +257,86 @@ fn loss(library: &str) {
     assert_eq!(bench.gpus.shown()[1].state(serve::now()), GpuState::Well);
 }
 
-/// Names are compared with what the driver says of the memory.
+/// Names are compared with what is known, and with what the driver says of the memory.
 fn kept(library: &str) {
     let mut keeper = Kept::default();
     let starts = |opened: &[OpenGpu]| opened.iter().map(|gpu| gpu.shown.start.clone()).collect::<Vec<_>>();
-    let opened = open(library, &mut keeper);
+    let opened = open(library, &mut keeper, &[]);
     assert_eq!(starts(&opened), [Start::Fresh, Start::Fresh]);
-    let uuids = [opened[0].shown.info.uuid, opened[1].shown.info.uuid];
+    let first = known(&opened);
     drop(opened);
     assert_eq!(keeper.0.len(), 4, "two extents each");
-    assert_eq!(starts(&open(library, &mut keeper)), [Start::Warm, Start::Warm]);
-    let name = |gpu: usize, index| name_of(uuids[gpu], index, EXTENT);
+    let opened = open(library, &mut keeper, &first);
+    assert_eq!((starts(&opened), known(&opened)), (vec![Start::Warm, Start::Warm], first.clone()));
+    drop(opened);
+    let name = |(uuid, memory): Known, index| name_of(uuid, index, EXTENT, memory);
     // The memory of one GPU under the name of the other.
-    let (one, other) = (name(0, 1), name(1, 1));
-    let (first, second) = (keeper.0.remove(&one).expect("kept"), keeper.0.remove(&other).expect("kept"));
-    keeper.0.insert(one, second);
-    keeper.0.insert(other, first);
-    let opened = open(library, &mut keeper);
+    let (one, other) = (name(first[0], 1), name(first[1], 1));
+    let (its, others) = (keeper.0.remove(&one).expect("kept"), keeper.0.remove(&other).expect("kept"));
+    keeper.0.insert(one, others);
+    keeper.0.insert(other, its);
+    let opened = open(library, &mut keeper, &first);
     for start in starts(&opened) {
         let why = start.to_string();
         assert!(why.starts_with("cold: extent 1 cannot be used: shared memory does not fit"), "{why}");
     }
+    // Made anew and kept, and its daemon ended before it was known: of the first GPU's that came to be so, not of the other's.
+    let second = known(&opened);
     drop(opened);
-    assert_eq!(starts(&open(library, &mut keeper)), [Start::Warm, Start::Warm], "made anew, and kept");
+    assert!(first.iter().zip(&second).all(|(first, second)| first.0 == second.0 && first.1 != second.1));
+    let opened = open(library, &mut keeper, &[second[0], first[1]]);
+    let cold = Start::Cold("nothing is known of what was kept".into());
+    assert_eq!(starts(&opened), [Start::Warm, cold]);
+    let third = known(&opened);
+    drop(opened);
+    assert_eq!(keeper.0.len(), 4, "what nothing is known of was given back");
     // No memory of a GPU at all, and one extent too few.
-    keeper.0.insert(name(0, 0), fs::File::open("/dev/null").expect("a file").into());
-    keeper.0.remove(&name(1, 1)).expect("kept");
-    let said: Vec<String> = starts(&open(library, &mut keeper)).iter().map(Start::to_string).collect();
+    keeper.0.insert(name(third[0], 0), fs::File::open("/dev/null").expect("a file").into());
+    keeper.0.remove(&name(third[1], 1)).expect("kept");
+    let opened = open(library, &mut keeper, &third);
+    let said: Vec<String> = starts(&opened).iter().map(Start::to_string).collect();
     assert!(said[0].starts_with("cold: extent 0 cannot be used"), "{said:?}");
     assert_eq!(said[1], "cold: extent 1 is not among what was kept");
+    let fourth = known(&opened);
+    drop(opened);
     // Names of who knows what: given back, and said.
     keeper.0.insert("HBM.of another version".into(), fs::File::open("/dev/null").expect("a file").into());
-    assert_eq!(starts(&open(library, &mut keeper)), [Start::Warm, Start::Warm]);
-    assert_eq!(keeper.0.keys().cloned().collect::<Vec<_>>().len(), 4);
+    assert_eq!(starts(&open(library, &mut keeper, &fourth)), [Start::Warm, Start::Warm]);
+    assert_eq!(keeper.0.len(), 4);
+}
+
+/// Where the file is that makes a GPU hang.
+fn hang_file() -> String {
+    let hang = std::env::var("LAPIS_CUDA_HANG").expect("where the file is");
+    hang.split_once('@').expect("a path").1.to_owned()
+}
+
+/// The driver does not answer while memory is made.
+fn silent(library: &str) {
+    let wait_max = Duration::from_millis(300);
+    let found = gpus::find(GpuOptions { wait_max, ..options(library) }).expect("the stand-in");
+    fs::write(hang_file(), "").expect("a file");
+    let began = Instant::now();
+    let error = found.open(Vec::new(), &[], &mut Kept::default()).expect_err("no answer");
+    assert!(error.to_string().contains("the CUDA driver has not answered"), "{error}");
+    assert!((wait_max..PATIENCE).contains(&began.elapsed()), "{:?}", began.elapsed());
+    let error = gpus::find(GpuOptions { wait_max, ..options(library) }).expect_err("no answer");
+    assert!(error.to_string().contains("the CUDA driver has not answered"), "{error}");
+}
+
+/// A call of the driver does not return: of that GPU's thread alone, and not of who asks it, nor of the end.
+fn stuck(library: &str) {
+    let mut bench = Bench::new(library);
+    bench.register();
+    fs::write(hang_file(), "").expect("a file");
+    let began = Instant::now();
+    bench.begin(0, &[(dram(0), hbm(0, 0))]);
+    bench.copy(1, &[(dram(1), hbm(1, 1))]);
+    bench.copy(1, &[(hbm(1, 1), dram(2))]);
+    assert_eq!(bench.gpus.shown()[0].in_flight(), 1);
+    let asked = began.elapsed();
+    drop(bench);
+    assert!(asked < Duration::from_secs(5) && began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
 }
 
 fn hang(library: &str) {

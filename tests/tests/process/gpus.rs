@@ -36,16 +36,21 @@ impl Bed {
     /// `variables`: of the stand-in, without their `LAPIS_CUDA_`.
     pub fn new(variables: &[(&str, &str)]) -> Self {
         let bed = Self { folder: tempfile::tempdir().expect("a folder") };
+        bed.set(variables);
+        bed
+    }
+
+    /// The variables of the next daemon.
+    pub fn set(&self, variables: &[(&str, &str)]) {
         let mut script = "#!/bin/sh\nunset LD_LIBRARY_PATH\n".to_owned();
-        let misuses = bed.misuses().display().to_string();
+        let misuses = self.misuses().display().to_string();
         for (name, value) in variables.iter().copied().chain([("MISUSES", misuses.as_str())]) {
             script += &format!("export LAPIS_CUDA_{name}='{value}'\n");
         }
         script += &format!("exec '{}' \"$@\"\n", binary::lapis().display());
-        let mut file = File::create(bed.program()).expect("a file");
+        let mut file = File::create(self.program()).expect("a file");
         file.write_all(script.as_bytes()).expect("written");
         file.set_permissions(fs::Permissions::from_mode(0o755)).expect("ours");
-        bed
     }
 
     fn program(&self) -> PathBuf {
@@ -221,6 +226,20 @@ fn a_lost_gpu_takes_itself_out_and_nothing_else() {
 }
 
 #[test]
+fn a_gpu_that_is_lost_while_another_begins_takes_itself_out_and_nothing_else() {
+    let _alone = alone();
+    for without in ["", "descriptors"] {
+        // At the first call after it was opened: the first GPU's memory is shared with it.
+        let bed = Bed::new(&[("DEVICES", "2"), ("LOSE", "1@1"), ("WITHOUT", without)]);
+        let mut host = bed.host(&[]);
+        let status = status_when(&host.socket(), "the daemon", |status| at(status, "/dram/populated_bytes") == DRAM);
+        let states = [0, 1].map(|gpu| status["gpus"][gpu]["state"].as_str().expect("a text"));
+        assert_eq!(states, ["well", "lost"], "{}", host.daemon_log());
+        host.stop_daemon().expect("it ends");
+    }
+}
+
+#[test]
 fn what_is_missing_is_said_and_the_daemon_does_not_start() {
     let _alone = alone();
     let bed = Bed::new(&[("DEVICES", "2")]);
@@ -274,6 +293,17 @@ fn the_doctor_says_what_gpus_there_are_and_what_they_lack() {
     assert!(said.contains("1 reaches none (blocks go by way of the host)"), "{said}");
     let (_, said) = doctor(&bed, &["--hbm-cuda-library", &library]);
     assert!(said.contains("not used: hbm.bytes = 0B") && !said.contains("warn"), "{said}");
+    // As a daemon would go on.
+    let bed = Bed::new(&[("DEVICES", "2"), ("LOSE", "1@0")]);
+    let (_, said) = doctor(&bed, &["--hbm-bytes", "8MiB", "--hbm-cuda-library", &library]);
+    assert!(said.contains("warn  gpus") && said.contains("a daemon goes on without it"), "{said}");
+    assert!(!said.contains("fail"), "{said}");
+    // One that is not to be used is left alone: nothing is asked of it.
+    let busy = bed.folder.path().join("busy");
+    File::create(&busy).expect("a file");
+    bed.set(&[("DEVICES", "2"), ("HANG", &format!("1@{}", busy.display()))]);
+    let (_, said) = doctor(&bed, &["--hbm-bytes", "8MiB", "--hbm-cuda-library", &library, "--hbm-gpus", "0"]);
+    assert!(said.contains("8MiB of 256MiB free") && said.contains("not named in hbm.gpus"), "{said}");
 }
 
 #[test]
@@ -364,4 +394,21 @@ fn a_gpu_that_hangs_does_not_hold_up_the_end() {
         Some(())
     });
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+}
+
+/// With a file that makes a GPU hang.
+fn run_hanging(role: &str) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let hang = format!("0@{}", folder.path().join("hangs").display());
+    run_role(role, &[("DEVICES", "2"), ("HANG", &hang)]);
+}
+
+#[test]
+fn a_start_waits_for_a_driver_that_does_not_answer_and_then_says_so() {
+    run_hanging("gpu silent");
+}
+
+#[test]
+fn a_call_of_the_driver_that_does_not_return_holds_up_its_gpu_alone() {
+    run_hanging("gpu stuck");
 }

@@ -17,6 +17,7 @@ mod expelled;
 mod filter;
 mod floods;
 mod fsck;
+mod gpu_demo;
 mod gpu_roles;
 mod gpus;
 mod groups;

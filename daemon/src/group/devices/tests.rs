@@ -83,14 +83,19 @@ fn options(hbm_bytes: u64) -> GroupOptions {
     }
 }
 
-fn gpu(uuid: u8, is_kept: bool) -> GpuHere {
-    GpuHere { uuid: [uuid; 16], is_kept }
+fn gpu(uuid: u8, memory: u64) -> GpuHere {
+    GpuHere { uuid: [uuid; 16], memory }
+}
+
+/// Whether a former daemon's kept memory of GPUs was taken over, of which it had used some.
+fn knows_gpus(group: &Group) -> bool {
+    !group.core.kept().known_memory().is_empty()
 }
 
 /// A block with a copy on GPU 1 of two, and a client with its page.
 fn used(held: &mut Held) -> DevicePlace {
     let (mut group, _) = held.open(GPU_BYTES);
-    assert!(!group.devices_kept && group.devices_fd.is_some());
+    assert!(!knows_gpus(&group) && group.devices_fd.is_some());
     let shape = PoolShape {
         namespace: Fingerprint([7; 32]),
         label: "p".into(),
@@ -105,7 +110,7 @@ fn used(held: &mut Held) -> DevicePlace {
     DeviceHazards::mapped(&page.mapping, 0).set(0, GpuId(1), SlotId(16));
     let kept = group.core.kept_mut();
     assert!(kept.state.add_client(ClientRecord { id: id.0, ..Default::default() }));
-    assert_eq!(kept.number_gpus(&[gpu(1, false), gpu(2, false)]), [(GpuId(0), vec![]), (GpuId(1), vec![])]);
+    assert_eq!(kept.number_gpus(&[gpu(1, 11), gpu(2, 12)]), [(GpuId(0), vec![]), (GpuId(1), vec![])]);
     kept.set_device_slab(GpuId(1), &SLAB);
     let place = Place { slot: SlotId(0), bytes: 100, sum: 1, tier: Tier::Hbm };
     let line = kept.publish(PoolId(0), &KEY, place).expect("a line");
@@ -130,13 +135,14 @@ fn what_is_on_gpus_is_known_to_the_next_daemon() {
     let mut held = Held::default();
     let place = used(&mut held);
     let (mut group, formers) = held.open(GPU_BYTES);
-    assert_eq!((&group.start, group.devices_kept), (&Start::Warm, true));
+    assert_eq!((&group.start, knows_gpus(&group)), (&Start::Warm, true));
     assert!(held.names().ends_with(&["devices", "hbm", "client.1", "life.1", "device.1"]), "{:?}", held.names());
     let page = formers[0].device_page.as_ref().expect("the client's page");
     assert_eq!(DeviceHazards::mapped(&page.mapping, 0).get(0), Some((GpuId(1), SlotId(16))));
     let kept = group.core.kept_mut();
     // In another order now.
-    let numbers = kept.number_gpus(&[gpu(2, true), gpu(1, true)]);
+    assert_eq!(kept.known_memory(), [([1; 16], 11), ([2; 16], 12)]);
+    let numbers = kept.number_gpus(&[gpu(2, 12), gpu(1, 11)]);
     assert_eq!(numbers, [(GpuId(1), vec![SLAB]), (GpuId(0), vec![])]);
     let line = kept.find(PoolId(0), &KEY).expect("the block");
     assert_eq!(kept.device(line), Some(place));
@@ -148,12 +154,18 @@ fn a_gpu_with_new_memory_has_no_copies_from_the_start_on() {
     let mut held = Held::default();
     used(&mut held);
     let (mut group, _) = held.open(GPU_BYTES);
-    assert!(group.devices_kept);
+    assert!(knows_gpus(&group));
     let kept = group.core.kept_mut();
     let line = kept.find(PoolId(0), &KEY).expect("the block");
     assert!(kept.device(line).is_some());
-    assert_eq!(kept.number_gpus(&[gpu(1, true), gpu(2, false)]), [(GpuId(0), vec![]), (GpuId(1), vec![])]);
-    assert_eq!(kept.device(line), None);
+    assert_eq!(kept.number_gpus(&[gpu(1, 11), gpu(2, 22)]), [(GpuId(0), vec![]), (GpuId(1), vec![])]);
+    assert_eq!((kept.device(line), kept.known_memory()), (None, vec![([1; 16], 11), ([2; 16], 22)]));
+    drop(group);
+    // One that is lost has none, and what it had is not known any more.
+    let (mut group, _) = held.open(GPU_BYTES);
+    let kept = group.core.kept_mut();
+    kept.number_gpus(&[gpu(1, 11), gpu(2, 0)]);
+    assert_eq!(kept.known_memory(), [([1; 16], 11)]);
 }
 
 #[test]
@@ -162,15 +174,15 @@ fn without_the_page_of_a_client_nothing_on_gpus_is_taken_over() {
     used(&mut held);
     held.forget("a.device.1").expect("it is there");
     let (mut group, formers) = held.open(GPU_BYTES);
-    assert_eq!((&group.start, group.devices_kept), (&Start::Warm, false));
+    assert_eq!((&group.start, knows_gpus(&group)), (&Start::Warm, false));
     let kept = group.core.kept_mut();
-    assert_eq!(kept.number_gpus(&[gpu(2, true)]), [(GpuId(0), vec![])], "numbers begin anew");
+    assert_eq!(kept.number_gpus(&[gpu(2, 12)]), [(GpuId(0), vec![])], "numbers begin anew");
     let line = kept.find(PoolId(0), &KEY).expect("the block's line");
     assert_eq!(kept.device(line), None);
     // It has one from now on, which the next daemon finds.
     assert!(formers[0].device_page.is_some());
     drop((group, formers));
-    assert!(held.open(GPU_BYTES).0.devices_kept);
+    assert!(knows_gpus(&held.open(GPU_BYTES).0));
 }
 
 #[test]
@@ -179,7 +191,7 @@ fn gpus_come_and_go_with_the_configuration_and_the_rest_stays() {
     used(&mut held);
     // Other memory on each GPU.
     let (group, _) = held.open(GPU_BYTES / 2);
-    assert_eq!((&group.start, group.devices_kept), (&Start::Warm, false));
+    assert_eq!((&group.start, knows_gpus(&group)), (&Start::Warm, false));
     drop(group);
     let (group, formers) = held.open(0);
     assert_eq!((&group.start, group.devices_fd.is_some()), (&Start::Warm, false));
@@ -187,7 +199,7 @@ fn gpus_come_and_go_with_the_configuration_and_the_rest_stays() {
     assert!(held.names().iter().all(|name| !["devices", "hbm", "device.1"].contains(name)), "{:?}", held.names());
     drop((group, formers));
     let (group, formers) = held.open(GPU_BYTES);
-    assert_eq!((&group.start, group.devices_kept), (&Start::Warm, false));
+    assert_eq!((&group.start, knows_gpus(&group)), (&Start::Warm, false));
     assert!(formers[0].device_page.is_some());
 }
 
@@ -224,7 +236,7 @@ fn a_client_is_counted_what_it_pins_where_slots_wait_and_nothing_else() {
     let (mut group, formers) = held.open(GPU_BYTES);
     group.add_extent(2 << 20, &mut held).expect("memory");
     group.core.adopt_slab(SLAB);
-    let gpus = group.core.kept_mut().number_gpus(&[gpu(1, true), gpu(2, true)]);
+    let gpus = group.core.kept_mut().number_gpus(&[gpu(1, 11), gpu(2, 12)]);
     for (id, slabs) in gpus {
         assert!(group.core.gpu_added(Time(0), id, GPU_BYTES));
         slabs.into_iter().for_each(|slab| group.core.adopt_gpu_slab(id, slab));

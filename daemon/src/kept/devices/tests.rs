@@ -44,8 +44,14 @@ impl Memory {
     }
 }
 
-fn gpu(uuid: u8, is_kept: bool) -> GpuHere {
-    GpuHere { uuid: [uuid; 16], is_kept }
+/// With its first memory.
+fn gpu(uuid: u8) -> GpuHere {
+    GpuHere { uuid: [uuid; 16], memory: 100 + u64::from(uuid) }
+}
+
+/// With other memory than before.
+fn renewed(uuid: u8) -> GpuHere {
+    GpuHere { memory: 200 + u64::from(uuid), ..gpu(uuid) }
 }
 
 fn slab(base: u32, units: u32) -> Slab {
@@ -56,7 +62,7 @@ fn slab(base: u32, units: u32) -> Slab {
 fn a_gpu_keeps_its_number_and_its_slabs_whatever_its_place_in_the_configuration() {
     let memory = Memory::new();
     let mut devices = memory.create();
-    assert_eq!(devices.number(&[gpu(1, false), gpu(2, false)]), [GpuId(0), GpuId(1)]);
+    assert_eq!(devices.number(&[gpu(1), gpu(2)]), [GpuId(0), GpuId(1)]);
     for (number, base) in [(0, 0), (1, 512)] {
         devices.set_slab(GpuId(number), &slab(base, 256));
     }
@@ -65,7 +71,7 @@ fn a_gpu_keeps_its_number_and_its_slabs_whatever_its_place_in_the_configuration(
     drop(devices);
 
     let mut devices = memory.adopt(GPU_BYTES, TABLE_ID).expect("the same");
-    let here = [gpu(2, true), gpu(3, false), gpu(1, true)];
+    let here = [gpu(2), gpu(3), gpu(1)];
     assert_eq!(devices.stale(&here), []);
     assert_eq!(devices.number(&here), [GpuId(1), GpuId(2), GpuId(0)]);
     assert_eq!(devices.adopt_slabs(GpuId(1), 1), [slab(512, 256)]);
@@ -80,21 +86,23 @@ fn a_gpu_keeps_its_number_and_its_slabs_whatever_its_place_in_the_configuration(
 fn slabs_of_a_gpu_that_is_away_or_has_new_memory_are_stale_and_then_forgotten() {
     let memory = Memory::new();
     let mut devices = memory.create();
-    devices.number(&[gpu(1, false), gpu(2, false), gpu(3, false)]);
+    devices.number(&[gpu(1), gpu(2), gpu(3)]);
     for number in 0..3 {
         devices.set_slab(GpuId(number), &slab(0, 256));
     }
     drop(devices);
     // The second is away, the third has other memory.
-    let here = [gpu(1, true), gpu(3, false)];
+    let here = [gpu(1), renewed(3)];
     // Killed before it said so to the device table: known to the next one too.
     for _ in 0..2 {
         let devices = memory.adopt(GPU_BYTES, TABLE_ID).expect("the same");
         assert_eq!(devices.stale(&here), [GpuId(1), GpuId(2)]);
+        assert_eq!(devices.known_memory(), [1, 2, 3].map(|uuid| ([uuid; 16], 100 + u64::from(uuid))));
     }
     let mut devices = memory.adopt(GPU_BYTES, TABLE_ID).expect("the same");
     assert_eq!(devices.number(&here), [GpuId(0), GpuId(2)]);
     assert_eq!(devices.stale(&here), []);
+    assert_eq!(devices.known_memory(), [([1; 16], 101), ([3; 16], 203)], "the second's was given back");
     assert_eq!(devices.adopt_slabs(GpuId(2), 1), []);
     assert_eq!(devices.adopt_slabs(GpuId(0), 1), [slab(0, 256)]);
     // Used again, and nothing of its former life is read as a state of a slot.
@@ -104,20 +112,36 @@ fn slabs_of_a_gpu_that_is_away_or_has_new_memory_are_stale_and_then_forgotten() 
     devices.forget_slab(GpuId(2), &slab(0, 256));
     drop(devices);
     let mut devices = memory.adopt(GPU_BYTES, TABLE_ID).expect("the same");
-    devices.number(&[gpu(3, true), gpu(1, true)]);
+    devices.number(&[renewed(3), gpu(1)]);
     assert_eq!(devices.adopt_slabs(GpuId(2), 1), []);
     assert_eq!(devices.adopt_slabs(GpuId(0), 0), [], "of a pool that is not there");
 }
 
 #[test]
+fn memory_of_a_lost_gpu_is_not_known_to_the_next_daemon() {
+    let memory = Memory::new();
+    let mut devices = memory.create();
+    devices.number(&[gpu(1), gpu(2)]);
+    devices.set_slab(GpuId(0), &slab(0, 256));
+    devices.forget_memory(GpuId(0));
+    drop(devices);
+    // Killed before it forgot the rest.
+    let mut devices = memory.adopt(GPU_BYTES, TABLE_ID).expect("the same");
+    assert_eq!((devices.known_memory(), devices.stale(&[gpu(1), gpu(2)])), (vec![([2; 16], 102)], vec![GpuId(0)]));
+    assert_eq!(devices.number(&[renewed(1), gpu(2)]), [GpuId(0), GpuId(1)]);
+    assert_eq!(devices.adopt_slabs(GpuId(0), 1), []);
+    assert_eq!(devices.known_memory(), [([1; 16], 201), ([2; 16], 102)]);
+}
+
+#[test]
 fn numbers_run_out_only_when_all_of_them_are_here() {
     let mut devices = Memory::new().create();
-    let all: Vec<GpuHere> = (0..GPUS_MAX as u8).map(|uuid| gpu(uuid, false)).collect();
+    let all: Vec<GpuHere> = (0..GPUS_MAX as u8).map(gpu).collect();
     let numbers = devices.number(&all);
     assert_eq!(numbers.last(), Some(&GpuId(GPUS_MAX as u8 - 1)));
     // One is exchanged: the new one has the number of the one that went.
     let mut others = all.clone();
-    others[9] = gpu(200, false);
+    others[9] = gpu(200);
     assert_eq!(devices.number(&others), numbers);
 }
 

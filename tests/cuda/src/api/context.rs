@@ -11,7 +11,9 @@ use super::put;
 use crate::{
     misuse::Kind,
     stream::{self, Work},
-    world::{CURRENT, Context, Mark, Outcome, end_context, enter, enter_context, enter_of, unless_fallen, wait},
+    world::{
+        CURRENT, Context, Mark, Outcome, answering, end_context, enter, enter_context, enter_of, unless_fallen, wait,
+    },
 };
 
 fn pointer(context: u64) -> CUcontext {
@@ -28,6 +30,7 @@ api! {
     fn cuDevicePrimaryCtxRetain(context: *mut CUcontext, device: CUdevice) {
         let mut held = enter()?;
         let device = device_of(&held, device)?;
+        held = answering(held, device);
         held.look_at_device(device);
         if held.devices[device].lost {
             return Err(held.options.lost_as);

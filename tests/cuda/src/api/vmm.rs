@@ -15,7 +15,8 @@ use crate::{
     memory::{Handle, Mapped, Origin},
     misuse::Kind,
     object::{Object, reserve},
-    world::{Held, Outcome, World, enter, give_up, lock, unless_fallen},
+    options::Fault,
+    world::{Held, Outcome, World, answering, enter, give_up, lock, unless_fallen},
 };
 
 /// What a device has it by.
@@ -37,7 +38,8 @@ fn device_at(held: &World, location: &CUmemLocation) -> Outcome<usize> {
 }
 
 /// A device that is lost, or whose context has failed, answers that.
-fn works(mut held: Held, device: usize) -> Outcome<Held> {
+fn works(held: Held, device: usize) -> Outcome<Held> {
+    let mut held = answering(held, device);
     held.look_at_device(device);
     if let Some(context) = held.devices[device].context {
         held = unless_fallen(held, context)?;
@@ -311,6 +313,9 @@ api! {
             return Err(CUresult::CUDA_ERROR_INVALID_DEVICE);
         }
         held = works(held, object.device)?;
+        if held.devices[object.device].faults.strike(Fault::Import) {
+            return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+        }
         let object = held.memory.adopt(object);
         let id = held.handle();
         held.memory.handles.insert(id, Handle { object, references: 1, exportable: true });

@@ -12,7 +12,10 @@ use cudarc::driver::sys::{
     CUmemGenericAllocationHandle, CUmemLocation, CUmemLocationType, CUresult,
 };
 
-use super::{device::Device, error::HbmError};
+use super::{
+    device::Device,
+    error::{HbmError, is_fatal},
+};
 
 const DESCRIPTOR: CUmemAllocationHandleType = CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
 /// `CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS`, the one flag that there is.
@@ -183,7 +186,7 @@ impl HbmExtent {
                 // SAFETY: both contexts are retained.
                 match unsafe { sys::cuCtxEnablePeerAccess(self.device.context, 0) } {
                     CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => {}
-                    code => peer.check("cuCtxEnablePeerAccess", code)?,
+                    code => whose(peer, &self.device, code).check("cuCtxEnablePeerAccess", code)?,
                 }
             }
             Kind::Opened => return Ok(()),
@@ -238,7 +241,7 @@ impl HbmExtent {
         let access = access(to);
         // SAFETY: mapped, of that size; the description outlives the call.
         let code = unsafe { sys::cuMemSetAccess(self.base, reserved as usize, &raw const access, 1) };
-        self.device.check("cuMemSetAccess", code)
+        whose(&self.device, to, code).check("cuMemSetAccess", code)
     }
 }
 
@@ -261,6 +264,11 @@ impl Drop for HbmExtent {
             Kind::Opened => said(device, "cuIpcCloseMemHandle", unsafe { sys::cuIpcCloseMemHandle(self.base) }),
         }
     }
+}
+
+/// Of two devices that a call is about, the one that an error tells of: a loss of the other one is none of the first.
+fn whose<'a>(first: &'a Device, other: &'a Device, code: CUresult) -> &'a Device {
+    if is_fatal(code) && other.index() != first.index() && !other.is_well() { other } else { first }
 }
 
 fn location(device: u16) -> CUmemLocation {
