@@ -87,6 +87,7 @@ const VMM: &[&str] = &[
 ];
 const IPC: &[&str] = &["cuIpcGetMemHandle", "cuIpcOpenMemHandle_v2", "cuIpcCloseMemHandle"];
 const BATCH: &[&str] = &["cuMemcpyBatchAsync"];
+const CAPTURES: &[&str] = &["cuThreadExchangeStreamCaptureMode"];
 const WORDS: &[&str] = &["cuStreamWriteValue32_v2", "cuStreamWaitValue32_v2"];
 
 /// The driver, started.
@@ -99,6 +100,8 @@ pub struct Cuda {
     pub(super) has_batch: bool,
     /// Streams write words and wait for them.
     pub(super) has_words: bool,
+    /// Threads say that they heed no capture of graphs.
+    pub(super) has_captures: bool,
 }
 
 /// Whether a driver that can be used is there: `library` is the file, else the loader's rules find it. Never panics.
@@ -174,8 +177,9 @@ impl Cuda {
         }
         let path = library.map(Path::to_owned);
         let all = |names: &[&str]| names.iter().all(has);
-        let (has_vmm, has_ipc, has_batch, has_words) = (all(VMM), all(IPC), all(BATCH), all(WORDS));
-        Ok(Self { path, version, has_vmm, has_ipc, has_batch, has_words })
+        let (has_vmm, has_ipc, has_batch) = (all(VMM), all(IPC), all(BATCH));
+        let (has_words, has_captures) = (all(WORDS), all(CAPTURES));
+        Ok(Self { path, version, has_vmm, has_ipc, has_batch, has_words, has_captures })
     }
 }
 
