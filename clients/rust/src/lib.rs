@@ -69,7 +69,7 @@ pub use namespace::Namespace;
 pub use pool::{Pool, Pools};
 pub use present::Present;
 #[cfg(feature = "cuda")]
-pub use session::device::{DeviceFlag, DevicePiece, DevicePtr, DeviceStream, load_cuda};
+pub use session::device::{DeviceFlag, DevicePiece, DevicePtr, DeviceStream, GpuOpened, load_cuda};
 pub use session::{
     BlockStatus, GetOptions, Got, ObjectDst, ObjectInfo, ObjectStatus, Put, PutOptions, Reservation, Session, Verify,
     View, Views,
