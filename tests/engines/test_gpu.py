@@ -35,10 +35,12 @@ Cuda, stand_in = (getattr(_of_the_client("cuda"), name) for name in ("Cuda", "st
 Host, eventually, patiently = (getattr(_of_the_client("host"), name) for name in ("Host", "eventually", "patiently"))
 
 TOKENS, BLOCKS, ROW = 16, 12, 4096
+DRAM_BYTES = 64 << 20
 LAYERS = ("l0", "l1", "l2")
 FULL = kv.Group(0, TOKENS, 1, LAYERS, len(LAYERS) * ROW, None, False)
 # Slower than the calls that follow, so that copies are under way when a layer is waited for.
 LATENCY_US = "2000-4000"
+REGISTER_US = "300000"
 
 
 def test_the_gpu_copies_only_where_the_cache_is_on_one_of_cuda_and_the_daemon_serves_it():
@@ -162,7 +164,7 @@ class Tensor:
 def cuda(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cuda")
     stand_in()
-    os.environ.update(LAPIS_CUDA_LATENCY_US=LATENCY_US, LAPIS_CUDA_LOSE=f"1@{folder / 'lose'}")
+    os.environ.update(LAPIS_CUDA_LATENCY_US=LATENCY_US, LAPIS_CUDA_REGISTER_US=REGISTER_US, LAPIS_CUDA_LOSE=f"1@{folder / 'lose'}")
     cuda = Cuda(folder / "misuses")
     cuda.lose = folder / "lose"
     yield cuda
@@ -171,7 +173,7 @@ def cuda(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def host(cuda):
-    host = Host("64MiB", "--hbm-bytes", "16MiB", "--hbm-cuda-library", str(stand_in()))
+    host = Host(f"{DRAM_BYTES >> 20}MiB", "--hbm-bytes", "16MiB", "--hbm-cuda-library", str(stand_in()))
     yield host
     host.end()
 
@@ -179,14 +181,15 @@ def host(cuda):
 class Engine:
     """A worker, the KV cache that it works on, and what the engine computes with: what each layer found."""
 
-    def __init__(self, cuda, host, monkeypatch, name: str, device: int = 0, group=FULL, by_block: bool = True, rows=None):
+    def __init__(self, cuda, host, monkeypatch, name: str, device: int = 0, group=FULL, by_block: bool = True, rows=None,
+                 open_seconds: float = 20.0):
         self.torch, self.group = Torch(cuda, device), group
         monkeypatch.setattr(module, "torch", self.torch)
         self.client = host.client(gpus=True)
         space = lapis_kv.Namespace(name)
         self.pool = patiently(lambda: self.client.pool(space, "g0s0", group.block_bytes))
         link = SimpleNamespace(client=self.client, made={(0, 0): self.pool}, serves_gpus=True)
-        self.worker = Worker(link, [group], 0, 20.0, 20.0, False, by_block)
+        self.worker = Worker(link, [group], 0, 20.0, 20.0, False, by_block, open_seconds)
         draw = random.Random(name)
         self.caches, self.found = {}, {}
         # Layers that the step reads without waiting for them.
@@ -428,6 +431,22 @@ def test_a_load_by_buffers_too_waits_for_what_the_engine_did_with_its_blocks_bef
         if not at_once:
             assert it.received() == (set(), {"r"}, set())
         assert not it.worker.bad_blocks() and [it.block(5), it.block(6)] == before[1:3]
+
+
+def test_a_gpu_reaches_all_of_the_daemons_memory_before_the_first_load(engine):
+    it = engine()
+    assert it.client.open_gpu(0, deadline=0.0) == (DRAM_BYTES, DRAM_BYTES)
+
+
+def test_a_start_waits_no_longer_for_a_gpu_than_it_may(engine, caplog):
+    with caplog.at_level("WARNING", logger="vllm.lapis"):
+        it = engine(open_seconds=0.01)
+    assert f"0 of the daemon's {DRAM_BYTES >> 20} MiB are registered with GPU 0" in caplog.text
+    # The rest comes behind, and a load waits for it as ever.
+    it.client.put_from(it.pool, key(0), it.block(1))
+    before = it.block(1)
+    it.step(loads=[transfer([5])], at_once=True)
+    assert not it.worker.bad_blocks() and it.seen(5) == before
 
 
 # Last: the second GPU does not come back.

@@ -274,6 +274,7 @@ pub unsafe extern "C" fn lapis_status(
     })
 }
 
-fn client(client: Option<&lapis_client_t>) -> Result<&Client, CallError> {
+/// What a handle stands for.
+pub fn client(client: Option<&lapis_client_t>) -> Result<&Client, CallError> {
     client.map(|client| &*client.client).ok_or(CallError::Null { argument: "client" })
 }

@@ -121,8 +121,8 @@ pub fn of_client(error: &ClientError) -> c_int {
         ClientError::BufferBytes { .. } | ClientError::VectorCount { .. } | ClientError::VectorBytes { .. } => {
             LAPIS_E_BUFFER
         }
-        // No call of this library takes a flag.
-        ClientError::Pieces { .. } | ClientError::Range { .. } | ClientError::Flag { .. } => LAPIS_E_RANGE,
+        ClientError::Pieces { .. } | ClientError::Range { .. } => LAPIS_E_RANGE,
+        ClientError::Flag { .. } => LAPIS_E_ARGUMENT,
         ClientError::Kind { .. } | ClientError::ForeignPool { .. } => LAPIS_E_KIND,
         ClientError::Name { .. } | ClientError::Label { .. } => LAPIS_E_NAME,
         ClientError::Views { .. } => LAPIS_E_VIEWS,

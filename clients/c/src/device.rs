@@ -4,11 +4,13 @@ use std::{
     ffi::{c_char, c_int, c_ulonglong, c_void},
     mem::{ManuallyDrop, MaybeUninit},
     path::Path,
+    time::Duration,
 };
 
 use lapis_client::{Birthplace, ClientError, DeviceGot, DevicePtr, DeviceStream};
 
 use crate::{
+    client::{self, lapis_client_t},
     error::CallError,
     get::{self, lapis_get_options_t},
     guard,
@@ -41,8 +43,8 @@ impl Drop for lapis_device_got_t {
 }
 
 /// Takes CUDA's driver from a file, instead of libcuda.so or libcuda.so.1 as the loader finds it; before the first call
-/// that needs it, and for the life of the process. Without this call the driver is looked for at the first lapis_get_device()
-/// or lapis_put_device(); this library is linked with none. LAPIS_E_GPU where it cannot be loaded, or another one is.
+/// that needs it, and for the life of the process. Without this call the driver is looked for at the first call on a GPU;
+/// this library is linked with none. LAPIS_E_GPU where it cannot be loaded, or another one is.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lapis_load_cuda(path: *const c_char) -> c_int {
     guard::status(|| {
@@ -52,9 +54,34 @@ pub unsafe extern "C" fn lapis_load_cuda(path: *const c_char) -> c_int {
     })
 }
 
+/// Opens a GPU ahead of the first call there: maps what the daemon has on it (LAPIS_CONNECT_GPUS), and registers the daemon's
+/// memory in DRAM with the driver. Returns when all of that is registered or `deadline_us` are over; 0 does not wait. The
+/// opening itself is waited for at any rate. Of `bytes` so many are registered then, and the rest goes on behind; both may
+/// be null. A GPU that is open already is only looked at.
+///
+/// Calls on a GPU do the same where nobody has before, within their own deadlines: what is not registered in time is a miss.
+/// So does a client that connects to a daemon with other memory, as after a cold start. `device` is as lapis_get_device()
+/// has it. LAPIS_E_GPU and LAPIS_E_GPU_BUSY, also where there is no driver or it refuses to register.
+#[unsafe(no_mangle)]
+pub extern "C" fn lapis_open_gpu(
+    client: Option<&lapis_client_t>,
+    device: u32,
+    deadline_us: u64,
+    registered_bytes: Option<&mut MaybeUninit<u64>>,
+    bytes: Option<&mut MaybeUninit<u64>>,
+) -> c_int {
+    guard::status(|| {
+        let opened = client::client(client)?.open_gpu(index_of(device)?, Duration::from_micros(deadline_us))?;
+        raw::tell(registered_bytes, opened.registered_bytes);
+        raw::tell(bytes, opened.bytes);
+        Ok(())
+    })
+}
+
 /// lapis_get_into() into the memory of a GPU, on the caller's stream: when this returns, all copies are on it, behind what
-/// was there, so blocks are there for whatever is put on the stream afterwards. What the daemon has on that GPU is copied
-/// there (LAPIS_CONNECT_GPUS), what is in DRAM from where it lies; for the rest the daemon is asked, within the deadline.
+/// was there, so blocks are there for whatever is put on the stream afterwards. What the daemon has on that GPU, or on
+/// another one that it reaches (peer to peer), is copied from there (LAPIS_CONNECT_GPUS), what is in DRAM from where it
+/// lies; for the rest the daemon is asked, within the deadline.
 ///
 /// `addresses` are those of CUdeviceptr: one for each key, or the same number for each, and each gets an equal part of what
 /// is asked of a block. Each is memory of the stream's GPU with room for its part, which nobody frees, nor reads or writes
@@ -65,9 +92,9 @@ pub unsafe extern "C" fn lapis_load_cuda(path: *const c_char) -> c_int {
 /// `hit_bytes` and `hits` are as lapis_get_into() has them. `got` tells of the copies; ask lapis_device_got_still_valid()
 /// when they have ended and before the bytes are believed. Freed by lapis_device_got_free().
 ///
-/// Sums are checked of what comes from DRAM, and were of what lies on the GPU when it came there; with LAPIS_VERIFY_ALWAYS
+/// Sums are checked of what comes from DRAM, and were of what lies on a GPU when it came there; with LAPIS_VERIFY_ALWAYS
 /// blocks come from DRAM. The first call opens the GPU and registers memory of the host with the driver, which may take
-/// longer than a default deadline: blocks that are not registered by then are misses. LAPIS_E_GPU and LAPIS_E_GPU_BUSY, also
+/// longer than a default deadline: blocks that are not registered by then are misses (lapis_open_gpu()). LAPIS_E_GPU and LAPIS_E_GPU_BUSY, also
 /// where there is no driver: copies may be on the stream all the same.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lapis_get_device(
@@ -172,7 +199,7 @@ pub unsafe extern "C" fn lapis_put_device(
 
 /// # Safety
 /// As for [`raw::list`].
-unsafe fn device_ptrs(addresses: *const c_ulonglong, count: usize) -> Result<Vec<DevicePtr>, CallError> {
+pub unsafe fn device_ptrs(addresses: *const c_ulonglong, count: usize) -> Result<Vec<DevicePtr>, CallError> {
     // SAFETY: the caller's promise.
     let addresses = unsafe { raw::list(addresses, count, "addresses") }?;
     match addresses.iter().position(|address| *address == 0) {
@@ -183,10 +210,12 @@ unsafe fn device_ptrs(addresses: *const c_ulonglong, count: usize) -> Result<Vec
 
 /// # Safety
 /// As for [`DeviceStream::raw`].
-unsafe fn device_stream(device: u32, stream: *mut c_void) -> Result<DeviceStream, CallError> {
-    let expected = "a number of a GPU as the driver counts them";
-    let index =
-        u16::try_from(device).map_err(|_| CallError::Value { argument: "device", found: device.into(), expected })?;
+pub unsafe fn device_stream(device: u32, stream: *mut c_void) -> Result<DeviceStream, CallError> {
     // SAFETY: the caller's promise.
-    Ok(unsafe { DeviceStream::raw(index, stream) })
+    Ok(unsafe { DeviceStream::raw(index_of(device)?, stream) })
+}
+
+fn index_of(device: u32) -> Result<u16, CallError> {
+    let expected = "a number of a GPU as the driver counts them";
+    u16::try_from(device).map_err(|_| CallError::Value { argument: "device", found: device.into(), expected })
 }

@@ -24,6 +24,7 @@ mod look;
 mod put;
 
 mod device;
+mod load;
 
 mod reserve;
 mod ticket;
@@ -46,6 +47,7 @@ const _: () = {
     by_any_threads::<pool::lapis_pool_t>();
     by_any_threads::<bytes::lapis_bytes_t>();
     by_any_threads::<device::lapis_device_got_t>();
+    by_any_threads::<load::lapis_device_load_t>();
     by_one_after_the_other::<view::lapis_views_t>();
     by_one_after_the_other::<ticket::lapis_get_ticket_t>();
     by_one_after_the_other::<ticket::lapis_put_ticket_t>();

@@ -282,6 +282,20 @@ impl Client {
 
     // ---- On GPUs ----
 
+    /// Opens a GPU ahead of the first call there: maps what the daemon has on it (`gpus=True`), and registers the daemon's memory
+    /// in DRAM with the driver. Returns when all of that is registered or the deadline, in seconds, is over: how many bytes
+    /// are, and how many there are; the rest goes on behind. The opening itself is waited for at any rate. A GPU that is open
+    /// already is only looked at.
+    ///
+    /// Calls on a GPU do the same where nobody has before, within their own deadlines: what is not registered in time is a miss.
+    /// So does a client that connects to a daemon with other memory, as after a cold start. device: as in `get_device`. Raises
+    /// GpuError, also where there is no driver or it refuses to register.
+    #[pyo3(signature = (device, *, deadline=60.0))]
+    fn open_gpu(&self, py: Python<'_>, device: &Bound<'_, PyAny>, deadline: f64) -> PyResult<(u64, u64)> {
+        let (client, device) = (self.client()?, whole("device", device)?);
+        device::open(py, &client, device, seconds("deadline", deadline)?)
+    }
+
     /// `get_into` into the memory of a GPU, on the caller's stream: when this returns, all copies are on it, so blocks are there
     /// for whatever is put on the stream afterwards. The CPU waits for the daemon alone, and only for what is in no memory.
     ///
@@ -291,8 +305,9 @@ impl Client {
     /// is on it has ended. pieces, wait, deadline, verify: as in `get_into`; with `Verify.ALWAYS` blocks come from DRAM, as
     /// nobody checks sums on a GPU.
     ///
-    /// The daemon's memory on GPUs is read by a client with `gpus=True`; without, blocks come from DRAM. The first call opens
-    /// the GPU and registers memory of the host with the driver: what is not registered within the deadline is a miss.
+    /// The daemon's memory on that GPU, and on others that it reaches (peer to peer), is read by a client with `gpus=True`;
+    /// without, blocks come from DRAM. The first call opens the GPU and registers memory of the host with the driver: what is
+    /// not registered within the deadline is a miss (`open_gpu`).
     /// Ask `DeviceGot.still_valid` when the copies have ended. Raises GpuError, also where there is no driver; copies may be on
     /// the stream all the same.
     #[pyo3(signature = (pool, keys, dst, stream, *, device, pieces=None, wait=Wait::Present, deadline=None, verify=None))]

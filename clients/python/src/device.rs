@@ -1,6 +1,6 @@
 //! Blocks to and from the memory of GPUs: addresses and streams as numbers, as torch has them.
 
-use std::{mem::ManuallyDrop, path::PathBuf};
+use std::{mem::ManuallyDrop, path::PathBuf, time::Duration};
 
 use lapis_client::{
     self as client, Birthplace, Client, DeviceObject, DeviceObjectStatus, DevicePtr, DeviceRange, DeviceStream,
@@ -220,6 +220,11 @@ pub(crate) fn stream_of(stream: &Bound<'_, PyAny>, device: u16) -> PyResult<Devi
     Ok(unsafe { DeviceStream::raw(device, raw) })
 }
 
+pub(crate) fn open(py: Python<'_>, client: &Client, device: u16, deadline: Duration) -> PyResult<(u64, u64)> {
+    let opened = detached(py, || client.open_gpu(device, deadline))?;
+    Ok((opened.registered_bytes, opened.bytes))
+}
+
 pub(crate) fn get<'py>(
     py: Python<'py>,
     client: &Client,
@@ -251,8 +256,8 @@ pub(crate) fn put(
 }
 
 /// Takes CUDA's driver from a file, instead of libcuda.so or libcuda.so.1 as the loader finds it; before the first call that
-/// needs it, and for the life of the process. Without this call the driver is looked for at the first `get_device` or
-/// `put_device`. Raises GpuError where it cannot be loaded, or another one is.
+/// needs it, and for the life of the process. Without this call the driver is looked for at the first call on a GPU.
+/// Raises GpuError where it cannot be loaded, or another one is.
 #[pyfunction]
 #[pyo3(signature = (library, /))]
 pub(crate) fn load_cuda(py: Python<'_>, library: PathBuf) -> PyResult<()> {

@@ -61,6 +61,19 @@ class Cuda:
         """The stream goes on when the word there is at least that."""
         self("cuStreamWaitValue32_v2", ctypes.c_void_p(stream), ctypes.c_uint64(at), ctypes.c_uint32(value), 0)
 
+    def write_word(self, stream: int, at: int, value: int) -> None:
+        self("cuStreamWriteValue32_v2", ctypes.c_void_p(stream), ctypes.c_uint64(at), ctypes.c_uint32(value), 0)
+
+    def begin_capture(self, stream: int) -> None:
+        """Of a graph, as engines do it: whatever threads call meanwhile that may wait for work ends it, unless they said before
+        that they heed no captures."""
+        self("cuStreamBeginCapture_v2", ctypes.c_void_p(stream), 0)
+
+    def end_capture(self, stream: int) -> None:
+        """Fails where it was ended."""
+        graph = ctypes.c_void_p()
+        self("cuStreamEndCapture", ctypes.c_void_p(stream), ctypes.byref(graph))
+
     def memory(self, data: bytes) -> Memory:
         return Memory(self, data)
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import lapis_kv
@@ -49,6 +50,27 @@ def gpu_pool(gpu_client: lapis_kv.Client, namespace: lapis_kv.Namespace) -> lapi
 
 def puts_on_gpus(host: Host) -> int:
     return int(lapis_kv.status(host.socket)["hbm"]["puts"])
+
+
+def test_a_gpu_is_opened_ahead_of_its_first_call(cuda, gpu_host, gpu_client, gpu_pool, namespace):
+    for device in (0, 1):
+        assert gpu_client.open_gpu(device) == gpu_client.open_gpu(device, deadline=0.0) == (64 << 20, 64 << 20)
+    # Nothing is left to be waited for.
+    cuda.use(0)
+    gpu_client.put_from(gpu_pool, names(1), payload(1))
+    dst = cuda.memory(bytes(BLOCK))
+    assert gpu_client.get_device(gpu_pool, names(1), [dst.ptr], 0, device=0, deadline=0.0)
+    cuda.synchronize(0)
+    assert bytes(dst) == payload(1)
+    dst.free()
+    with pytest.raises(ValueError, match="device of 65536"):
+        gpu_client.open_gpu(65536)
+    with pytest.raises(ValueError, match="deadline of -1"):
+        gpu_client.open_gpu(0, deadline=-1.0)
+    with pytest.raises(TypeError, match="device"):
+        gpu_client.open_gpu("0")
+    with pytest.raises(lapis_kv.GpuError, match="opening a GPU"):
+        gpu_client.open_gpu(7)
 
 
 @pytest.mark.parametrize("device", [0, 1])
@@ -200,6 +222,95 @@ def test_a_flag_is_written_behind_its_piece_also_where_nothing_came(cuda, gpu_cl
     assert bytes(dst) == payload(1)
     dst.free()
     flags.free()
+
+
+def test_a_load_does_not_wait_for_what_another_one_waits_for(cuda, gpu_client, gpu_pool):
+    cuda.use(0)
+    gpu_client.put_from(gpu_pool, names(2), payload(2))
+    first, second, flag = cuda.memory(bytes(BLOCK)), cuda.memory(bytes(BLOCK)), cuda.memory(bytes(4))
+    # The first is behind what waits for the second, which is on a stream that waits for nothing.
+    waits, free = cuda.stream(), cuda.stream()
+    cuda.wait_word(waits, flag.ptr, 1)
+    behind = gpu_client.get_device_pieces(gpu_pool, names(1), layers(first.ptr, 1), waits, device=0)
+    told = (0, BLOCK, [second.ptr], (flag.ptr, 1))
+    load = gpu_client.get_device_pieces(gpu_pool, names(1, 1), [told], free, device=0)
+    try:
+        eventually("the second load", load.is_over)
+    finally:
+        if not load.is_over():
+            cuda.write_word(free, flag.ptr, 1)
+        cuda.synchronize(waits)
+    eventually("the first load", behind.is_over)
+    assert behind.still_valid() and load.still_valid() and bytes(first) + bytes(second) == payload(2)
+    for memory in (first, second, flag):
+        memory.free()
+
+
+def test_a_slot_of_memory_that_went_with_its_daemon_is_not_given_back_in_the_place_of_a_new_one(cuda, namespace):
+    def flags(hbm: str) -> tuple[str, ...]:
+        return ("--hbm-bytes", hbm, "--hbm-cuda-library", str(stand_in()))
+
+    def granted() -> int:
+        return int(lapis_kv.status(host.socket)["gpus"][0]["held"]["slots_granted"])
+
+    def put(client: lapis_kv.Client, at: int, stream: int, deadline: float = 30.0) -> int:
+        return client.put_device(pools[client], names(1, at), [sources[at].ptr], stream, device=0, deadline=deadline).stored
+
+    cuda.use(0)
+    host = Host("64MiB", *flags("16MiB"))
+    sources, gates, dst = [cuda.memory(payload(1, at)) for at in range(3)], [cuda.memory(bytes(4)) for _ in range(2)], cuda.memory(bytes(BLOCK))
+    slow, free = [cuda.stream() for _ in gates], cuda.stream()
+    for stream, gate in zip(slow, gates):
+        cuda.wait_word(stream, gate.ptr, 1)
+    try:
+        with host.client(gpus=True) as one, host.client(gpus=True) as other:
+            pools = {client: patiently(lambda client=client: client.pool(namespace, "kv", BLOCK)) for client in (one, other)}
+            assert put(one, 0, slow[0], deadline=0.5) == 0 and granted() == 1
+            host.kill()
+            host._flags = flags("8MiB")
+            host.start()
+            eventually("both clients", lambda: one.is_connected() and other.is_connected())
+            eventually("the daemon's memory", lambda: not lapis_kv.status(host.socket)["adopting"])
+            # Its slot has the number that the former one had, or it is none.
+            put(one, 1, slow[1], deadline=0.5)
+            cuda.write_word(free, gates[0].ptr, 1)
+            cuda.synchronize(slow[0])
+            time.sleep(0.1)
+            # What is written to the slot of the second is nobody else's.
+            eventually("a put", lambda: put(other, 2, free))
+            cuda.write_word(free, gates[1].ptr, 1)
+            cuda.synchronize(slow[1])
+            got = other.get_device(pools[other], names(1, 2), [dst.ptr], free, device=0)
+            cuda.synchronize(free)
+            assert got and got.still_valid() and bytes(dst) == payload(1, 2)
+            eventually("all slots", lambda: granted() == 0)
+    finally:
+        for gate in gates:
+            cuda.write_word(free, gate.ptr, 1)
+        host.end()
+    for memory in (*sources, *gates, dst):
+        memory.free()
+
+
+def test_what_an_engine_captures_is_not_disturbed(cuda, gpu_host, gpu_client, gpu_pool):
+    cuda.use(0)
+    gpu_client.put_from(gpu_pool, names(1), payload(1))
+    dst, gate, stream, graphs = cuda.memory(bytes(BLOCK)), cuda.memory(bytes(4)), cuda.stream(), cuda.stream()
+    cuda.wait_word(stream, gate.ptr, 1)
+    got = gpu_client.get_device(gpu_pool, names(1), [dst.ptr], stream, device=0)
+    cuda.begin_capture(graphs)
+    # A thread looks after the copies, another registers memory, and this one asks.
+    with gpu_host.client(gpus=True) as other:
+        assert other.open_gpu(0) == (64 << 20, 64 << 20)
+        until = time.monotonic() + 0.1
+        while time.monotonic() < until:
+            assert not got.is_over() and got.still_valid()
+    cuda.end_capture(graphs)
+    cuda.write_word(graphs, gate.ptr, 1)
+    cuda.synchronize(stream)
+    assert got.is_over() and got.still_valid() and bytes(dst) == payload(1)
+    dst.free()
+    gate.free()
 
 
 def test_what_is_no_piece_is_told(cuda, gpu_client, gpu_pool):
@@ -384,7 +495,7 @@ def test_a_forked_child_touches_no_driver(cuda, gpu_client, gpu_pool):
     load = gpu_client.get_device_pieces(gpu_pool, [b"none"], [(0, BLOCK, [dst.ptr])], 0, device=0)
     if (child := os.fork()) == 0:
         told = 0
-        on_piece = [lambda: load.wait_piece(0, 0), lambda: load.is_piece_over(0)]
+        on_piece = [lambda: load.wait_piece(0, 0), lambda: load.is_piece_over(0), lambda: gpu_client.open_gpu(0)]
         for call in (got.is_over, got.still_valid, load.is_over, load.still_valid, *on_piece):
             try:
                 call()
@@ -392,7 +503,7 @@ def test_a_forked_child_touches_no_driver(cuda, gpu_client, gpu_pool):
                 told += 1
         del got, load
         os._exit(told)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 6
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     cuda.synchronize(0)
     assert got.is_over() and got.still_valid() and bytes(dst) == payload(1)
     dst.free()

@@ -455,7 +455,9 @@ impl Drop for Inner {
         if !self.shared.birthplace.is_here() {
             // The threads are the parent's.
             #[cfg(feature = "cuda")]
-            self.shared.flights.forget();
+            if !self.shared.flights.forget() {
+                std::mem::forget(self.shared.clone());
+            }
             return;
         }
         self.shared.waiters.nudge.raise();

@@ -70,7 +70,8 @@ pub use pool::{Pool, Pools};
 pub use present::Present;
 #[cfg(feature = "cuda")]
 pub use session::device::{
-    DeviceFlag, DeviceObject, DeviceObjectStatus, DevicePiece, DevicePtr, DeviceRange, DeviceStream, load_cuda,
+    DeviceFlag, DeviceObject, DeviceObjectStatus, DevicePiece, DevicePtr, DeviceRange, DeviceStream, GpuOpened,
+    load_cuda,
 };
 pub use session::{
     BlockStatus, GetOptions, Got, ObjectDst, ObjectInfo, ObjectStatus, Put, PutOptions, Reservation, Session, Verify,

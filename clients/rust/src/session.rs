@@ -156,6 +156,8 @@ impl Session {
         former: Option<&Session>,
     ) -> Result<Self, ClientError> {
         let shared = former.map(|former| &former.maps).filter(|maps| maps.serve(welcome)).cloned();
+        #[cfg(feature = "cuda")]
+        let gpus = former.map_or_else(device::Gpus::default, |former| former.gpus.successor(shared.is_some()));
         let maps = match shared {
             Some(maps) => maps,
             None => Arc::new(Maps::open(welcome, table)?),
@@ -165,7 +167,7 @@ impl Session {
         let (requests, completions) = control.rings();
         Ok(Self {
             #[cfg(feature = "cuda")]
-            gpus: device::Gpus::default(),
+            gpus,
             pins: Pins::new(control.hazards()),
             completions: Mutex::new(completions),
             calls: Mutex::new(Calls::new(requests)),

@@ -28,6 +28,7 @@ macro_rules! api {
 }
 
 mod batch;
+mod capture;
 mod context;
 mod copy;
 mod device;
@@ -41,8 +42,8 @@ mod stream;
 mod vmm;
 
 pub use self::{
-    batch::*, context::*, copy::*, device::*, error::*, event::*, host::*, ipc::*, memory::*, pointer::*, stream::*,
-    vmm::*,
+    batch::*, capture::*, context::*, copy::*, device::*, error::*, event::*, host::*, ipc::*, memory::*, pointer::*,
+    stream::*, vmm::*,
 };
 
 fn answer(outcome: Outcome) -> CUresult {

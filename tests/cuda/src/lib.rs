@@ -23,6 +23,7 @@
 //! | `LAPIS_CUDA_BYTES` | bytes of each, with commas between, the last counts for the rest | 256 MiB |
 //! | `LAPIS_CUDA_SEED` | of latencies and errors | 0 |
 //! | `LAPIS_CUDA_LATENCY_US` | of each copy, `LOW-HIGH` | 0 |
+//! | `LAPIS_CUDA_REGISTER_US` | of each registration of host memory | 0 |
 //! | `LAPIS_CUDA_ERRORS` | a list of `[DEVICE:]KIND=N[xTIMES]`: one in N fails, at most TIMES | none |
 //! | `LAPIS_CUDA_LOSE` | a list of `DEVICE@CALLS`, lost after so many calls, or `DEVICE@/PATH`, lost while that file is there | none |
 //! | `LAPIS_CUDA_HANG` | a list of `DEVICE@/PATH`: calls to it do not return while that file is there | none |
@@ -33,8 +34,10 @@
 //! | `LAPIS_CUDA_MISUSES` | file to which each misuse is appended, a line each | none |
 //!
 //! Kinds of errors: `memory` (an allocation is refused), `copy` (the call is refused; of a batch a part was taken), `event` (a
-//! record is refused), `import` (shared memory is refused), `sticky` (a copy fails as it runs; every call of its context fails from then on, until the primary
+//! record is refused), `import` (shared memory is refused), `query` (whether an event was reached is not said, as while somebody captures a graph), `sticky` (a copy fails as it runs; every call of its context fails from then on, until the primary
 //! context is reset or released).
+//!
+//! Of graphs that are captured (`cuStreamBeginCapture`) it knows what they forbid other threads meanwhile (`capture`), no more.
 //!
 //! An old driver, which lacks functions, is a copy of the file in which their names are overwritten:
 //! `LC_ALL=C sed s/cuMemcpyBatchAsync/xxMemcpyBatchAsync/g libcuda.so`.
@@ -43,6 +46,7 @@
 //! [`lapis_cuda_misuse`]. [`misuse::Kind`] lists what is found.
 
 mod api;
+mod capture;
 mod clock;
 mod event;
 mod faults;

@@ -29,6 +29,8 @@ pub enum Fault {
     Event,
     /// Memory that was shared is not taken.
     Import,
+    /// What has become of an event is not said.
+    Query,
 }
 
 /// When a device is lost.
@@ -45,6 +47,7 @@ pub struct Options {
     pub device_bytes: Vec<u64>,
     pub seed: u64,
     pub latency_us: RangeInclusive<u64>,
+    pub register: Duration,
     pub chances: Vec<Chance>,
     pub losses: Vec<(usize, Loss)>,
     pub lost_as: CUresult,
@@ -84,6 +87,7 @@ impl Options {
             device_bytes: (0..count).map(|index| bytes.get(index).copied().unwrap_or(last)).collect(),
             seed: number("SEED", 0),
             latency_us: parsed("LATENCY_US", low)..=parsed("LATENCY_US", high),
+            register: Duration::from_micros(number("REGISTER_US", 0)),
             chances: list(value("ERRORS")).iter().map(|text| chance(text)).collect(),
             losses: list(value("LOSE")).iter().map(|text| loss(text)).collect(),
             lost_as: match number("LOST_AS", 46) {
@@ -135,7 +139,8 @@ fn chance(text: &str) -> Chance {
         "sticky" => Fault::Sticky,
         "event" => Fault::Event,
         "import" => Fault::Import,
-        other => panic!("LAPIS_CUDA_ERRORS: {other:?} is none of memory, copy, sticky, event, import"),
+        "query" => Fault::Query,
+        other => panic!("LAPIS_CUDA_ERRORS: {other:?} is none of memory, copy, sticky, event, import, query"),
     };
     let (one_in, times) = match numbers.split_once('x') {
         Some((one_in, times)) => (one_in, parsed("ERRORS", times)),
@@ -178,7 +183,7 @@ mod tests {
     fn what_is_not_said_has_a_default() {
         let options = with(&[]);
         assert_eq!(options.device_bytes, [DEVICE_BYTES]);
-        assert_eq!(options.latency_us, 0..=0);
+        assert_eq!((options.latency_us, options.register), (0..=0, Duration::ZERO));
         assert!(options.has_vmm && options.has_descriptors && !options.pageable && options.chances.is_empty());
     }
 
@@ -188,6 +193,7 @@ mod tests {
             ("DEVICES", "3"),
             ("BYTES", "100,200"),
             ("LATENCY_US", "5-50"),
+            ("REGISTER_US", "70"),
             ("ERRORS", "memory=7,1:sticky=1x2"),
             ("LOSE", "0@12,2@/run/gone"),
             ("HANG", "1@/run/busy"),
@@ -195,6 +201,7 @@ mod tests {
             ("LINK", "2"),
         ]);
         assert_eq!((options.device_bytes.as_slice(), options.latency_us), (&[100, 200, 200][..], 5..=50));
+        assert_eq!(options.register, Duration::from_micros(70));
         let memory = Chance { device: None, what: Fault::Memory, one_in: 7, times: u64::MAX };
         assert_eq!(options.chances, [memory, Chance { device: Some(1), what: Fault::Sticky, one_in: 1, times: 2 }]);
         assert_eq!(options.losses, [(0, Loss::After(12)), (2, Loss::While("/run/gone".into()))]);

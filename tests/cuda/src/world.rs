@@ -12,6 +12,7 @@ use std::{
 use cudarc::driver::sys::CUresult;
 
 use crate::{
+    capture::{self, Capture},
     clock::{Clock, HOST},
     event::Event,
     faults::Faults,
@@ -56,6 +57,8 @@ pub struct World {
     pub events: BTreeMap<u64, Event>,
     pub memory: Memory,
     pub history: History,
+    /// What somebody captures now.
+    pub capture: Option<Capture>,
     /// Who wrote the words that streams wait for.
     pub written: Written,
     last_handle: u64,
@@ -118,6 +121,7 @@ impl World {
             events: BTreeMap::new(),
             memory: Memory::default(),
             history: History::default(),
+            capture: None,
             written: Written::default(),
             last_handle: 0x5000,
         }
@@ -232,12 +236,13 @@ pub fn enter() -> Outcome<Held> {
 
 /// The state and the current context, which works.
 pub fn enter_context(call: &'static str) -> Outcome<(Held, u64)> {
-    let held = enter()?;
+    let mut held = enter()?;
     let current = CURRENT.with_borrow(|stack| stack.last().copied().unwrap_or(0));
     if current == 0 {
         held.misuse(Kind::WrongContext, call, "no context is current in this thread");
         return Err(CUresult::CUDA_ERROR_INVALID_CONTEXT);
     }
+    capture::permits(&mut held, call)?;
     enter_of(held, current, call).map(|held| (held, current))
 }
 

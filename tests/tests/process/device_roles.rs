@@ -11,7 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use lapis_arena::{
@@ -128,6 +128,37 @@ impl Bench {
         (got.got.statuses.iter().map(|status| status.is_hit()).collect(), wrong)
     }
 
+    /// What a get finds that waits for nothing, before the GPU was opened to the end and after.
+    fn open(&self, keys: &[Key]) {
+        let at_once = GetOptions { deadline: Some(Duration::ZERO), ..GetOptions::default() };
+        let get = || {
+            // SAFETY: as in `put`.
+            let got =
+                unsafe { self.client.get_device(&self.pool, keys, &self.places(keys.len()), &self.stream, &at_once) };
+            got.expect("a sound call")
+        };
+        let open = |deadline| self.client.open_gpu(self.stream.device(), deadline).expect("a GPU");
+        let (early, begun, opened) = (get().got.hits, open(Duration::ZERO), open(PATIENCE));
+        let got = get();
+        let (is_valid, wrong) = self.end_get(keys, &got);
+        say(
+            &json!({ "early": early, "begun": begun.registered_bytes, "bytes": begun.bytes, "whole": opened.is_whole(),
+            "registered": opened.registered_bytes, "hits": got.got.hits, "valid": is_valid, "wrong": wrong }),
+        );
+    }
+
+    /// Memory of the host is to be registered by the first GPU, which is lost before that has ended.
+    fn open_when_another_is_lost(&self, keys: &[Key]) {
+        let lost = std::env::var("LAPIS_CUDA_LOSE").expect("a loss");
+        let begun = self.client.open_gpu(0, Duration::ZERO).expect("it is there yet");
+        std::fs::write(lost.strip_prefix("0@").expect("the first GPU's"), "").expect("a file");
+        let opened = self.client.open_gpu(self.stream.device(), PATIENCE).expect("the other one");
+        let (hits, wrong) = self.get(keys);
+        let hits = hits.into_iter().filter(|hit| *hit).count();
+        let begun = begun.registered_bytes;
+        say(&json!({ "begun": begun, "whole": opened.is_whole(), "hits": hits, "wrong": wrong }));
+    }
+
     /// A get whose copies come when `open` was asked for; then what became of it, and of one more for each further line.
     fn get_behind_a_gate(&self, keys: &[Key]) {
         let (gate, at) = self.word(0);
@@ -239,6 +270,8 @@ pub fn run(role: &str, words: &[String]) {
             let hits: usize = got.iter().map(|got| got.got.hits).sum();
             say(&json!({ "hits": hits, "over": got.iter().all(DeviceGot::is_over) }));
         }
+        "open" => bench.open(&blocks::keys(ids.clone())),
+        "open when another is lost" => bench.open_when_another_is_lost(&blocks::keys(ids.clone())),
         "get behind a gate" => bench.get_behind_a_gate(&blocks::keys(ids.clone())),
         // Puts and gets until it is told to end; a line for each that it is asked for.
         "load" => load(&bench, number(3), number(4)),

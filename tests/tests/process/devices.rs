@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::{
     alone, binary, eventually,
-    gpus::{Bed, registered},
+    gpus::{Bed, DRAM, registered},
     machine::{at, kill_and_restart, status_when},
     worker::Worker,
 };
@@ -182,6 +182,59 @@ fn a_gpu_that_the_daemon_loses_under_load_takes_no_wrong_byte_along() {
     let after = sound(&mut clients);
     assert!(then.iter().zip(&after).all(|(then, after)| then < after), "both go on: {then:?} {after:?}");
     drop(clients);
+    host.stop_daemon().expect("it ends");
+}
+
+#[test]
+fn a_gpu_that_was_opened_ahead_misses_nothing_at_its_first_call() {
+    let _alone = alone();
+    let bed = Bed::new(&[("DEVICES", "2")]);
+    let mut host = bed.host(&[]);
+    registered(&host, 2);
+    let writer = super::machine::connect(&mut host);
+    let pool = super::blocks::pool(&writer, super::blocks::SMALL);
+    eventually("puts", || super::blocks::put_all(&writer, &pool, 0..8).is_empty().then_some(()));
+    for gpu in 0..2 {
+        let said = client(&bed, &host, "open", gpu, [0, 8], &[("REGISTER_US", "500000")]).line();
+        assert_eq!((&said["early"], &said["begun"], &said["bytes"]), (&0.into(), &0.into(), &DRAM.into()), "{said}");
+        assert_eq!((&said["whole"], &said["registered"]), (&true.into(), &DRAM.into()), "{said}");
+        assert_eq!((&said["hits"], &said["valid"], &said["wrong"]), (&8.into(), &true.into(), &0.into()), "{said}");
+    }
+    drop(writer);
+    host.stop_daemon().expect("it ends");
+}
+
+#[test]
+fn a_gpu_reads_the_hosts_memory_when_the_one_is_lost_that_was_to_register_it() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().expect("a folder");
+    let loss = format!("0@{}", folder.path().join("gone").display());
+    let bed = Bed::new(&[("DEVICES", "2")]);
+    let mut host = bed.host(&[]);
+    registered(&host, 2);
+    let writer = super::machine::connect(&mut host);
+    let pool = super::blocks::pool(&writer, super::blocks::SMALL);
+    eventually("puts", || super::blocks::put_all(&writer, &pool, 0..8).is_empty().then_some(()));
+    let variables = [("REGISTER_US", "500000"), ("LOSE", loss.as_str())];
+    let said = client(&bed, &host, "open when another is lost", 1, [0, 8], &variables).line();
+    assert_eq!((&said["begun"], &said["whole"]), (&0.into(), &true.into()), "{said}");
+    assert_eq!((&said["hits"], &said["wrong"]), (&8.into(), &0.into()), "{said}");
+    drop(writer);
+    host.stop_daemon().expect("it ends");
+}
+
+#[test]
+fn a_gpu_whose_driver_does_not_say_what_has_ended_is_asked_again_and_is_not_lost() {
+    let _alone = alone();
+    let bed = Bed::new(&[("DEVICES", "2")]);
+    let mut host = bed.host(&[]);
+    registered(&host, 2);
+    // While copies are under way: what they read and write is nobody else's until they are over.
+    let variables = [("ERRORS", "query=1x40"), ("LATENCY_US", "200-500")];
+    let said = client(&bed, &host, "put", 0, [0, BLOCKS], &variables).line();
+    assert_eq!(said["stored"], BLOCKS, "{said}");
+    let said = client(&bed, &host, "get", 1, [0, BLOCKS], &variables).line();
+    assert_eq!((&said["hits"], &said["wrong"]), (&BLOCKS.into(), &0.into()), "{said}");
     host.stop_daemon().expect("it ends");
 }
 

@@ -22,7 +22,7 @@ use super::{
     worker::Worker,
 };
 
-const DRAM: u64 = 64 * MIB;
+pub const DRAM: u64 = 64 * MIB;
 const HBM: u64 = 32 * MIB;
 /// As the stand-in names its second GPU.
 const BUS_OF_SECOND: &str = "0000:41:00.0";

@@ -23,6 +23,9 @@ pub(super) struct Client {
     pub grants: Map<SlotId, Grant>,
     /// Slots on GPUs that it may be writing; `None`: of a former daemon.
     pub gpu_grants: BTreeMap<(GpuId, SlotId), Option<Named>>,
+    /// Slots on GPUs that it says it is writing and does not have: of memory that a former daemon had. It gives them back by
+    /// their numbers, so until then no slot on a GPU is granted to it, which could have one of these.
+    pub gpu_ghosts: BTreeSet<(GpuId, SlotId)>,
     /// Of those, slots that no reserve named a key for: per shelf.
     pub magazine: BTreeMap<Shelf, u32>,
     pub magazine_units: u64,
@@ -56,6 +59,7 @@ impl Client {
             connected,
             grants: Map::default(),
             gpu_grants: BTreeMap::new(),
+            gpu_ghosts: BTreeSet::new(),
             magazine: BTreeMap::new(),
             magazine_units: 0,
             reserved_units: 0,

@@ -321,6 +321,7 @@ class Client:
         deadline: float | None = None,
         verify: Verify | None = None,
     ) -> Got: ...
+    def open_gpu(self, device: int, *, deadline: float = 60.0) -> tuple[int, int]: ...
     def get_device(
         self,
         pool: Pool,

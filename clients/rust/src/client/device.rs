@@ -3,7 +3,7 @@
 //! Invariant: what a copy reads or writes is let go of only after a mark behind it is over, also when the client ends.
 
 use std::{
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex, OnceLock, TryLockError},
     thread::Thread,
     time::{Duration, Instant},
 };
@@ -15,11 +15,11 @@ use super::{
     shared::{Live, Shared},
 };
 use crate::{
-    ClientError, DeviceObject, DeviceObjectStatus, DevicePiece, DevicePtr, DeviceStream, GetOptions, Got, Pool, Put,
-    PutOptions, Session,
+    ClientError, DeviceObject, DeviceObjectStatus, DevicePiece, DevicePtr, DeviceStream, GetOptions, Got, GpuOpened,
+    Pool, Put, PutOptions, Session,
     session::{
         self,
-        device::{DeviceGetJob, DevicePutJob, Flight, Watch, keys_of},
+        device::{DeviceGetJob, DevicePutJob, Flight, GpuOpenJob, Watch, keys_of},
     },
 };
 
@@ -124,11 +124,13 @@ pub(super) struct Flights {
 impl Flights {
     /// Lets go of what is over; true if anything is left, and if anything went.
     fn reap(&self) -> (bool, bool) {
-        let (over, left): (Vec<Flight>, Vec<Flight>) =
-            session::lock(&self.list).drain(..).partition(|flight| flight.is_over());
+        // Under one lock: to the thread that looks after them what is taken out for a moment is none.
+        let mut list = session::lock(&self.list);
+        let (over, left): (Vec<Flight>, Vec<Flight>) = list.drain(..).partition(Flight::is_over);
         let (any, went) = (!left.is_empty(), !over.is_empty());
-        // Those that came meanwhile are behind.
-        session::lock(&self.list).splice(0..0, left);
+        *list = left;
+        drop(list);
+        drop(over);
         (any, went)
     }
 
@@ -145,9 +147,16 @@ impl Flights {
         }
     }
 
-    /// In a forked child nothing of the driver may be touched.
-    pub fn forget(&self) {
-        std::mem::forget(std::mem::take(&mut *session::lock(&self.list)));
+    /// In a forked child nothing of the driver may be touched, nor may a lock be waited for: who held it as the process was
+    /// forked is not here. False if it is held: then these are never to be dropped.
+    pub fn forget(&self) -> bool {
+        let mut list = match self.list.try_lock() {
+            Ok(list) => list,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        std::mem::forget(std::mem::take(&mut *list));
+        true
     }
 }
 
@@ -161,13 +170,29 @@ fn run(shared: &Shared) {
 }
 
 impl Client {
-    /// [`Self::get_into`] into the memory of a GPU, on the caller's stream: when this returns, all copies are on it. `to` has
-    /// one address for each key, or the same number for each, and each gets an equal part. What the daemon has on that GPU is
-    /// copied there, what is in DRAM is copied from where it lies, for the rest the daemon is asked, within the deadline.
+    /// Opens a GPU ahead of the first call there: maps what the daemon has on it, and registers the daemon's memory in DRAM with
+    /// the driver. Returns when all of that is registered or the deadline is over, with how much is; the rest goes on behind.
+    /// The opening itself is waited for, whatever the deadline. A GPU that is open already is only looked at.
     ///
-    /// Sums are checked of what comes from DRAM, as by `get_into`; what lies on the GPU was checked before it came there,
+    /// Calls on a GPU do the same where nobody has before, within their own deadlines: what is not registered in time is a miss.
+    /// So does a client that connects to a daemon with other memory, as after a cold start. `device`: as the driver counts them
+    /// in this process. An error is the GPU's or the driver's, which may have refused to register.
+    pub fn open_gpu(&self, device: u16, deadline: Duration) -> Result<GpuOpened, ClientError> {
+        let live = self.shared().here()?;
+        let mut job = GpuOpenJob::new(live.session.clone(), device)?;
+        self.shared().drive(&live, deadline, |_| job.step());
+        job.finish()
+    }
+
+    /// [`Self::get_into`] into the memory of a GPU, on the caller's stream: when this returns, all copies are on it. `to` has
+    /// one address for each key, or the same number for each, and each gets an equal part. What the daemon has on that GPU, or
+    /// on another one that it reaches (peer to peer), is copied from there, what is in DRAM from where it lies; for the rest
+    /// the daemon is asked, within the deadline.
+    ///
+    /// Sums are checked of what comes from DRAM, as by `get_into`; what lies on a GPU was checked before it came there,
     /// and is not read there by who wants all checked (`Verify::Always`). The first call opens the GPU, and registers memory of
-    /// the host with the driver; later ones wait for neither.
+    /// the host with the driver, where [`Self::open_gpu`] has not; later ones wait for neither. The first block that lies on
+    /// another GPU opens that one too.
     ///
     /// # Safety
     /// Each address is memory of the stream's GPU with room for its part, and nobody frees it, or reads or writes it other than

@@ -5,6 +5,7 @@
 
 mod get;
 mod objects;
+mod open;
 mod peers;
 mod pieces;
 mod put;
@@ -32,6 +33,7 @@ use self::peers::Peers;
 pub use self::{
     get::DeviceGetJob,
     objects::{DeviceObject, DeviceObjectStatus, DeviceRange},
+    open::{GpuOpenJob, GpuOpened},
     pieces::{DeviceFlag, DevicePiece},
     put::DevicePutJob,
 };
@@ -277,6 +279,8 @@ impl OpenGpu {
 #[derive(Default)]
 pub(super) struct Gpus {
     told: RwLock<Option<Arc<Devices>>>,
+    /// The last page that there was: a daemon after one without GPUs may give it again, and copies may still be named there.
+    page: Mutex<Option<Arc<Page>>>,
     opened: Mutex<Opened>,
 }
 
@@ -309,6 +313,15 @@ impl fmt::Debug for Gpus {
 }
 
 impl Gpus {
+    /// Of a session that takes the place of this one's. With the same memory of the host: that can be registered once only,
+    /// and stays so as long as a copy or a handle of the former session holds it.
+    pub fn successor(&self, has_same_memory: bool) -> Self {
+        let former = lock(&self.opened);
+        let hosts = if has_same_memory { former.hosts.clone() } else { HashMap::new() };
+        let opened = Mutex::new(Opened { hosts, devices: former.devices.clone(), gpus: BTreeMap::new() });
+        Self { opened, ..Self::default() }
+    }
+
     /// In a forked child nothing of the driver may be touched.
     pub fn forget(&mut self) {
         std::mem::forget(std::mem::take(self.opened.get_mut().unwrap_or_else(PoisonError::into_inner)));
@@ -345,11 +358,15 @@ impl Gpus {
         Ok(gpu)
     }
 
-    /// Memory of the host for a GPU's copies; its registration begins where nobody has asked for it before.
+    /// Memory of the host for a GPU's copies; its registration begins where nobody has asked for it before, or where the GPU was
+    /// lost by which it was to be registered.
     fn host(&self, device: &Arc<Device>, mapping: &Mapping) -> Result<Arc<HostExtent>, ClientError> {
         let mut opened = lock(&self.opened);
         let at = mapping.as_ptr(0).addr();
-        if let Some(host) = opened.hosts.get(&at) {
+        let ended_with_its_gpu = |host: &HostExtent| {
+            host.registered_bytes() == 0 && host.failure().is_some_and(HbmError::is_lost) && !device.is_lost()
+        };
+        if let Some(host) = opened.hosts.get(&at).filter(|host| !ended_with_its_gpu(host)) {
             return Ok(host.clone());
         }
         let host = HostExtent::register(device, mapping.clone(), CHUNK_BYTES_MAX)
@@ -373,17 +390,20 @@ impl Session {
     /// What the daemon says of GPUs, in place of what was said before; before this session goes on with that daemon. Copies
     /// under way go on where they are.
     pub fn set_devices(&self, said: Option<DevicesSaid>) -> Result<(), ClientError> {
-        let former = self.gpus.told();
+        let former = lock(&self.gpus.page).clone();
         let open = |said: DevicesSaid| -> Result<Arc<Devices>, ClientError> {
             let (lines, table_id) = (self.maps.table.lines(), self.maps.table.table_id());
             let bytes = device::bytes_for(lines).next_multiple_of(UNIT_BYTES);
             memfd::check(said.table.as_fd(), bytes)?;
             let mapping = Mapping::shared(said.table.as_fd(), bytes, Access::ReadOnly)?;
             let table = DeviceTable::open(MappedWords::new(&mapping, 0, mapping.len() / 8), lines, table_id)?;
-            let page = Page::open(said.page.as_fd(), former.as_ref().map(|former| &former.page))?;
+            let page = Page::open(said.page.as_fd(), former.as_ref())?;
             Ok(Arc::new(Devices { table, page, offers: said.offers }))
         };
         let devices = said.map(open).transpose()?;
+        if let Some(devices) = &devices {
+            *lock(&self.gpus.page) = Some(devices.page.clone());
+        }
         *self.gpus.told.write().unwrap_or_else(PoisonError::into_inner) = devices;
         lock(&self.gpus.opened).gpus.clear();
         Ok(())

@@ -145,6 +145,10 @@ api! {
 
     fn cuEventQuery(event: CUevent) {
         let (mut held, id) = enter_event(event, CALL)?;
+        let device = held.contexts[&held.events[&id].context].device;
+        if held.devices[device].faults.strike(Fault::Query) {
+            return Err(CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+        }
         match last(&held, id, CALL) {
             Some(last) if !last.is_reached() => Err(CUresult::CUDA_ERROR_NOT_READY),
             _ => {

@@ -39,12 +39,14 @@ api! {
             return Err(CUresult::CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED);
         }
         // Looking at a large range takes a while, as pinning does.
+        let takes = held.options.register;
         drop(held);
+        std::thread::sleep(takes);
         if !is_there(at, bytes) {
             return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
         }
         let host = Memory::host_range(at, bytes, context, flags & CU_MEMHOSTREGISTER_PORTABLE != 0, false);
-        let mut held = lock();
+        let (mut held, _) = enter_context(CALL)?;
         held.memory.hosts.insert(at, host);
         Ok(())
     }

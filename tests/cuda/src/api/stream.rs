@@ -73,7 +73,7 @@ fn create(out: *mut CUstream, flags: c_uint, priority: c_int, call: &'static str
 }
 
 /// The context of a stream, which works, and the stream.
-fn enter_stream(handle: CUstream, call: &'static str) -> Outcome<(Held, u64)> {
+pub(super) fn enter_stream(handle: CUstream, call: &'static str) -> Outcome<(Held, u64)> {
     let (mut held, current) = enter_context(call)?;
     let id = find(&mut held, handle, current, call)?;
     let context = held.streams.get(&id).map_or(current, |stream| stream.context);

@@ -1,12 +1,15 @@
 // Blocks between the memory of GPUs and the daemon's: devices SOCKET LIBRARY, with the stand-in for CUDA's driver; without
 // LIBRARY where there is no driver.
 
+#define _POSIX_C_SOURCE 200809L // nanosleep
+
 #include "check.h"
 
 #include <dlfcn.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
-enum { BLOCKS = 6, BATCH_BYTES = BLOCKS * BLOCK_BYTES, HALF = BLOCK_BYTES / 2 };
+enum { BLOCKS = 6, BATCH_BYTES = BLOCKS * BLOCK_BYTES, HALF = BLOCK_BYTES / 2, DRAM_BYTES = 64 << 20 };
 
 typedef unsigned long long address_t; // CUdeviceptr
 
@@ -21,6 +24,8 @@ static int (*cu_to_host)(void *to, address_t from, size_t bytes);
 static int (*cu_fill)(address_t to, unsigned char value, size_t bytes);
 static int (*cu_stream)(void **stream, unsigned flags);
 static int (*cu_synchronize)(void *stream);
+static int (*cu_wait_word)(void *stream, address_t at, uint32_t value, unsigned flags);
+static int (*cu_write_word)(void *stream, address_t at, uint32_t value, unsigned flags);
 
 static void load(const char *library) {
     void *driver = dlopen(library, RTLD_NOW);
@@ -39,6 +44,8 @@ static void load(const char *library) {
         {"cuMemsetD8_v2", &cu_fill},
         {"cuStreamCreate", &cu_stream},
         {"cuStreamSynchronize", &cu_synchronize},
+        {"cuStreamWaitValue32_v2", &cu_wait_word},
+        {"cuStreamWriteValue32_v2", &cu_write_word},
     };
     for (size_t i = 0; i < sizeof(functions) / sizeof(functions[0]); i++) {
         void *function = dlsym(driver, functions[i].name);
@@ -109,6 +116,168 @@ static void get(const lapis_pool_t *pool, int device, void *stream, const unsign
     CHECK(cu_free(memory) == 0);
 }
 
+// The second half of all blocks, then the first, each to memory of its own; a stream waits for the flag of one and for the
+// other.
+static void get_in_pieces(const lapis_pool_t *pool, int device, void *stream, const unsigned char *blocks) {
+    enum { KEYS = BLOCKS + 1, PLANE_BYTES = KEYS * HALF };
+    lapis_key_t keys[KEYS];
+    uint32_t hit_bytes[KEYS];
+    size_t hits = 0;
+    address_t memory, flags, places[2][KEYS];
+    lapis_device_piece_t pieces[2];
+    lapis_device_load_t *load;
+    void *engine;
+    bool is;
+    lapis_get_options_t options;
+    LAPIS_INIT(options);
+    options.deadline_us = 30000000;
+    // The last one nobody has put.
+    number_keys(keys, BLOCKS, 700);
+    number_keys(&keys[BLOCKS], 1, 799);
+    CHECK(cu_alloc(&memory, 2 * PLANE_BYTES) == 0 && cu_fill(memory, 0xee, 2 * PLANE_BYTES) == 0);
+    CHECK(cu_alloc(&flags, 8) == 0 && cu_fill(flags, 0, 8) == 0 && cu_stream(&engine, 1) == 0);
+    for (int piece = 0; piece < 2; piece++) {
+        LAPIS_INIT(pieces[piece]);
+        pieces[piece].offset = piece == 0 ? HALF : 0;
+        pieces[piece].bytes = HALF;
+        pieces[piece].addresses = places[piece];
+        pieces[piece].addresses_count = KEYS;
+        for (int i = 0; i < KEYS; i++) {
+            places[piece][i] = memory + (address_t)piece * PLANE_BYTES + (address_t)i * HALF;
+        }
+    }
+    pieces[0].flag = flags + 4;
+    pieces[0].flag_value = 9;
+    CHECK(cu_wait_word(engine, flags + 4, 9, 0) == 0);
+    OK(lapis_get_device_pieces(pool, keys, KEYS, pieces, 2, (uint32_t)device, stream, &options, hit_bytes, &hits, &load));
+    OK(lapis_device_load_wait_piece(load, 1, (uint32_t)device, engine));
+    CHECK(cu_synchronize(engine) == 0);
+    for (size_t piece = 0; piece < 2; piece++) {
+        OK(lapis_device_load_is_piece_over(load, piece, &is));
+        CHECK(is);
+    }
+    OK(lapis_device_load_is_over(load, &is));
+    CHECK(is);
+    OK(lapis_device_load_still_valid(load, &is));
+    CHECK(is && hits == BLOCKS);
+    for (int i = 0; i < BLOCKS; i++) {
+        CHECK(hit_bytes[i] == BLOCK_BYTES);
+        expect(places[0][i], blocks + i * BLOCK_BYTES + HALF, HALF);
+        expect(places[1][i], blocks + i * BLOCK_BYTES, HALF);
+    }
+    unsigned char untouched[HALF];
+    memset(untouched, 0xee, sizeof(untouched));
+    expect(places[0][BLOCKS], untouched, HALF);
+    expect(places[1][BLOCKS], untouched, HALF);
+    CHECK(hit_bytes[BLOCKS] == 0);
+    const unsigned char told[8] = {0, 0, 0, 0, 9, 0, 0, 0};
+    expect(flags, told, sizeof(told));
+    FAILS(LAPIS_E_ARGUMENT, "piece is 2", lapis_device_load_wait_piece(load, 2, (uint32_t)device, engine));
+    FAILS(LAPIS_E_ARGUMENT, "piece is 2", lapis_device_load_is_piece_over(load, 2, &is));
+    FAILS(LAPIS_E_ARGUMENT, "over is null", lapis_device_load_is_piece_over(load, 1, NULL));
+    FAILS(LAPIS_E_GPU, "opening a GPU", lapis_device_load_wait_piece(load, 1, 7, NULL));
+    OK(lapis_device_load_free(load));
+    CHECK(cu_free(memory) == 0 && cu_free(flags) == 0);
+}
+
+static void mistaken_pieces(const lapis_pool_t *pool, void *stream) {
+    lapis_key_t key;
+    uint32_t hit_bytes;
+    bool is;
+    address_t memory;
+    lapis_device_piece_t pieces[2];
+    lapis_device_load_t *load = (lapis_device_load_t *)&is;
+    number_keys(&key, 1, 700);
+    CHECK(cu_alloc(&memory, BLOCK_BYTES) == 0);
+    for (int piece = 0; piece < 2; piece++) {
+        LAPIS_INIT(pieces[piece]);
+        pieces[piece].bytes = 64;
+        pieces[piece].addresses = &memory;
+        pieces[piece].addresses_count = 1;
+    }
+#define GET(list, count) lapis_get_device_pieces(pool, &key, 1, list, count, 0, stream, NULL, &hit_bytes, NULL, &load)
+    FAILS(LAPIS_E_ARGUMENT, "pieces is null", GET(NULL, 1));
+    CHECK(load == NULL);
+    FAILS(LAPIS_E_RANGE, "pieces 0 to 0", GET(pieces, 0));
+    pieces[1].size = 0;
+    FAILS(LAPIS_E_SIZE, "pieces.size is 0", GET(pieces, 2));
+    pieces[1].size = sizeof(pieces[1]) + 8;
+    FAILS(LAPIS_E_ARGUMENT, "the same size in all", GET(pieces, 2));
+    pieces[1].size = sizeof(pieces[1]);
+    pieces[1].offset = BLOCK_BYTES - 63;
+    FAILS(LAPIS_E_RANGE, "64 bytes at 65473", GET(pieces, 2));
+    pieces[1].offset = 0;
+    pieces[1].addresses_count = 0;
+    FAILS(LAPIS_E_BUFFER, "0 vectors for 1 blocks", GET(pieces, 2));
+    pieces[1].addresses_count = 1;
+    pieces[1].flag_value = 1;
+    FAILS(LAPIS_E_ARGUMENT, "pieces.flag_value is 1", GET(pieces, 2));
+    pieces[1].flag = memory + 1;
+    FAILS(LAPIS_E_ARGUMENT, "multiple of four", GET(pieces, 2));
+    FAILS(LAPIS_E_ARGUMENT, "load is null", lapis_get_device_pieces(pool, &key, 1, pieces, 1, 0, stream, NULL, &hit_bytes,
+                                                                    NULL, NULL));
+#undef GET
+    FAILS(LAPIS_E_ARGUMENT, "load is null", lapis_device_load_is_over(NULL, &is));
+    FAILS(LAPIS_E_ARGUMENT, "load is null", lapis_device_load_still_valid(NULL, &is));
+    FAILS(LAPIS_E_ARGUMENT, "load is null", lapis_device_load_is_piece_over(NULL, 0, &is));
+    FAILS(LAPIS_E_ARGUMENT, "load is null", lapis_device_load_wait_piece(NULL, 0, 0, stream));
+    OK(lapis_device_load_free(NULL));
+    CHECK(cu_free(memory) == 0);
+}
+
+// Before anything else is done there.
+static void opened_ahead(const lapis_client_t *client) {
+    uint64_t registered = 1, bytes = 1;
+    OK(lapis_open_gpu(client, 0, 30000000, &registered, &bytes));
+    CHECK(registered == DRAM_BYTES && bytes == DRAM_BYTES);
+    OK(lapis_open_gpu(client, 0, 0, &registered, NULL));
+    CHECK(registered == DRAM_BYTES);
+    FAILS(LAPIS_E_GPU, "opening a GPU", lapis_open_gpu(client, 7, 0, &registered, &bytes));
+    FAILS(LAPIS_E_ARGUMENT, "device is 65536", lapis_open_gpu(client, 1 << 16, 0, &registered, &bytes));
+    FAILS(LAPIS_E_ARGUMENT, "client is null", lapis_open_gpu(NULL, 0, 0, NULL, NULL));
+}
+
+// Children free what they were forked with, whatever the parent's threads were about: they look after many copies.
+static void forked(lapis_client_t *client, const lapis_pool_t *pool, void *stream) {
+    enum { GETS = 400, FORKS = 60 };
+    static lapis_device_got_t *gots[GETS];
+    lapis_key_t key;
+    uint32_t hit_bytes;
+    address_t memory, gate;
+    bool is;
+    number_keys(&key, 1, 700);
+    CHECK(cu_alloc(&memory, BLOCK_BYTES) == 0 && cu_alloc(&gate, 4) == 0 && cu_fill(gate, 0, 4) == 0);
+    CHECK(cu_wait_word(stream, gate, 1, 0) == 0);
+    for (int i = 0; i < GETS; i++) {
+        OK(lapis_get_device(pool, &key, 1, &memory, 1, 0, stream, NULL, &hit_bytes, NULL, &gots[i]));
+        CHECK(hit_bytes == BLOCK_BYTES);
+    }
+    for (int i = 0; i < FORKS; i++) {
+        struct timespec pause = {0, 1000000 + 130000 * i};
+        nanosleep(&pause, NULL);
+        int status;
+        pid_t child = fork();
+        CHECK(child >= 0);
+        if (child == 0) {
+            // Ends it, should it wait for a thread that is not here.
+            alarm(20);
+            if (lapis_device_got_is_over(gots[0], &is) != LAPIS_E_CLOSED || lapis_device_got_free(gots[0]) != LAPIS_OK) {
+                _exit(1);
+            }
+            _exit(lapis_client_close(client) == LAPIS_OK ? 0 : 2);
+        }
+        CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    }
+    void *other;
+    CHECK(cu_stream(&other, 1) == 0 && cu_write_word(other, gate, 1, 0) == 0 && cu_synchronize(stream) == 0);
+    for (int i = 0; i < GETS; i++) {
+        OK(lapis_device_got_still_valid(gots[i], &is));
+        CHECK(is);
+        OK(lapis_device_got_free(gots[i]));
+    }
+    CHECK(cu_synchronize(other) == 0 && cu_free(memory) == 0 && cu_free(gate) == 0);
+}
+
 static void mistakes(const lapis_client_t *client, const lapis_pool_t *pool, void *stream) {
     lapis_key_t keys[2];
     uint32_t hit_bytes[2];
@@ -169,6 +338,7 @@ static int without_a_driver(const char *socket) {
     }
     FAILS(LAPIS_E_GPU, "loading CUDA's driver: the CUDA driver's library is not to be had",
           lapis_get_device(pool, &key, 1, &somewhere, 1, 0, NULL, NULL, &hit_bytes, NULL, &got));
+    FAILS(LAPIS_E_GPU, "install NVIDIA's driver", lapis_open_gpu(client, 0, 0, NULL, NULL));
     FAILS(LAPIS_E_GPU, "install NVIDIA's driver",
           lapis_put_device(pool, &key, 1, NULL, &somewhere, 1, 0, NULL, NULL, &result, NULL));
     // All else goes on.
@@ -199,6 +369,7 @@ int main(int argc, char **argv) {
     CHECK(cu_set_current(contexts[0]) == 0);
     lapis_client_t *client = connect_with_gpus(argv[1]);
     lapis_pool_t *pool = chain_of(client);
+    opened_ahead(client);
 
     // Each block is put by its halves, which lie the other way round.
     unsigned char *blocks = blocks_of(BLOCKS, 700), *crossed = blocks_of(BLOCKS, 700);
@@ -218,8 +389,10 @@ int main(int argc, char **argv) {
 
     // Where they lie, from there to another GPU, and to the host.
     get(pool, 0, streams[0], blocks);
+    get_in_pieces(pool, 0, streams[0], blocks);
     CHECK(cu_set_current(contexts[1]) == 0);
     get(pool, 1, streams[1], blocks);
+    get_in_pieces(pool, 1, streams[1], blocks);
     CHECK(cu_set_current(contexts[0]) == 0);
     memset(crossed, 0, BATCH_BYTES);
     uint32_t hit_bytes[BLOCKS];
@@ -229,6 +402,8 @@ int main(int argc, char **argv) {
     OK(lapis_get_into(pool, keys, BLOCKS, crossed, BATCH_BYTES, &options, hit_bytes, NULL));
     CHECK(memcmp(crossed, blocks, BATCH_BYTES) == 0);
     mistakes(client, pool, streams[0]);
+    mistaken_pieces(pool, streams[0]);
+    forked(client, pool, streams[0]);
     free(blocks);
     free(crossed);
     OK(lapis_pool_close(pool));

@@ -4,7 +4,7 @@
 use std::{ops::Range, sync::atomic::Ordering, time::Instant};
 
 use lapis_arena::hbm::{HbmExtent, Stream};
-use lapis_client::{ClientError, DeviceFlag, DeviceLoad, DevicePiece, DevicePtr, Key};
+use lapis_client::{ClientError, DeviceFlag, DeviceLoad, DevicePiece, DevicePtr, GetOptions, Key, Wait};
 use serde_json::json;
 
 use super::{
@@ -39,9 +39,16 @@ pub fn run(bench: &Bench, role: &str, ids: Range<u64>) {
             let keys: Vec<Key> = both.into_iter().flat_map(blocks::keys).collect();
             tell([bench.in_layers(&keys, in_host(0))].into_iter());
         }
+        // A half is there, nobody puts the other.
+        "layers of which a copy is refused and others are awaited" => {
+            let options = GetOptions { wait: Wait::Absent, ..bench.options.clone() };
+            let began = Instant::now();
+            let error = bench.refused(&blocks::keys(ids.clone()), &options);
+            say(&json!({ "error": error, "waited": began.elapsed() > PATIENCE / 4 }));
+        }
         "layers of which a copy is refused" => {
             let keys = blocks::keys(ids.clone());
-            let error = bench.refused(&keys);
+            let error = bench.refused(&keys, &bench.options);
             let (hits, wrong) = bench.in_layers(&keys, in_host(1));
             say(&json!({ "error": error, "hits": hits, "wrong": wrong }));
         }
@@ -60,7 +67,7 @@ impl Bench {
     }
 
     /// One layer after the other, each with the flag that is `flags` and so many words behind.
-    fn load(&self, keys: &[Key], flags: u64) -> Result<DeviceLoad, ClientError> {
+    fn load(&self, keys: &[Key], flags: u64, options: &GetOptions) -> Result<DeviceLoad, ClientError> {
         let place = |layer, block| DevicePtr(self.layer_at(layer, keys.len()) + (block * LAYER) as u64);
         let to: Vec<Vec<DevicePtr>> =
             (0..LAYERS).map(|layer| (0..keys.len()).map(|block| place(layer, block)).collect()).collect();
@@ -71,7 +78,7 @@ impl Bench {
         let pieces: Vec<DevicePiece<'_>> = (0..LAYERS).map(piece).collect();
         // SAFETY: memory of this bench's own, used behind the flags or `wait_piece` alone, and not freed before they are
         // seen.
-        unsafe { self.client.get_device_pieces(&self.pool, keys, &pieces, &self.stream, &self.options) }
+        unsafe { self.client.get_device_pieces(&self.pool, keys, &pieces, &self.stream, options) }
     }
 
     /// Hits, and bytes of theirs that are wrong.
@@ -86,7 +93,7 @@ impl Bench {
                 engine.copy_out(from, &self.host, layer as u64 * bytes, bytes).expect("a copy");
             }
         }
-        let load = self.load(keys, flags).expect("a sound call");
+        let load = self.load(keys, flags, &self.options).expect("a sound call");
         load.wait_piece(LAYERS - 1, &self.stream).expect("a wait");
         wait_for(&engine.mark(), "a flag is not written");
         self.wait();
@@ -101,8 +108,8 @@ impl Bench {
     }
 
     /// With a driver that refuses one copy of it: why it failed, once all flags were seen all the same.
-    fn refused(&self, keys: &[Key]) -> String {
-        let error = self.load(keys, self.word(0).1).expect_err("a copy is refused");
+    fn refused(&self, keys: &[Key], options: &GetOptions) -> String {
+        let error = self.load(keys, self.word(0).1, options).expect_err("a copy is refused");
         assert!(matches!(error, ClientError::Gpu { .. }), "{error:?}");
         let began = Instant::now();
         for layer in 0..LAYERS {

@@ -65,6 +65,20 @@ fn flags_are_written_where_a_copy_is_refused() {
 }
 
 #[test]
+fn a_load_of_which_a_copy_is_refused_waits_for_no_more_blocks() {
+    let _alone = alone();
+    let bed = Bed::new(&[("DEVICES", "2")]);
+    let mut host = bed.host(&[]);
+    registered(&host, 2);
+    put(&bed, &host, 0);
+    let role = "layers of which a copy is refused and others are awaited";
+    let said = said_of(&bed, &host, role, 0, [BLOCKS - BATCH / 2, BLOCKS + BATCH / 2], &[("ERRORS", "copy=1x1")]);
+    assert!(said["error"].as_str().is_some_and(|why| why.starts_with("copying blocks to a GPU: ")), "{said}");
+    assert_eq!(said["waited"], false, "{said}");
+    host.stop_daemon().expect("it ends");
+}
+
+#[test]
 fn flags_wait_for_blocks_that_come_from_ssd_while_others_are_there() {
     let _alone = alone();
     let (bed, files) = (Bed::new(&[("DEVICES", "2")]), Files::new(1));

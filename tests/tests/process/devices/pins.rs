@@ -39,3 +39,27 @@ fn a_client_that_pins_too_much_on_a_gpu_is_expelled_and_told_so() {
     drop((readers, other));
     host.stop_daemon().expect("it ends");
 }
+
+#[test]
+fn a_client_that_was_expelled_and_came_back_reads_the_hosts_memory_into_its_gpu_as_before() {
+    let _alone = alone();
+    let bed = Bed::new(&[("DEVICES", "2")]);
+    let mut host = bed.host(&["--client-pin-bytes-max", "1MiB", "--client-pin-age-max", "100ms"]);
+    registered(&host, 2);
+    let other = connect(&mut host);
+    let pool = blocks::pool(&other, SMALL);
+    let put = || eventually("puts", || blocks::put_all(&other, &pool, 0..BATCH).is_empty().then_some(()));
+    put();
+    // Of 2 MiB in DRAM, and what reads there is not over.
+    let mut reader = client(&bed, &host, "get behind a gate", 0, [0, BATCH], &[]);
+    assert_eq!(reader.line()["hits"], BATCH);
+    eventually("a purge", || other.purge(&pool, None).ok());
+    eventually("its end", || host.daemon_log().contains("expelled: more bytes pinned").then_some(()));
+    put();
+    assert_eq!(reader.ask()["valid"], false);
+    // The former session's memory is registered yet, and is this one's too.
+    let said = eventually("hits", || Some(reader.ask()).filter(|said| said["hits"] == BATCH));
+    assert_eq!((&said["valid"], &said["wrong"]), (&true.into(), &0.into()), "{said}");
+    drop((reader, other));
+    host.stop_daemon().expect("it ends");
+}

@@ -10,6 +10,7 @@ use std::{
 
 use cudarc::driver::sys::{
     self, CUcontext, CUdevice, CUdevice_P2PAttribute as P2p, CUdevice_attribute as Attribute, CUresult,
+    CUstreamCaptureMode as Mode,
 };
 use lapis_config::topology::Link;
 
@@ -149,15 +150,18 @@ impl fmt::Debug for Device {
     }
 }
 
-/// The device's context is current in this thread until this is dropped; then what was current before.
+/// The device's context is current in this thread until this is dropped; then what was current before. Meanwhile no capture of a
+/// graph forbids this thread anything, nor is ended by what it does: nothing here has to do with what an engine captures.
 pub(super) struct Current<'a> {
-    _device: &'a Device,
+    device: &'a Device,
+    former_mode: Mode,
     /// It is this thread's.
     _here: PhantomData<*const ()>,
 }
 
 impl Drop for Current<'_> {
     fn drop(&mut self) {
+        self.device.exchange(self.former_mode);
         let mut context = std::ptr::null_mut();
         // SAFETY: pops what `enter` pushed; a context that is gone is popped all the same, and there is nothing to do about
         // an error.
@@ -187,6 +191,11 @@ impl Device {
 
     pub fn is_lost(&self) -> bool {
         self.lost.get().is_some()
+    }
+
+    /// Whether it is known that it moves no bytes any more: it was lost by an error that no context survives.
+    pub(super) fn runs_nothing(&self) -> bool {
+        self.lost.get().is_some_and(|(_, code)| is_fatal(*code))
     }
 
     /// Bytes that are free, and bytes in all.
@@ -225,7 +234,18 @@ impl Device {
         }
         // SAFETY: the context is retained while `self` lives.
         self.check("cuCtxPushCurrent", unsafe { sys::cuCtxPushCurrent_v2(self.context) })?;
-        Ok(Current { _device: self, _here: PhantomData })
+        let former_mode = self.exchange(Mode::CU_STREAM_CAPTURE_MODE_RELAXED);
+        Ok(Current { device: self, former_mode, _here: PhantomData })
+    }
+
+    /// How this thread heeds captures of graphs from now on; how it did before.
+    fn exchange(&self, mut mode: Mode) -> Mode {
+        if self.cuda.has_captures {
+            // SAFETY: the function is there; `mode` is read, and written where it succeeds. An error leaves the thread as it is:
+            // then what is forbidden is answered as an error by the call itself.
+            let _ = unsafe { sys::cuThreadExchangeStreamCaptureMode(&raw mut mode) };
+        }
+        mode
     }
 
     /// An answer of the driver; one that no context survives makes the device lost.

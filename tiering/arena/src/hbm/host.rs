@@ -60,7 +60,7 @@ impl HostExtent {
 
     /// How much from the start on is registered by now.
     pub fn registered_bytes(&self) -> u64 {
-        self.shared.registered_bytes.load(Ordering::Acquire)
+        self.shared.registered_bytes()
     }
 
     /// Why registration ended before the end, if it did.
@@ -109,6 +109,10 @@ impl Registration {
         (0..bytes.div_ceil(chunk)).map(move |index| index * chunk..bytes.min((index + 1) * chunk))
     }
 
+    fn registered_bytes(&self) -> u64 {
+        self.registered_bytes.load(Ordering::Acquire)
+    }
+
     fn run(&self) {
         for chunk in self.chunks(self.mapping.len() as u64) {
             if self.stop.load(Ordering::Relaxed) {
@@ -134,9 +138,14 @@ impl Registration {
     }
 
     fn undo(&self) {
-        // What a lost device has registered goes with its context.
-        let Ok(_current) = self.device.enter() else { return };
-        for chunk in self.chunks(self.registered_bytes.load(Ordering::Acquire)) {
+        // What a lost device has registered goes with its context, which others may hold. Until then no other memory may come to
+        // these addresses: they stay mapped.
+        let Ok(_current) = self.device.enter() else {
+            return if self.registered_bytes() > 0 {
+                std::mem::forget(self.mapping.clone());
+            };
+        };
+        for chunk in self.chunks(self.registered_bytes()) {
             let at = self.mapping.as_ptr(chunk.start as usize).cast::<c_void>();
             // SAFETY: registered in `add`, given back once; nothing copies it, for who does holds the extent.
             let code = unsafe { sys::cuMemHostUnregister(at) };

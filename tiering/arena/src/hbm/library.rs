@@ -88,6 +88,7 @@ const VMM: &[&str] = &[
 const IPC: &[&str] = &["cuIpcGetMemHandle", "cuIpcOpenMemHandle_v2", "cuIpcCloseMemHandle"];
 const BATCH: &[&str] = &["cuMemcpyBatchAsync"];
 const LINKS: &[&str] = &["cuDeviceGetP2PAttribute"];
+const CAPTURES: &[&str] = &["cuThreadExchangeStreamCaptureMode"];
 const WORDS: &[&str] = &["cuStreamWriteValue32_v2", "cuStreamWaitValue32_v2"];
 
 /// The driver, started.
@@ -102,6 +103,8 @@ pub struct Cuda {
     pub(super) has_words: bool,
     /// It says what the ways between devices are like.
     pub(super) has_links: bool,
+    /// Threads say that they heed no capture of graphs.
+    pub(super) has_captures: bool,
 }
 
 /// Whether a driver that can be used is there: `library` is the file, else the loader's rules find it. Never panics.
@@ -177,8 +180,9 @@ impl Cuda {
         }
         let path = library.map(Path::to_owned);
         let all = |names: &[&str]| names.iter().all(has);
-        let (has_vmm, has_ipc, has_batch, has_words) = (all(VMM), all(IPC), all(BATCH), all(WORDS));
-        Ok(Self { path, version, has_vmm, has_ipc, has_batch, has_words, has_links: all(LINKS) })
+        let (has_vmm, has_ipc, has_batch) = (all(VMM), all(IPC), all(BATCH));
+        let (has_words, has_links, has_captures) = (all(WORDS), all(LINKS), all(CAPTURES));
+        Ok(Self { path, version, has_vmm, has_ipc, has_batch, has_words, has_links, has_captures })
     }
 }
 

@@ -145,14 +145,14 @@ impl Stream {
         if let Some(error) = mark.failure() {
             return Err(error);
         }
-        let Some(event) = mark.event else { return Ok(()) };
+        let Some(event) = mark.event.filter(|_| !mark.was_over) else { return Ok(()) };
         // SAFETY: an event that was recorded, and that `mark` keeps.
         self.enqueue("a stream that waits for a mark", || unsafe { sys::cuStreamWaitEvent(self.raw, event, 0) })
     }
 
     /// A mark behind all that is on the stream now. Where the driver makes none this waits for the stream instead.
     pub fn mark(&self) -> Mark {
-        let mut mark = Mark { device: self.device.clone(), event: None };
+        let mut mark = Mark { device: self.device.clone(), event: None, was_over: false };
         let Ok(_current) = self.device.enter() else { return mark };
         let mut event = std::ptr::null_mut();
         // SAFETY: `event` is written where it succeeds.
@@ -167,7 +167,7 @@ impl Stream {
         }
         // SAFETY: a stream of the context that is current.
         match unsafe { sys::cuStreamSynchronize(self.raw) } {
-            CUresult::CUDA_SUCCESS => {}
+            CUresult::CUDA_SUCCESS => mark.was_over = true,
             // Nobody can tell any more what moves.
             code => self.device.give_up("cuStreamSynchronize", code),
         }
@@ -220,8 +220,9 @@ fn address(extent: &HbmExtent, offset: u64, bytes: u64) -> u64 {
 /// Behind what a stream had when it was made.
 pub struct Mark {
     device: Arc<Device>,
-    /// None: all was over when it was made, or the device is lost.
     event: Option<CUevent>,
+    /// When it was made.
+    was_over: bool,
 }
 
 // SAFETY: an event may be asked from any thread whose current context is its own, which each call sees to.
@@ -236,17 +237,19 @@ impl fmt::Debug for Mark {
 }
 
 impl Mark {
-    /// Whether all in front of it has ended; that is so too when the device is lost: then nothing runs there any more.
+    /// Whether all in front of it has ended; that is so too when the device is lost: then nothing runs there any more. False
+    /// where it cannot be known, and for ever if it never can.
     pub fn is_over(&self) -> bool {
-        let (Some(event), Ok(_current)) = (self.event, self.device.enter()) else { return true };
+        if self.was_over || self.device.runs_nothing() {
+            return true;
+        }
+        let (Some(event), Ok(_current)) = (self.event, self.device.enter()) else { return false };
         // SAFETY: an event of ours, of the context that is current.
         match unsafe { sys::cuEventQuery(event) } {
             CUresult::CUDA_SUCCESS => true,
             CUresult::CUDA_ERROR_NOT_READY => false,
-            code => {
-                self.device.give_up("cuEventQuery", code);
-                true
-            }
+            // Any other error may pass, and what is in front of this runs on: while somebody captures a graph, say.
+            code => self.device.check("cuEventQuery", code).is_err() && self.device.runs_nothing(),
         }
     }
 

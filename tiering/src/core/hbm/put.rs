@@ -68,6 +68,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
         if !client.may_put {
             return Err(Refusal::ReadOnly);
         }
+        if !client.gpu_ghosts.is_empty() {
+            return Err(Refusal::NotReady);
+        }
         if self.draining {
             return Err(Refusal::Draining);
         }
@@ -157,7 +160,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
         request: Request,
     ) -> Put {
         let before = previous.take();
-        let granted = self.clients[&id].gpu_grants.contains_key(&(gpu, item.slot));
+        let client = self.clients.get_mut(&id).expect("looked up above");
+        client.gpu_ghosts.remove(&(gpu, item.slot));
+        let granted = client.gpu_grants.contains_key(&(gpu, item.slot));
         let found = self.hbm.gpus.get(&gpu).and_then(|own| own.memory.locate(item.slot));
         let Some((slab, index)) = found.filter(|_| granted).map(|(found, index)| (found.slab, index)) else {
             return Put::Refused(Refusal::NotGranted);
@@ -233,15 +238,17 @@ impl<K: Kept, P: Policy> Core<K, P> {
             return;
         }
         for &slot in slots {
-            if self.clients.get(&id).is_some_and(|client| client.gpu_grants.contains_key(&(gpu, slot))) {
+            let Some(client) = self.clients.get_mut(&id) else { break };
+            client.gpu_ghosts.remove(&(gpu, slot));
+            if client.gpu_grants.contains_key(&(gpu, slot)) {
                 self.free_grant_on_gpu(id, gpu, slot);
             }
         }
         self.run();
     }
 
-    /// The client is back and is still writing only these of its slots on GPUs: its other ones are free. Told beside
-    /// `client_resumed`; a client that knows nothing of GPUs says none.
+    /// The client is back and is still writing only these of its slots on GPUs: its other ones are free. Those that are not its
+    /// own are of a GPU whose memory was not kept. Told beside `client_resumed`; a client that knows nothing of GPUs says none.
     pub fn client_resumed_on_gpus(&mut self, id: ClientId, writing: &[(GpuId, SlotId)]) {
         if let Some(adopting) = &mut self.adopting {
             adopting.resumed_on_gpus.push((id, writing.to_vec()));
@@ -251,6 +258,10 @@ impl<K: Kept, P: Policy> Core<K, P> {
             if !writing.contains(&(gpu, slot)) {
                 self.free_grant_on_gpu(id, gpu, slot);
             }
+        }
+        if let Some(client) = self.clients.get_mut(&id) {
+            let ghosts = writing.iter().filter(|at| !client.gpu_grants.contains_key(at)).copied();
+            client.gpu_ghosts = ghosts.collect();
         }
         self.run();
     }

@@ -1,7 +1,7 @@
 //! What a new daemon believes of GPUs whose memory was kept.
 
 use crate::scene::{MIB, Scene, key};
-use lapis_config::{LineId, PolicyName, PoolKind, SlotId};
+use lapis_config::{LineId, PolicyName, PoolKind, Refusal, SlotId};
 use lapis_tiering::{
     PlainKept,
     face::{Action, Caller, CommitItem, Outcome, Parent, Put, Reply, Spot},
@@ -127,7 +127,7 @@ fn grants_on_a_gpu_outlive_the_daemon_as_far_as_their_client_still_writes() {
     };
     let items = [item(0), item(1)];
     host.scene.core.commit_on_gpu(host.scene.now, host.scene.client, GPU, host.pool, &items, &mut puts);
-    assert_eq!(puts, [Put::Stored, Put::Refused(lapis_config::Refusal::NotGranted)]);
+    assert_eq!(puts, [Put::Stored, Put::Refused(Refusal::NotGranted)]);
     host.work(Outcome::Ok);
 }
 
@@ -173,6 +173,38 @@ fn a_copy_of_a_time_to_come_does_not_stay_for_ever() {
     let gone: Vec<LineId> = lines.into_iter().filter(|&line| scene.core.kept().device(line).is_none()).collect();
     assert_eq!(gone, [scene.core.kept().find(pool, &key(0, 0)).unwrap()]);
     scene.core.audit().unwrap();
+}
+
+#[test]
+fn a_client_that_writes_to_memory_that_was_not_kept_is_granted_none_of_the_new_before_it_lets_go() {
+    let mut host = Host::new();
+    let former = host.slots(0, 2);
+    host.restart(|_| {}, false);
+    assert!(host.scene.core.gpu_added(host.scene.now, GPU, GPU_BLOCKS * MIB));
+    let (now, client) = (host.scene.now, host.scene.client);
+    let writing = [(GPU, former[0]), (GPU, former[1])];
+    host.scene.core.client_resumed(client, &[]);
+    host.scene.core.client_resumed_on_gpus(client, &writing);
+    host.poll();
+    // It would have them under the same numbers, and give them back when the former copy is over.
+    let is_refused = |host: &mut Host| {
+        let to = Caller { client, token: 1 << 41 };
+        host.scene.core.reserve_on_gpu(now, to, GPU, host.pool, &[key(1, 0)], Parent::None);
+        host.poll() == [Reply::Refused(Refusal::NotReady)]
+    };
+    assert!(is_refused(&mut host));
+    host.scene.core.abort_on_gpu(now, client, GPU, &former[..1]);
+    assert!(is_refused(&mut host), "one is written yet");
+    let mut puts = Vec::new();
+    let item = CommitItem { slot: former[1], key: key(0, 0), parent: Parent::None, bytes: BLOCK, sum: 1 };
+    host.scene.core.commit_on_gpu(now, client, GPU, host.pool, &[item], &mut puts);
+    assert_eq!(puts, [Put::Refused(Refusal::NotGranted)]);
+    assert_eq!(host.slots(1, 1).len(), 1);
+    // What it says no more when it comes back again is over, too.
+    host.scene.core.client_resumed_on_gpus(client, &writing);
+    assert_eq!((host.counts().slots_granted, is_refused(&mut host)), (1, true));
+    host.scene.core.client_resumed_on_gpus(client, &[]);
+    assert_eq!((host.counts().slots_granted, host.slots(1, 1).len()), (0, 1));
 }
 
 #[test]

@@ -7,6 +7,7 @@
 - lapis.socket: path of the daemon's socket; else $LAPIS_SOCKET, else /run/lapis/lapis.sock
 - lapis.load: "async" (default: between steps) or "sync" (within the step that needs the blocks; one rank, one group)
 - lapis.load_seconds, lapis.save_seconds: deadlines of a transfer (5, 10)
+- lapis.open_seconds: how long the start waits until a GPU reaches all of the daemon's memory (60)
 - lapis.revision: a name of the weights, where neither a folder nor the hub's cache tells
 - lapis.salt: keeps apart what must not be shared though all else is equal
 - lapis.staged: copy by a buffer on a CPU too, as on a GPU; for tests
@@ -127,7 +128,8 @@ class LapisConnector(KVConnectorBase_V1, SupportsHMA):
             )
         else:
             self._worker = self.worker_class(
-                self._link, self._groups, own, options.load_seconds, options.save_seconds, options.staged, by_block
+                self._link, self._groups, own, options.load_seconds, options.save_seconds, options.staged, by_block,
+                options.open_seconds,
             )
 
     # A save that was dropped is a miss later, and no request's business.

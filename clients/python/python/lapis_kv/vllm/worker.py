@@ -51,10 +51,14 @@ class Stats:
 class Worker:
     """`by_block`: whether the engine takes back a load by the blocks that failed; else it does by request."""
 
-    def __init__(self, link, groups, rank: int, load_seconds: float, save_seconds: float, staged: bool, by_block: bool):
+    def __init__(
+        self, link, groups, rank: int, load_seconds: float, save_seconds: float, staged: bool, by_block: bool,
+        open_seconds: float = 60.0,
+    ):
         self._link, self._rank, self._by_block = link, rank, by_block
         self._groups = {group.index: group for group in groups}
         self._load_seconds, self._save_seconds, self._staged = load_seconds, save_seconds, staged
+        self._open_seconds = open_seconds
         self._planes: dict[int, Planes] = {}
         self.stats = Stats()
         self._lock = threading.Lock()
@@ -82,6 +86,24 @@ class Worker:
             thread = threading.Thread(target=self._run, args=(jobs,), name=f"lapis-{name}", daemon=True)
             thread.start()
             self._threads.append(thread)
+        self._open_gpus()
+
+    def _open_gpus(self):
+        """Before the first load, which would miss what the driver has not registered by then."""
+        client, until = self._link.client, time.monotonic() + self._open_seconds
+        gpus = {planes.device.index for planes in self._planes.values() if self._way(planes) is Way.GPU}
+        try:
+            for gpu in sorted(gpus) if client is not None else ():
+                there, count = client.open_gpu(gpu, deadline=max(0.0, until - time.monotonic()))
+                if there < count:
+                    logger.warning(
+                        "%d of the daemon's %d MiB are registered with GPU %d after %g s: until all is, loads may miss blocks",
+                        there >> 20, count >> 20, gpu, self._open_seconds,
+                    )
+        except lapis_kv.GpuError as error:
+            self._failed_on_gpu(error)
+        except lapis_kv.LapisError as error:
+            logger.warning("the GPU is opened by the first load: %s", error)
 
     @staticmethod
     def _run(jobs):

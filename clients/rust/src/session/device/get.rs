@@ -194,7 +194,13 @@ impl<'a> DeviceGetJob<'a> {
     pub fn step(&mut self, left: Duration) -> Step {
         let step = self.turn(left);
         self.flush(self.state == State::Done);
-        step
+        if self.error.is_none() {
+            return step;
+        }
+        // Nothing is copied any more, so nothing is waited for.
+        self.state = State::Done;
+        self.flush(true);
+        Step::Done
     }
 
     fn turn(&mut self, left: Duration) -> Step {
@@ -238,8 +244,7 @@ impl<'a> DeviceGetJob<'a> {
     /// until the copies have ended. What was still awaited is a miss. An error is the GPU's, or the driver's; copies may be
     /// under way all the same. Last, of a get in pieces, what tells of each piece.
     pub fn finish(mut self) -> (Result<Got, ClientError>, Vec<Flight>, Vec<Watch>) {
-        self.windows.abandon(&self.session);
-        self.flush(true);
+        let pieces = self.end();
         if self.objects.is_none() {
             let deepest = self.deepest.map(|(_, found)| found);
             let (asked, hit, bytes) = (self.keys.len() as u64, self.got.hits as u64, self.got.bytes);
@@ -249,8 +254,18 @@ impl<'a> DeviceGetJob<'a> {
             Some(error) => Err(error),
             None => Ok(std::mem::take(&mut self.got)),
         };
-        let pieces = self.to.take_marks().iter().map(Watch::of).collect();
         (got, std::mem::take(&mut self.flights), pieces)
+    }
+
+    /// Asks for nothing more. What tells of each piece.
+    fn end(&mut self) -> Vec<Watch> {
+        self.windows.abandon(&self.session);
+        self.flush(true);
+        let marks = self.to.take_marks();
+        if let (Some(last), Some(lent)) = (marks.last(), self.to.lent()) {
+            self.flights.push(Flight::new(last.clone(), lent));
+        }
+        marks.iter().map(Watch::of).collect()
     }
 
     /// As of a get into memory of the host.
@@ -511,8 +526,7 @@ impl<'a> DeviceGetJob<'a> {
 
 impl Drop for DeviceGetJob<'_> {
     fn drop(&mut self) {
-        self.windows.abandon(&self.session);
-        self.flush(true);
+        self.end();
         // Without `finish`: nobody else waits for what is under way.
         super::wait_for(&self.flights);
     }

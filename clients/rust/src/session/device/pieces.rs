@@ -45,8 +45,9 @@ struct Target<'a> {
     flag: Option<DeviceFlag>,
 }
 
-/// A stream of ours, given back when nothing is put on it any more.
-struct Lent {
+/// A stream of ours, given back when this is dropped, which is when all that was put on it is over: what it waits for, the
+/// next one to use it would wait for too.
+pub(super) struct Lent {
     gpu: Arc<OpenGpu>,
     stream: ManuallyDrop<Stream>,
 }
@@ -62,7 +63,7 @@ impl Drop for Lent {
 enum On {
     /// The caller's.
     Theirs(Stream),
-    Ours(Lent),
+    Ours(Arc<Lent>),
 }
 
 impl Deref for On {
@@ -133,7 +134,7 @@ impl<'a> Targets<'a> {
             Some(stream) => stream,
             None => Stream::create(&gpu.device).map_err(ClientError::gpu("making a stream"))?,
         };
-        let lent = Lent { gpu: gpu.clone(), stream: ManuallyDrop::new(stream) };
+        let lent = Arc::new(Lent { gpu: gpu.clone(), stream: ManuallyDrop::new(stream) });
         lent.stream.wait_for(&behind.mark()).map_err(ClientError::gpu("waiting for the caller's stream"))?;
         let marks = Vec::with_capacity(list.len());
         Ok(Self { list, objects: &[], on: On::Ours(lent), marks, has_ended: false })
@@ -213,5 +214,13 @@ impl<'a> Targets<'a> {
     /// Behind each piece, if all were told of.
     pub fn take_marks(&mut self) -> Vec<Arc<Mark>> {
         std::mem::take(&mut self.marks)
+    }
+
+    /// The stream, if it is ours: to be held until all on it is over.
+    pub fn lent(&self) -> Option<Arc<Lent>> {
+        match &self.on {
+            On::Theirs(_) => None,
+            On::Ours(lent) => Some(lent.clone()),
+        }
     }
 }

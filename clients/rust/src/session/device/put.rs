@@ -281,7 +281,9 @@ impl<'a> DevicePutJob<'a> {
         while !commit.rest.slots.is_empty() {
             let count = commit.rest.slots.len().min(COMMIT_ITEMS_MAX);
             let items = self.items(&commit.rest.slots[..count]);
-            let Some(pool) = self.session.pool_id(&self.pool) else { return (Stage::ByDram, None) };
+            // Slots of a daemon that is there no more are no slots of this one's.
+            let pool = self.session.pool_id(&self.pool).filter(|_| self.gpu.is_current(&self.session));
+            let Some(pool) = pool else { return (self.by_dram(commit), None) };
             match self.session.submit_commit_on_gpu(gpu, pool, &items) {
                 Ok(token) => {
                     let blocks = commit.rest.slots.drain(..count).map(|(i, _)| i).collect();
@@ -290,7 +292,7 @@ impl<'a> DevicePutJob<'a> {
                 }
                 Err(Busy::Full) => return (Stage::CommitOnGpu(commit), Some(Step::Full)),
                 // By way of DRAM, where it is said why.
-                Err(Busy::Gone) => return (Stage::ByDram, None),
+                Err(Busy::Gone) => return (self.by_dram(commit), None),
             }
         }
         let (session, results, start) = (&self.session, &mut self.results, self.part.start);
@@ -308,6 +310,12 @@ impl<'a> DevicePutJob<'a> {
             true => (Stage::Begin, None),
             false => (Stage::CommitOnGpu(commit), Some(if posted { Step::Posted } else { Step::Waiting })),
         }
+    }
+
+    /// The whole part once more; what was posted already is there then, or not.
+    fn by_dram(&self, commit: GpuCommit) -> Stage {
+        self.give_up(Stage::CommitOnGpu(commit));
+        Stage::ByDram
     }
 
     /// Without sums: the daemon makes them when the blocks have come to DRAM.
