@@ -218,7 +218,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             }
         }
         self.stray_device(device);
-        self.ssd.former.retain(|_, at| at.segment().device() != device);
+        self.ssd.forget_former(|at| at.segment().device() == device);
         self.settle();
         self.stirred = true;
     }

@@ -145,7 +145,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
                     // What is being read stays, in DRAM alone.
                     self.kept.entry_mut(line).ssd = 0;
                     self.kept.entry_mut(line).flags |= AGAIN;
-                    self.ssd.former.insert(line, SsdPlace(entry.ssd));
+                    self.ssd.former.entry(line).or_default().push(SsdPlace(entry.ssd));
                     self.went_from_ssd(line);
                 }
                 // It stays, on a GPU alone.
@@ -235,7 +235,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let at = SsdPlace(std::mem::take(&mut entry.ssd));
         entry.flags |= AGAIN;
         self.policy.copied();
-        self.ssd.former.insert(line, at);
+        self.ssd.former.entry(line).or_default().push(at);
         self.went_from_ssd(line);
     }
 

@@ -80,9 +80,10 @@ pub(super) struct Ssd {
     pub retiring: BTreeMap<SegmentId, Retiring>,
     /// Devices that were asked a segment for.
     pub asked: BTreeMap<u8, Asked>,
-    /// Blocks whose records lie in segments that were given up, and may not be wiped yet: a kill brings them back unless a
-    /// removal says otherwise.
-    pub former: BTreeMap<LineId, SsdPlace>,
+    /// Blocks of which records may be found that do not count: in segments that were given up and may not be wiped yet, and on
+    /// pages of contents that failed, or were under way when another page of their segment did. A kill brings them back unless
+    /// a removal says otherwise.
+    pub former: BTreeMap<LineId, Vec<SsdPlace>>,
     /// Segments that others are to have, by device.
     pub owed: BTreeMap<u8, u32>,
     /// Blocks found on SSD whose parents have not been found yet.
@@ -99,6 +100,14 @@ pub(super) struct Ssd {
 impl Ssd {
     pub fn table_bytes(&self) -> u64 {
         self.log.as_ref().map_or(0, Log::overhead_bytes)
+    }
+
+    /// Records there are found by nobody any more.
+    pub fn forget_former(&mut self, there: impl Fn(SsdPlace) -> bool) {
+        self.former.retain(|_, places| {
+            places.retain(|at| !there(*at));
+            !places.is_empty()
+        });
     }
 }
 
@@ -325,7 +334,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     pub(super) fn opened(&mut self, segment: SegmentId, outcome: Outcome) {
         // A new use begins when the former one was wiped.
         if outcome == Outcome::Ok {
-            self.ssd.former.retain(|_, at| at.segment() != segment);
+            self.ssd.forget_former(|at| at.segment() == segment);
         }
         if let Some(log) = &mut self.ssd.log {
             log.opened(segment, outcome == Outcome::Ok);
@@ -368,7 +377,12 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 Pending::Record { line, record } => {
                     let own = self.ssd.moving.get(&line);
                     if own.is_some_and(|moving| moving.op.is_none() && moving.at.page() == record.start) {
+                        let at = own.expect("looked at").at;
                         self.write_failed(line);
+                        // The page may be on the device all the same, or get there.
+                        if self.has_device(at.segment().device()) {
+                            self.ssd.former.entry(line).or_default().push(at);
+                        }
                     }
                 }
                 // Whatever was on a device that is lost is not served any more.
@@ -416,7 +430,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     /// The copy on SSD is not the block's any more. With `durably`, nobody finds it again, after a restart either.
     pub(super) fn leave_ssd(&mut self, line: LineId, live: &Live, entry: &mut Entry, durably: bool) {
-        let (at, former) = (SsdPlace(std::mem::take(&mut entry.ssd)), self.ssd.former.remove(&line));
+        let at = SsdPlace(std::mem::take(&mut entry.ssd));
+        let former = self.ssd.former.remove(&line).and_then(|former| former.last().copied());
         if at.is_some() {
             self.counts.ssd_blocks -= 1;
             self.counts.ssd_bytes -= u64::from(self.pages_of(live)) * UNIT_BYTES;

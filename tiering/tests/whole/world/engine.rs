@@ -40,6 +40,34 @@ impl World {
         self.core().completed(now, op, outcome);
     }
 
+    /// Of two pages of contents of a segment that are under way the second is said to have failed; both are on the device.
+    /// False if there are none such.
+    pub fn fail_second_page(&mut self) -> bool {
+        let segment_of = |io: &Io| if let Io::List { segment, .. } = io { Some(*segment) } else { None };
+        let pages =
+            |at: usize| self.ops[..at].iter().filter(|(_, io)| segment_of(io) == segment_of(&self.ops[at].1)).count();
+        let second = (0..self.ops.len()).find(|&at| segment_of(&self.ops[at].1).is_some() && pages(at) == 1);
+        let Some(second) = second else { return false };
+        let segment = segment_of(&self.ops[second].1);
+        let first = self.ops.iter().find(|(_, io)| segment_of(io) == segment).expect("counted above").1.clone();
+        let (op, io) = self.ops.remove(second);
+        self.landed(first);
+        self.landed(io);
+        let now = self.now;
+        self.core().completed(now, op, Outcome::Failed);
+        true
+    }
+
+    /// All that is under way but pages of contents ends well.
+    pub fn complete_all_but_pages(&mut self) {
+        while let Some(at) = self.ops.iter().position(|(_, io)| !matches!(io, Io::List { .. })) {
+            let (op, io) = self.ops.remove(at);
+            self.landed(io);
+            let now = self.now;
+            self.core().completed(now, op, Outcome::Ok);
+        }
+    }
+
     /// Everything ends but what begins a new use of a segment.
     pub fn complete_all_but_opens(&mut self) {
         for _ in 0..1_000 {
