@@ -4,9 +4,10 @@
 # a kernel). Exit status 0 also where there is no virtual machine to be had, with a line that says so.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
-built=$(cargo test --release --workspace --test process --no-run 2>&1) || { printf '%s\n' "$built"; exit 1; }
+packages=${LAPIS_PACKAGES:---workspace}
+built=$(cargo test --release $packages --test process --no-run 2>&1) || { printf '%s\n' "$built"; exit 1; }
 test=$(printf '%s\n' "$built" | sed -n 's/.*Executable.*(\(.*\))/\1/p')
-cargo build --release --workspace --bin lapis || exit 1
+cargo build --release $packages --bin lapis || exit 1
 if [ "$(uname -m)" != x86_64 ] || ! tests/testbed/run --quiet --setup; then
     echo "skipped: no virtual machine can be had here (see above)"
     exit 0
