@@ -4,7 +4,7 @@
 # a kernel). Exit status 0 also where there is no virtual machine to be had, with a line that says so.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
-packages=${LAPIS_PACKAGES:---workspace}
+packages=${LAPIS_PACKAGES:---workspace} # of which cargo builds; .ci/run has some alone
 built=$(cargo test --release $packages --test process --no-run 2>&1) || { printf '%s\n' "$built"; exit 1; }
 test=$(printf '%s\n' "$built" | sed -n 's/.*Executable.*(\(.*\))/\1/p')
 # With the example what it stands on has the features that tests give it: nothing is built twice.
