@@ -86,6 +86,8 @@ pub struct EngineCounts {
     pub frames: u64,
     /// Of them, those that puts are made of.
     pub put_frames: u64,
+    /// Turns of more than a second.
+    pub stalls: u64,
 }
 
 pub struct Engine<W: Wire, M: Movers> {

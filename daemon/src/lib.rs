@@ -19,6 +19,7 @@ pub mod peers;
 pub mod pins;
 pub mod serve;
 pub mod server;
+mod stall;
 pub mod state;
 pub mod status;
 pub mod tier;

@@ -41,6 +41,7 @@ metrics_table! {
     counter CLIENTS_EXPELLED "lapis_clients_expelled_total" "How many clients were disconnected because they pinned too much?";
     counter CLIENT_FAULTS "lapis_client_faults_total" "How many clients were disconnected because of malformed frames or unread answers?";
     counter FRAMES_SERVED "lapis_frames_served_total" "How many requests came over the rings?";
+    counter STALLS "lapis_engine_stalls_total" "How often did the engine loop stand still for more than a second? The log says by what.";
     gauge CLIENTS "lapis_clients" "How many clients are connected now?";
     gauge BLOCKS "lapis_blocks" "How many blocks are in DRAM now?";
     gauge DRAM_BYTES "lapis_dram_bytes" "How much DRAM has the arena?";
@@ -137,6 +138,7 @@ pub fn publish<W: Wire, M: Movers>(engine: &Engine<W, M>, now: Time) {
         (CLIENTS_EXPELLED, counts.clients_expelled),
         (CLIENT_FAULTS, counts.client_faults),
         (FRAMES_SERVED, counts.frames),
+        (STALLS, counts.stalls),
         (KEYS_HIT_SSD, totals.core.ssd_hits),
         (SSD_ADMITTED_BYTES, totals.core.admitted_bytes),
         (SSD_READMITTED_BYTES, totals.core.readmitted_bytes),

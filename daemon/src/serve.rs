@@ -29,6 +29,7 @@ use crate::{
     keeper, limits, metrics,
     movers::Threads,
     pace::Pace,
+    stall::StallWatch,
     state::Geometry,
     tier::{Tier, TierOptions},
     topology::Layout,
@@ -298,12 +299,13 @@ fn run_loop(
     tend_peers: &mut TendPeers,
 ) -> anyhow::Result<()> {
     let mut ready = Some(ready);
-    let (mut pace, mut metrics_at) = (Pace::new(now()), Time(0));
+    let (mut pace, mut metrics_at, mut stalls) = (Pace::new(now()), Time(0), StallWatch::new(now()));
     let mut drain_until: Option<Time> = None;
     let watchdog_us = watchdog_interval_us();
     let mut watchdog_at = now();
     loop {
         let at = now();
+        engine.counts.stalls += u64::from(stalls.turn(at));
         tend_peers(at, engine, signals.take_reload());
         let puts = engine.counts().put_frames;
         let mut busy = engine.work(at);

@@ -3,6 +3,7 @@
 Engines take half a minute to start: one serves many tests, each of which begins with an empty daemon.
 """
 
+import functools
 import os
 import signal
 
@@ -55,15 +56,39 @@ def engine(first, host, expected):
 
 @pytest.fixture
 def engines():
-    started = []
-
     def start(*given, **named):
-        started.append(Engine(*given, **named))
-        return started[-1]
+        start.started.append(Engine(*given, **named))
+        return start.started[-1]
 
+    start.started = []
     yield start
-    for engine in started:
+    for engine in start.started:
         engine.close()
+
+
+def unless_stalled(test):
+    """Anew, twice at most, if the daemon stood still for more than a second by its own account: blocks that it would have
+    given are computed then. Two ranks that wait for each other have been seen to keep everything else from both processors
+    for four seconds, whatever its priority (Linux 6.18).
+    """
+
+    @functools.wraps(test)
+    def tried(host, **named):
+        for left in (2, 1, 0):
+            stalls = len(host.stalls())
+            try:
+                return test(host=host, **named)
+            except AssertionError:
+                said = host.stalls()[stalls:]
+                if not said or left == 0:
+                    raise
+                print("the test begins anew:", *said, sep="\n")
+            for one in named["engines"].started:
+                one.close()
+            host.renew(LINKS)
+            named["engine"].linked().forget()
+
+    return tried
 
 
 def serve(engine):
@@ -76,6 +101,7 @@ def warnings(engine, text: str) -> int:
     return sum("WARNING" in line for line in engine.lines(text))
 
 
+@unless_stalled
 def test_tokens_are_the_same_cold_warm_and_after_kills(model, expected, host, engine, engines):
     other = engines(model, connector(host)).linked()
     assert serve(engine) == (expected, OWN), "cold"
@@ -156,6 +182,7 @@ def test_a_reset_of_the_connector_forgets_what_is_in_lapis(expected, engine):
     assert serve(engine) == (expected, WARM), "what was computed since is found"
 
 
+@unless_stalled
 def test_two_ranks_have_blocks_of_their_own(model, expected, host, engine, engines):
     two = engines(model, connector(host), tp=2).linked()
     tokens, cached = serve(two)
@@ -166,6 +193,7 @@ def test_two_ranks_have_blocks_of_their_own(model, expected, host, engine, engin
     assert serve(engine) == (expected, OWN)
 
 
+@unless_stalled
 def test_a_block_that_is_lost_or_a_daemon_that_dies_between_look_up_and_load_is_computed_again(
     model, expected, host, engine, engines, tmp_path
 ):
@@ -198,6 +226,7 @@ def test_a_block_that_is_lost_or_a_daemon_that_dies_between_look_up_and_load_is_
         assert serve(one) == (expected, WARM)
 
 
+@unless_stalled
 def test_a_lost_block_ends_its_request_where_the_engine_is_told_so(model, expected, host, engine, engines, tmp_path):
     fault = tmp_path / "fault"
     # By a buffer, as on a GPU.
@@ -247,6 +276,7 @@ def test_a_random_hash_seed_is_refused_with_the_fix(model, host):
         refused.close()
 
 
+@unless_stalled
 def test_a_model_of_two_groups_of_blocks_is_loaded_and_taken_back_by_request(tmp_path, host, engine, engines):
     fault = tmp_path / "fault"
     two = engines(tiny.make(tmp_path / "model", window=64), connector(host, "FaultyConnector"), fault=fault).linked()

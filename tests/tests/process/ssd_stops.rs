@@ -50,6 +50,7 @@ fn every_call_is_answered_by_its_deadline_while_the_daemon_stands_still_and_all_
     let pool = blocks::pool(&client, SMALL);
     let on_ssd = fill(&host, &client, &pool);
     signal(&host, Signal::STOP);
+    let stopped = Instant::now();
     let outside = only_on_ssd(&client, &pool, &on_ssd);
     // What was evicted is on SSD; of what is in memory a slow disk may have nothing yet.
     let inside: Vec<u64> = (0..FILL).filter(|id| !outside.contains(id)).collect();
@@ -84,7 +85,10 @@ fn every_call_is_answered_by_its_deadline_while_the_daemon_stands_still_and_all_
         client.prefetch(&pool, &key(outside[3])).and_then(|()| client.hint(&pool, &key(outside[3]), Hint::Ended))
     });
     hinted.expect("nobody waits for it");
+    // Longer than any turn of its loop, so that it says so.
+    thread::sleep(Duration::from_millis(1500).saturating_sub(stopped.elapsed()));
     signal(&host, Signal::CONT);
+    says(&host, &["WARN", "the engine loop stood still", "ran_us=", "queued_us=", "major_faults="]);
 
     // What it was asked in vain it may do yet.
     let patient = GetOptions { deadline: Some(PATIENCE), ..GetOptions::default() };
