@@ -11,7 +11,7 @@ use std::{
 
 use lapis_tests::gpus::{self, Tally};
 
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 150;
 const THREADS: u64 = 2;
 
 fn number(variable: &str) -> Option<u64> {

@@ -5,7 +5,7 @@ use std::{path::Path, process::Command};
 use serde_json::Value;
 
 use super::{
-    alone, binary,
+    beside, binary,
     blocks::{self, SMALL},
     machine::connect,
     ssd::{DRAM, Files, fill},
@@ -22,7 +22,7 @@ fn fsck(path: &Path, library: &Path, flags: &[&str]) -> (Option<i32>, Value) {
 
 #[test]
 fn a_controller_is_checked_when_no_daemon_has_it_and_else_it_is_said_what_to_do() {
-    let _alone = alone();
+    let _beside = beside();
     let Some(files) = Files::controllers(2) else { return };
     let library = files.spdk().expect("the stand-in");
     let mut host = files.serving(DRAM, &[]);

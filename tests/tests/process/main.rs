@@ -44,7 +44,7 @@ mod worker;
 
 use std::{
     env,
-    sync::{Mutex, PoisonError},
+    sync::{PoisonError, RwLock},
     thread,
     time::{Duration, Instant},
 };
@@ -60,10 +60,16 @@ fn the_clients_of_these_tests_run_in_processes_of_their_own() {
     roles::run_if_asked();
 }
 
-/// One at a time: each needs all the CPUs there are.
+static TURNS: RwLock<()> = RwLock::new(());
+
+/// No other test meanwhile: it needs all the CPUs there are.
 fn alone() -> impl Drop {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    TURNS.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Beside others of its kind: it waits for most of its time.
+fn beside() -> impl Drop {
+    TURNS.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Looks until there is something.

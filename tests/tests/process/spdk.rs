@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    PATIENCE, alone,
+    PATIENCE, beside,
     blocks::{self, SMALL},
     machine::{connect, status, status_when},
     ssd::{DRAM, Files, says},
@@ -15,7 +15,7 @@ const PULLED_AFTER: u64 = 400;
 
 /// A controller that is away for so long; what the daemon must say of it then.
 fn comes_back(away: Duration, says_so: &[&str]) {
-    let _alone = alone();
+    let _beside = beside();
     let Some(files) = Files::controllers(1) else { return };
     files.plan(0, &format!("remove_after={PULLED_AFTER},back_after_ms={}", away.as_millis()));
     let mut host = files.serving(DRAM, &[]);
