@@ -85,6 +85,10 @@ def unless_stalled(test):
                 print("the test begins anew:", *said, sep="\n")
             for one in named["engines"].started:
                 one.close()
+            # Orders to fail that it did not take back.
+            for file in named["tmp_path"].iterdir() if "tmp_path" in named else ():
+                if file.is_file():
+                    file.unlink()
             host.renew(LINKS)
             named["engine"].linked().forget()
 
