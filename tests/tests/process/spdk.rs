@@ -15,7 +15,6 @@ const PULLED_AFTER: u64 = 400;
 
 /// A controller that is away for so long; what the daemon must say of it then.
 fn comes_back(away: Duration, says_so: &[&str]) {
-    let _beside = beside();
     let Some(files) = Files::controllers(1) else { return };
     files.plan(0, &format!("remove_after={PULLED_AFTER},back_after_ms={}", away.as_millis()));
     let mut host = files.serving(DRAM, &[]);
@@ -47,9 +46,11 @@ fn comes_back(away: Duration, says_so: &[&str]) {
 
 #[test]
 fn a_controller_that_is_away_for_seconds_is_degraded_and_well_again() {
+    let _beside = beside();
     comes_back(Duration::from_secs(3), &["INFO", "well again"]);
 }
 
+/// Beside all others: nearly all of its time it waits.
 #[test]
 fn a_controller_that_is_away_for_long_is_taken_out_and_serves_again() {
     comes_back(Duration::from_secs(18), &["INFO", "the device serves again"]);
