@@ -1,6 +1,8 @@
 //! `lapis demo`: a holder, a daemon and this process as its client; a request trace through shared memory, every byte
-//! compared, the daemon killed in the middle. With `--hosts`, several of them that are each other's peers.
+//! compared, the daemon killed in the middle. With `--hosts`, several of them that are each other's peers; with `--gpus`, clients
+//! that have their blocks in the memory of GPUs.
 
+mod gpus;
 mod hosts;
 mod kill;
 mod progress;
@@ -13,7 +15,10 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use lapis_config::{Bytes, DRAM_BYTES_MIN, DRAM_STEP_BYTES, Key, Machine};
 
-use self::{progress::Progress, ssd::Tiers};
+use self::{
+    progress::Progress,
+    ssd::{Tier, Tiers},
+};
 use crate::{
     host::{Host, HostOptions},
     load::{self, Load},
@@ -42,6 +47,12 @@ pub struct DemoArgs {
     /// File of the SSD tier in the temporary folder, 0 for none; by default 4GiB, or less where the disk has less room
     #[arg(long, value_name = "SIZE", value_parser = ssd::size)]
     pub ssd: Option<u64>,
+    /// Devices of the SSD tier in place of that file, commas between; blank, or of a former demo: what is on them is lost
+    #[arg(long, value_name = "PATHS", value_delimiter = ',', conflicts_with_all = ["ssd", "hosts"])]
+    pub ssd_paths: Vec<PathBuf>,
+    /// How they are driven, as in ssd.engine
+    #[arg(long, value_name = "ENGINE", default_value = "auto")]
+    pub ssd_engine: String,
     /// Seed of the generated trace and of the bytes
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -51,9 +62,27 @@ pub struct DemoArgs {
     /// So many daemons on loopback addresses, each the others' peer; requests go to them in turn, one is killed in the middle
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
     pub hosts: Option<u8>,
+    /// So many GPUs have a slice each for blocks, and clients get and put blocks in their memory
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16), conflicts_with = "hosts")]
+    pub gpus: Option<u16>,
+    /// The CUDA driver's library; by default the one that the loader finds as libcuda.so.1
+    #[arg(long, value_name = "PATH", requires = "gpus")]
+    pub cuda_library: Option<PathBuf>,
+    /// The slice of each GPU
+    #[arg(long, value_name = "SIZE", default_value = "32MiB", value_parser = hbm_bytes, requires = "gpus")]
+    pub hbm: u64,
+    /// What a process is that the demo started itself
+    #[arg(long, hide = true)]
+    pub gpu_role: Option<String>,
     /// What a 512-token block is scaled to
     #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = block_bytes)]
     pub block_bytes: u64,
+}
+
+/// Less is no slice, and the daemon would run without GPUs.
+fn hbm_bytes(text: &str) -> Result<u64, String> {
+    let bytes = lapis_config::size(text).map_err(|mistake| mistake.to_string())?;
+    if bytes >= DRAM_STEP_BYTES { Ok(bytes) } else { Err(format!("the least is {}", Bytes(DRAM_STEP_BYTES))) }
 }
 
 fn block_bytes(text: &str) -> Result<u64, String> {
@@ -66,14 +95,21 @@ fn block_bytes(text: &str) -> Result<u64, String> {
 
 /// `lapis demo`. An error also if a single byte was wrong.
 pub fn run(args: DemoArgs) -> anyhow::Result<()> {
+    if let Some(role) = &args.gpu_role {
+        return gpus::client::run(&args, role);
+    }
+    if let Some(count) = args.gpus {
+        return gpus::run(&args, count);
+    }
     let requests = requests(&args)?;
     let dram_bytes = dram_bytes(&args)?;
     if let Some(count) = args.hosts {
         return hosts::run(&args, count.into(), &requests, dram_bytes);
     }
     let stop = Stop::on_signals()?;
-    let (ssd_bytes, ssd_note) = ssd::bytes(args.ssd)?;
-    let mut host = Host::start(HostOptions { ssd_bytes, ..HostOptions::here(dram_bytes)? })?;
+    let Tier { bytes: ssd_bytes, flags, name: tier, note: ssd_note } = ssd::tier(&args)?;
+    let has_ssd = tier.is_some();
+    let mut host = Host::start(HostOptions { ssd_bytes, flags, ..HostOptions::here(dram_bytes)? })?;
     let client = host.connect("demo")?;
     let pool = client.pool(&load::shape("demo", args.block_bytes))?;
 
@@ -82,7 +118,7 @@ pub fn run(args: DemoArgs) -> anyhow::Result<()> {
     if let Some(note) = ssd_note {
         progress.say(&note);
     }
-    let tier = ssd_bytes.map_or("no SSD".into(), |bytes| format!("{} on SSD", Bytes(bytes)));
+    let tier = tier.unwrap_or("no SSD".into());
     progress.say(&format!(
         "{} requests for {total} blocks of {} through {} of DRAM and {tier}, daemon {} in {}",
         requests.len(),
@@ -109,7 +145,7 @@ pub fn run(args: DemoArgs) -> anyhow::Result<()> {
     let killed = killed.expect("a trace has a middle");
     let wrong_bytes = load.counts().wrong_bytes + killed.wrong_bytes;
     let elapsed = started.elapsed();
-    let tiers = ssd_bytes.map(|_| Tiers::now(&host)).transpose()?;
+    let tiers = has_ssd.then(|| Tiers::now(&host)).transpose()?;
     let tiers = tiers.map(|end| Tiers { hits_ssd: end.hits_ssd - killed.sample.hits_ssd, ..end });
     let tiers = tiers.map(|end| killed.tiers.through(&end));
     let text = table::render(&mut load, &killed, tiers.as_ref(), elapsed);
@@ -175,6 +211,7 @@ mod tests {
             ("--block-bytes 1B", "4KiB to 4MiB"),
             ("--block-bytes 8MiB", "4KiB to 4MiB"),
             ("--requests 0", "1..="),
+            ("--gpus 2 --hbm 0B", "the least is 2MiB"),
         ] {
             let error = parse(line).expect_err(line);
             assert!(error.contains(part), "{line}: {error}");
@@ -203,6 +240,16 @@ mod tests {
         std::fs::write(file.path(), br#"{"timestamp":0,"input_length":600,"output_len"#).expect("written");
         let cut = error(&file.path().display().to_string());
         assert!(cut.contains("cut short") && !cut.contains('\n'), "{cut}");
+    }
+
+    #[test]
+    fn devices_take_the_place_of_the_file_and_are_a_demos_own() {
+        let tier = ssd::tier(&parse("--ssd-paths /dev/a,/dev/b --ssd-engine uring").expect("good arguments"));
+        let Tier { bytes, flags, name, note } = tier.expect("nothing is looked at");
+        assert_eq!((bytes, name.as_deref(), note), (None, Some("/dev/a, /dev/b by uring"), None));
+        let flags = flags.join(" ");
+        assert_eq!(flags, "--ssd-engine uring --ssd-paths /dev/a,/dev/b --ssd-instance demo");
+        assert!(parse("--ssd-paths /dev/a --ssd 1GiB").is_err() && parse("--ssd-paths /dev/a --hosts 2").is_err());
     }
 
     #[test]

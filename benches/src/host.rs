@@ -227,7 +227,9 @@ impl Host {
         // Embedded defaults, and nothing of a service that we may run in.
         for (name, _) in env::vars_os() {
             let text = name.to_string_lossy();
-            if ["LAPIS_", "LISTEN_", "NOTIFY_", "WATCHDOG_"].iter().any(|prefix| text.starts_with(prefix)) {
+            // Those of the stand-in for a GPU's driver are no options of ours.
+            let is_ours = ["LAPIS_", "LISTEN_", "NOTIFY_", "WATCHDOG_"].iter().any(|prefix| text.starts_with(prefix));
+            if is_ours && !text.starts_with("LAPIS_CUDA_") {
                 command.env_remove(&name);
             }
         }

@@ -5,10 +5,13 @@ mod peers;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use crate::controller::Controller;
 use crate::load::{Loading, group_key};
 use crate::machine::{Machine, RUNTIME_FOLDER};
 use crate::mistake::{Mistake, Source};
-use crate::options::{DRAM_STEP_BYTES, GROUPS_MAX, Group, INDEX_ENTRIES_MAX, Options, SSD_BYTES_MIN};
+use crate::options::{
+    DRAM_STEP_BYTES, GROUPS_MAX, Group, INDEX_ENTRIES_MAX, Options, SSD_BYTES_MIN, SsdEngine, Verify,
+};
 use crate::quantity::{Bytes, KIB, MIB};
 use crate::tables::Tables;
 
@@ -20,6 +23,7 @@ const GHOST_BYTES: u64 = 16;
 pub(crate) fn check(loading: &mut Loading, machine: &Machine) {
     dram(loading, machine);
     shares_of_dram(loading);
+    hbm(loading);
     index(loading);
     if loading.options.groups.is_empty() {
         default_group(loading, machine);
@@ -27,6 +31,7 @@ pub(crate) fn check(loading: &mut Loading, machine: &Machine) {
         loading.notes.push("server.socket is not used: the file has [[group]]".into());
     }
     groups(loading);
+    group_with_gpus(loading);
     ssd(loading);
     names(loading);
     table_memory(loading, machine);
@@ -57,6 +62,46 @@ fn dram(loading: &mut Loading, machine: &Machine) {
 
 fn rounded(bytes: u64) -> u64 {
     bytes / DRAM_STEP_BYTES * DRAM_STEP_BYTES
+}
+
+/// How much memory a GPU has is not known here.
+fn hbm(loading: &mut Loading) {
+    const BYTES: &str = "hbm.bytes";
+    let given = loading.options.hbm_bytes;
+    if given != 0 && given < DRAM_STEP_BYTES && !loading.is_broken(BYTES) {
+        let mistake = Mistake::TooSmall { given: Bytes(given).to_string(), least: Bytes(DRAM_STEP_BYTES).to_string() };
+        return loading.wrong(loading.source(BYTES), BYTES, mistake);
+    }
+    if !given.is_multiple_of(DRAM_STEP_BYTES) {
+        loading.notes.push(format!("hbm.bytes = {} is rounded down to {}", Bytes(given), Bytes(rounded(given))));
+    }
+    loading.options.hbm_bytes = rounded(given);
+    let is_given = |name: &&str| loading.sources.contains_key(*name);
+    let unused: Vec<&str> = ["hbm.gpus", "hbm.cuda_library"].into_iter().filter(is_given).collect();
+    if given == 0 && !unused.is_empty() && !loading.is_broken(BYTES) {
+        loading.notes.push(format!("{}: not used without hbm.bytes", unused.join(", ")));
+    }
+}
+
+/// Only the first group has memory on GPUs, and of it only who may put; no sum is checked there.
+fn group_with_gpus(loading: &mut Loading) {
+    let options = &loading.options;
+    let [first, others @ ..] = &options.groups[..] else { return };
+    if options.hbm_bytes == 0 {
+        return;
+    }
+    let name = &first.name;
+    if !first.may_put {
+        let note = format!(
+            "hbm.bytes: nobody uses the GPUs, as of the groups only the first has memory there, and group {name:?} may not put"
+        );
+        loading.notes.push(note);
+    } else if !others.is_empty() {
+        loading.notes.push(format!("hbm.bytes: only group {name:?}, the first, has memory on GPUs"));
+    }
+    if loading.options.verify == Verify::Always {
+        loading.notes.push("hbm.bytes: with verify = \"always\" blocks are not read where they lie on GPUs".into());
+    }
 }
 
 /// What may be so many bytes of the DRAM tier at most.
@@ -208,6 +253,9 @@ fn ssd(loading: &mut Loading) {
         }
         return;
     }
+    if let Some(mistake) = engine_of_paths(options) {
+        return loading.wrong(loading.source("ssd.engine"), "ssd.engine", mistake);
+    }
     let needed = SSD_BYTES_MIN * groups;
     if given < needed && !loading.is_broken("ssd.bytes") {
         let mistake = Mistake::SsdTooSmall { given, groups, needed, each: SSD_BYTES_MIN };
@@ -217,6 +265,19 @@ fn ssd(loading: &mut Loading) {
     if tier < dram && !loading.is_broken("ssd.bytes") && !loading.is_broken("dram.bytes") {
         let (tier, dram) = (Bytes(tier), Bytes(dram));
         loading.notes.push(format!("the SSD tier has {tier} if its paths are files, less than dram.bytes = {dram}"));
+    }
+}
+
+/// SPDK drives controllers, the kernel all else.
+fn engine_of_paths(options: &Options) -> Option<Mistake> {
+    let of_spdk = |path: &&PathBuf| Controller::is_meant(path);
+    let said = |path: &PathBuf| path.display().to_string();
+    match options.ssd_engine {
+        SsdEngine::Auto => None,
+        SsdEngine::Spdk => {
+            options.ssd_paths.iter().find(|path| !of_spdk(path)).map(|path| Mistake::NotForSpdk { path: said(path) })
+        }
+        _ => options.ssd_paths.iter().find(of_spdk).map(|path| Mistake::NotThisEngine { path: said(path) }),
     }
 }
 

@@ -89,7 +89,7 @@ fn with_auto(source: &Source, definition: &Definition, value: &str) -> String {
 }
 
 fn quoted(definition: &Definition, value: &str) -> String {
-    if definition.unit.quoted() || value == "auto" { format!("{value:?}") } else { value.into() }
+    if definition.unit.quoted() || ["auto", "all"].contains(&value) { format!("{value:?}") } else { value.into() }
 }
 
 /// A heading, then names with bytes and what they are.

@@ -13,6 +13,8 @@ use crate::units::Raw;
 
 /// Variables of ours that are no options: they are for tests, and for finding the file.
 const OTHER_VARIABLES: &[&str] = &["LAPIS_CONFIG", "LAPIS_TRACES", "LAPIS_CONFORMANCE", "LAPIS_BLESS"];
+/// What variables of the stand-in for the CUDA driver begin with.
+const STAND_IN_PREFIX: &str = "LAPIS_CUDA_";
 
 #[derive(Clone, Debug)]
 pub enum ConfigFile {
@@ -159,7 +161,7 @@ impl Loading {
             if let Some(i) = known {
                 let source = Source::Variable(name.clone());
                 self.set(Options::DEFINITIONS[i].name, &Raw::Word(value.clone()), source);
-            } else if !OTHER_VARIABLES.contains(&name.as_str()) {
+            } else if !OTHER_VARIABLES.contains(&name.as_str()) && !name.starts_with(STAND_IN_PREFIX) {
                 self.unknown_variable(name, nearest(name, names.iter().map(String::as_str)));
             }
         }

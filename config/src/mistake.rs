@@ -102,6 +102,10 @@ pub enum Mistake {
     Missing,
     #[error("{name:?} is already used by {by}")]
     Duplicate { name: String, by: String },
+    #[error("{path} is a controller for SPDK: choose the engine auto or spdk, or a path that the kernel drives")]
+    NotThisEngine { path: String },
+    #[error("{path} is the kernel's: for SPDK give a controller's PCI address, like pci:0000:65:00.0")]
+    NotForSpdk { path: String },
     #[error("{given:?} is given twice")]
     Twice { given: String },
     #[error(

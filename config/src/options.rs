@@ -123,10 +123,16 @@ pub enum Locate {
 /// How the SSD tier's reads and writes reach the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SsdEngine {
-    /// io_uring where the kernel allows it, else threads.
+    /// The first of NVMe commands, io_uring and threads that can be had for a path.
     Auto,
+    /// NVMe commands past the block layer.
+    Passthrough,
+    /// The same, completions looked for without an interrupt.
+    PassthroughPolled,
     Uring,
     Threads,
+    /// SPDK, of the controllers that are named by PCI address; these have it under `Auto` too.
+    Spdk,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -159,6 +165,9 @@ pub const PEERS_MAX: usize = 1024;
 /// Most servers of one etcd cluster; it is seldom run with more than seven.
 pub const ETCD_ENDPOINTS_MAX: usize = 16;
 
+/// Most GPUs of the HBM tier.
+pub const GPUS_MAX: usize = 64;
+
 /// Most RDMA devices that are used at once.
 pub const RDMA_DEVICES_MAX: usize = 8;
 
@@ -184,6 +193,16 @@ options! {
          (LimitMEMLOCK=infinity in the unit, ulimit -l in a shell) or CAP_IPC_LOCK.";
     "dram.populate_threads" dram_populate_threads: u64 = "2", Count { least: 1, most: 64, auto: false },
         "Threads that touch fresh memory in the background; a slot is handed out only once its memory is there.";
+    "hbm.bytes" hbm_bytes: u64 = "0B", Size { least: 0, most: 4 * TIB, auto: false },
+        "Memory of each GPU that the HBM tier takes; rounded down to 2 MiB. 0B: no GPU is used, and no driver looked for.";
+    "hbm.gpus" hbm_gpus: Gpus = "all", GpuNames { most: GPUS_MAX },
+        "The GPUs of the HBM tier, by UUID or PCI bus id as nvidia-smi prints them, or by CUDA's index, as in gpus = [0, \
+         \"GPU-8a3f5c0e-0b1d-4e5f-9a7c-2d6b1f3e4a50\", \"0000:41:00.0\"]; all: those that the driver shows to this process.";
+    "hbm.cuda_library" hbm_cuda_library: Option<PathBuf> = "auto", OrAuto(FilePath),
+        "The CUDA driver's library. auto: libcuda.so or libcuda.so.1, as the loader finds it.";
+    "topology.follow" topology_follow: bool = "true", Switch,
+        "Follow the host's NUMA nodes: memory is taken from each as it has NICs and SSDs that move blocks, and the threads of \
+         an SSD are kept on the CPUs of its node. `lapis topology` shows what comes of it. false: the kernel chooses.";
     "index.entries_max" index_entries_max: u64 = "auto",
         Count { least: 1024, most: INDEX_ENTRIES_MAX, auto: true },
         "Most blocks that can be known at once; a group with a lower DRAM ceiling gets its share. A full table \
@@ -205,8 +224,8 @@ options! {
         "Free memory that one client may hold in advance for its puts. auto: dram.bytes / 64, at least 1MiB and \
          at most 256MiB.";
     "client.pin_bytes_max" client_pin_bytes_max: u64 = "auto", Size { least: MIB, most: 16 * TIB, auto: true },
-        "Bytes that one client may pin by views before it is warned and, under pressure, disconnected. auto: \
-         dram.bytes / 4.";
+        "Bytes that one client may pin, by views in DRAM and by reads under way on GPUs, before it is warned and, under \
+         pressure, disconnected. auto: dram.bytes / 4.";
     "client.pin_age_max" client_pin_age_max: Duration = "60s",
         Span { least: Duration::from_millis(100), most: Duration::from_secs(86400) },
         "How long a client over its pin limit may stay warned before it is disconnected.";
@@ -225,15 +244,30 @@ options! {
         "How long a put may take, unless the call says otherwise; its bytes are allowed extra time at \
          client.get_rate_min.";
     "ssd.paths" ssd_paths: Vec<PathBuf> = "[]", Paths { most: SSD_PATHS_MAX },
-        "Files or block devices of the SSD tier, all used at once; none given: DRAM alone. As in \
+        "Files, block devices or NVMe namespaces (/dev/nvme0n1 and /dev/ng0n1 name the same one) of the SSD tier, or NVMe \
+         controllers for SPDK by PCI address (pci:0000:65:00.0, or with /2 for another namespace than the first), all \
+         used at once; none given: DRAM alone. As in \
          paths = [\"/var/lib/lapis/blocks.ssd\"]; in a flag or a variable with commas between, as in \
          /dev/nvme0n1,/data/lapis.ssd.";
     "ssd.bytes" ssd_bytes: u64 = "64GiB", Size { least: SSD_BYTES_MIN, most: 256 * TIB, auto: false },
         "Bytes of each path that is a file, preallocated at start; of a block device the whole is used.";
     "ssd.engine" ssd_engine: SsdEngine = "auto",
-        Choice(&[("auto", SsdEngine::Auto), ("uring", SsdEngine::Uring), ("threads", SsdEngine::Threads)]),
-        "How the devices are read and written: by io_uring where the kernel allows it, else by threads (auto), or by \
-         one of them alone.";
+        Choice(&[
+            ("auto", SsdEngine::Auto),
+            ("passthrough", SsdEngine::Passthrough),
+            ("passthrough-polled", SsdEngine::PassthroughPolled),
+            ("uring", SsdEngine::Uring),
+            ("threads", SsdEngine::Threads),
+            ("spdk", SsdEngine::Spdk),
+        ]),
+        "How the devices are read and written: by NVMe commands past the block layer where the path is a local NVMe \
+         namespace that takes them from this user, else by io_uring where the kernel allows it, else by threads (auto), \
+         or by one of them alone. passthrough-polled looks for completions instead of sleeping, which takes a processor \
+         for each busy device, where the nvme driver has queues for it (nvme.poll_queues); auto never does. Controllers \
+         that are named by PCI address are SPDK's, under auto and spdk.";
+    "ssd.spdk_library" ssd_spdk_library: Option<PathBuf> = "auto", LibraryFolder,
+        "Folder of SPDK's shared libraries (libspdk_env_dpdk.so, libspdk_nvme.so), for paths like pci:0000:65:00.0. auto: \
+         where its installation usually puts them. docs/spdk.md says how to build it.";
     "ssd.required" ssd_required: bool = "true", Switch,
         "If false, a tier that cannot be opened is said in the log and the daemon serves DRAM alone.";
     "ssd.queue_depth" ssd_queue_depth: u64 = "128", Count { least: 1, most: 4096, auto: false },

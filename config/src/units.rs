@@ -2,17 +2,20 @@
 
 mod devices;
 mod etcd;
+mod gpus;
 mod hosts;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::controller::Controller;
 use crate::mistake::Mistake;
 use crate::quantity::{Bytes, Seconds, duration, size};
 
-pub use devices::Devices;
+pub use devices::{Devices, LibraryFolder};
 pub use etcd::{Advertised, Endpoint, Endpoints, KeyPrefix};
+pub use gpus::{GpuName, GpuNames, Gpus};
 pub use hosts::{FilePath, HostName, HostNames, Member, Members, host_name, host_port};
 
 /// Longest path of a Unix socket, bytes: `sun_path` less its final zero.
@@ -318,6 +321,31 @@ impl<U: Unit> Unit for OrOff<U> {
     }
 }
 
+/// Something that is found out where the word "auto" stands.
+pub struct OrAuto<U>(pub U);
+
+impl<U: Described> Described for OrAuto<U> {
+    fn hint(&self) -> &'static str {
+        self.0.hint()
+    }
+    fn bounds(&self) -> String {
+        format!("{}, or \"auto\"", self.0.bounds())
+    }
+}
+
+impl<U: Unit> Unit for OrAuto<U> {
+    type Value = Option<U::Value>;
+    fn read(&self, raw: &Raw) -> Result<Self::Value, Mistake> {
+        match raw {
+            Raw::Text(word) | Raw::Word(word) if word == "auto" => Ok(None),
+            other => self.0.read(other).map(Some),
+        }
+    }
+    fn show(&self, value: &Self::Value) -> String {
+        value.as_ref().map_or("auto".into(), |v| self.0.show(v))
+    }
+}
+
 /// An IP address with a port; no names, which could resolve to anything.
 pub struct Address;
 
@@ -431,7 +459,21 @@ impl Unit for Uids {
     }
 }
 
-/// Absolute paths of files or devices, none twice.
+fn path_of_log(text: &str) -> Result<PathBuf, Mistake> {
+    if Controller::is_meant(Path::new(text)) {
+        let expected =
+            "a controller's PCI address, like pci:0000:65:00.0, or with its namespace, like pci:0000:65:00.0/2";
+        let controller = Controller::parse(text).ok_or_else(|| Mistake::NotA { given: text.into(), expected })?;
+        return Ok(controller.to_string().into());
+    }
+    if !text.starts_with('/') || text.ends_with('/') || text.contains('\0') {
+        return Err(Mistake::NotA { given: text.into(), expected: "an absolute path of a file or a device" });
+    }
+    // As paths, not as texts: "/a//b" is "/a/b".
+    Ok(PathBuf::from(text))
+}
+
+/// Absolute paths of files or devices, and controllers; none twice.
 pub struct Paths {
     pub most: usize,
 }
@@ -458,12 +500,13 @@ impl Unit for Paths {
         let mut paths: Vec<PathBuf> = Vec::with_capacity(items.len());
         for item in &items {
             let text = item.text("a path in quotes")?;
-            if !text.starts_with('/') || text.ends_with('/') || text.contains('\0') {
-                return Err(Mistake::NotA { given: text.into(), expected: "an absolute path of a file or a device" });
-            }
-            // As paths, not as texts: "/a//b" is "/a/b".
-            let path = PathBuf::from(text);
-            if paths.contains(&path) {
+            let path = path_of_log(text)?;
+            let same = |other: &PathBuf| match (Controller::of_path(other), Controller::of_path(&path)) {
+                // One controller has one user, whichever of its namespaces.
+                (Some(other), Some(this)) => other.address == this.address,
+                _ => *other == path,
+            };
+            if paths.iter().any(same) {
                 return Err(Mistake::Twice { given: text.into() });
             }
             paths.push(path);

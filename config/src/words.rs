@@ -82,6 +82,10 @@ impl SlotId {
     }
 }
 
+/// A GPU of this host, by the number that the daemon gave it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GpuId(pub u8);
+
 /// A segment of the SSD log: device in the upper 8 bits, number on the device in the lower 24. A segment lies on one
 /// device whole, so that a lost device costs its own segments and no others; one is open on each device, so that all of
 /// them write.

@@ -127,6 +127,28 @@ const FILES: &[Case] = &[
         "[peers]\nrdma_devices = [\"mlx5_0\", \"mlx5_0\"]",
         &[("f:2: peers.rdma_devices:", "\"mlx5_0\" is given twice")],
     ),
+    (
+        "no GPU at all",
+        "[hbm]\nbytes = \"1GiB\"\ngpus = []",
+        &[("f:3: hbm.gpus:", "is not a GPU or more (hbm.bytes = \"0B\" uses none)")],
+    ),
+    (
+        "name of a GPU's make",
+        "[hbm]\ngpus = [0, \"H100\"]",
+        &[("f:2: hbm.gpus:", "\"H100\" is not a GPU: its index, its UUID (\"GPU-...\", whole) or its PCI bus id")],
+    ),
+    (
+        "GPU twice, in two ways of writing",
+        "[hbm]\ngpus = [\"0000:3b:00.0\", \"3B:00.0\"]",
+        &[("f:2: hbm.gpus:", "\"3B:00.0\" is given twice")],
+    ),
+    ("word for GPUs", "[hbm]\ngpus = \"some\"", &[("f:2: hbm.gpus:", "expected \"all\" or a list of GPUs")]),
+    ("less than a step of HBM", "[hbm]\nbytes = \"1MiB\"", &[("f:2: hbm.bytes:", "1MiB is less than the least, 2MiB")]),
+    (
+        "name of a library",
+        "[hbm]\ncuda_library = \"libcuda.so.1\"",
+        &[("f:2: hbm.cuda_library:", "is not an absolute path of a file")],
+    ),
     ("RDMA by force", "[peers]\nrdma = \"on\"", &[("f:2: peers.rdma:", "\"on\" is not one of \"auto\", \"off\"")]),
     ("mode that is not octal", "[server]\nsocket_mode = \"0888\"", &[("f:2: server.socket_mode:", "octal")]),
     ("mode as a number", "[server]\nsocket_mode = 660", &[("f:2: server.socket_mode:", "expected a file mode")]),
@@ -196,6 +218,23 @@ const FILES: &[Case] = &[
     ("one device, no list", "[ssd]\npaths = \"/dev/x\"", &[("f:2: ssd.paths:", "expected a list of paths")]),
     ("a number for a device", "[ssd]\npaths = [1]", &[("f:2: ssd.paths:", "expected a path in quotes")]),
     ("device twice", "[ssd]\npaths = [\"/a/b\", \"/a//b\"]", &[("f:2: ssd.paths:", "\"/a//b\" is given twice")]),
+    ("half a controller", "[ssd]\npaths = [\"pci:65\"]", &[("f:2: ssd.paths:", "like pci:0000:65:00.0")]),
+    (
+        "controller twice",
+        "[ssd]\npaths = [\"pci:0000:65:00.0\", \"pci:65:00.0/2\"]",
+        &[("f:2: ssd.paths:", "\"pci:65:00.0/2\" is given twice")],
+    ),
+    (
+        "controller for the kernel",
+        "[ssd]\npaths = [\"/a\", \"pci:0000:65:00.0\"]\nengine = \"uring\"",
+        &[("f:3: ssd.engine:", "pci:0000:65:00.0 is a controller for SPDK")],
+    ),
+    (
+        "file for SPDK",
+        "[ssd]\npaths = [\"pci:0000:65:00.0\", \"/a\"]\nengine = \"spdk\"",
+        &[("f:3: ssd.engine:", "/a is the kernel's")],
+    ),
+    ("library nowhere", "[ssd]\nspdk_library = \"lib\"", &[("f:2: ssd.spdk_library:", "not an absolute path")]),
     ("small devices", "[ssd]\npaths = [\"/a\"]\nbytes = \"100MiB\"", &[("f:3: ssd.bytes:", "the least, 512MiB")]),
     (
         "devices too small for the groups",
@@ -231,7 +270,7 @@ const FILES: &[Case] = &[
         &[("f:11: group.ssd_floor:", "add up to 9GiB, more than the SSD tier has, 8GiB")],
     ),
     ("ceiling too small", "GROUP ssd_ceiling = \"1MiB\"", &[("f:4: group.ssd_ceiling:", "the least, 512MiB")]),
-    ("unknown engine", "[ssd]\nengine = \"spdk\"", &[("f:2: ssd.engine:", "is not one of \"auto\", \"uring\"")]),
+    ("unknown engine", "[ssd]\nengine = \"aio\"", &[("f:2: ssd.engine:", "is not one of \"auto\", \"passthrough\"")]),
     (
         "more clean memory than memory",
         "[ssd]\nwrite_back_ahead = \"8GiB\"",

@@ -111,6 +111,19 @@ fn an_ssd_tier_makes_a_larger_table_and_its_words_are_read_from_everywhere() {
 }
 
 #[test]
+fn controllers_are_paths_in_one_spelling_under_auto_and_spdk() {
+    for engine in ["auto", "spdk"] {
+        let text = format!(
+            "[ssd]\npaths = [\"pci:E1:00.0\", \"pci:0000:65:00.0/2\"]\nengine = \"{engine}\"\nspdk_library = \"/l\""
+        );
+        let options = load(Some(&text), &[], Flags::default()).options;
+        assert_eq!(options.ssd_paths, [Path::new("pci:0000:e1:00.0"), Path::new("pci:0000:65:00.0/2")]);
+        assert_eq!(options.ssd_spdk_library.as_deref(), Some(Path::new("/l")));
+    }
+    assert_eq!(load(None, &[], Flags::default()).options.ssd_spdk_library, None);
+}
+
+#[test]
 fn a_group_keeps_its_share_clean() {
     let text = "[dram]\nbytes = \"8GiB\"\n[ssd]\npaths = [\"/x\"]\nwrite_back_ahead = \"1GiB\"\n\
                 [[group]]\nname = \"a\"\nsocket = \"/s/a\"\ndram_ceiling = \"2GiB\"";
@@ -324,4 +337,28 @@ fn what_needs_rdma_is_not_used_without_it() {
     assert_eq!(notes(&["--peers-rdma", "off"]), [format!("{unused} peers.rdma = \"off\"")]);
     let encrypted = notes(&["--peers-encrypt-blocks"]);
     assert_eq!(encrypted, [format!("{unused} peers.encrypt_blocks, as RDMA does not encrypt")]);
+}
+
+#[test]
+fn gpus_are_used_only_where_they_have_bytes() {
+    let text = "[hbm]\nbytes = \"3MiB\"\ngpus = [1, \"41:00.0\"]\ncuda_library = \"/opt/cuda/libcuda.so\"";
+    let effective = load(Some(text), &[], Flags::default());
+    assert_eq!(effective.options.hbm_bytes, 2 << 20);
+    assert_eq!(effective.notes, ["hbm.bytes = 3MiB is rounded down to 2MiB"]);
+    assert!(effective.render(1).contains("[1, \"0000:41:00.0\"]"));
+    let effective = load(None, &[], flags(&["--hbm-gpus", "0", "--hbm-cuda-library", "auto"]));
+    assert_eq!(effective.notes, ["hbm.gpus, hbm.cuda_library: not used without hbm.bytes"]);
+    let groups = |first: &str| {
+        let text = format!(
+            "[hbm]\nbytes = \"2MiB\"\n[[group]]\nname = \"a\"\nsocket = \"/run/a.sock\"\n{first}\n[[group]]\nname = \"b\"\nsocket = \"/run/b.sock\"\n"
+        );
+        load(Some(&text), &[], Flags::default()).notes
+    };
+    assert_eq!(groups(""), ["hbm.bytes: only group \"a\", the first, has memory on GPUs"]);
+    let nobody = "hbm.bytes: nobody uses the GPUs, as of the groups only the first has memory there, and group \"a\" may not put";
+    assert_eq!(groups("may_put = false"), [nobody]);
+    let sums = load(None, &[], flags(&["--hbm-bytes", "2MiB", "--verify", "always"])).notes;
+    assert_eq!(sums, ["hbm.bytes: with verify = \"always\" blocks are not read where they lie on GPUs"]);
+    let named = lapis_config::Gpus::Named(vec![lapis_config::GpuName::Index(0)]);
+    assert_eq!((effective.options.hbm_bytes, effective.options.hbm_gpus), (0, named));
 }

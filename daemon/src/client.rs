@@ -9,6 +9,8 @@ use lapis_transport::{
     wire::{ConnId, Peer},
 };
 
+use crate::group::DevicePage;
+
 /// Answers that wait for room in the completion ring; a client that lets more pile up is disconnected.
 const BACKLOG_MAX: usize = 1024;
 
@@ -18,9 +20,13 @@ pub struct Client {
     pub peer: Peer,
     pub may_put: bool,
     pub writes_by_dma: bool,
+    /// It was told of GPUs, since it connected last.
+    pub uses_gpus: bool,
     pub secret: u64,
     pub control: ControlDaemon,
     pub control_fd: OwnedFd,
+    /// Its page of slots on GPUs, where its group uses them.
+    pub device_page: Option<DevicePage>,
     /// Read end of the pipe whose write end the client's processes inherit.
     pub lifeline: OwnedFd,
     /// Under which its process and lifeline are watched; its socket too, while `connected`.
@@ -45,6 +51,7 @@ pub struct Parts {
     pub secret: u64,
     pub control: ControlDaemon,
     pub control_fd: OwnedFd,
+    pub device_page: Option<DevicePage>,
     pub lifeline: OwnedFd,
     pub conn: ConnId,
     pub connected: bool,
@@ -52,17 +59,19 @@ pub struct Parts {
 
 impl Client {
     pub fn new(parts: Parts) -> Self {
-        let Parts { id, name, peer, may_put, writes_by_dma, secret, control, control_fd, lifeline, conn, connected } =
-            parts;
+        let Parts { id, name, peer, may_put, writes_by_dma, secret, control, control_fd, .. } = parts;
+        let Parts { device_page, lifeline, conn, connected, .. } = parts;
         Self {
             id,
             name,
             peer,
             may_put,
             writes_by_dma,
+            uses_gpus: false,
             secret,
             control,
             control_fd,
+            device_page,
             lifeline,
             conn,
             connected,

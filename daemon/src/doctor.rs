@@ -5,16 +5,20 @@
 
 use std::fmt;
 
-use lapis_config::Effective;
+use lapis_config::{Controller, Effective};
 use serde::Serialize;
 
+mod engines;
 mod etcd;
 mod facts;
+mod gpus;
 mod host;
 mod peers;
 mod rdma;
 mod sockets;
+mod spdk;
 mod ssd;
+mod topology;
 mod uring;
 
 /// How good a finding is; the worst decides over the exit status.
@@ -95,12 +99,20 @@ pub fn examine(effective: &Effective) -> Report {
     let options = &effective.options;
     let facts = facts::Facts::here();
     let mut checks = host::judge(options, &facts);
-    let probes: Vec<ssd::Probe> = options.ssd_paths.iter().map(|path| ssd::probe(path)).collect();
+    let files = options.ssd_paths.iter().filter(|path| !Controller::is_meant(path));
+    let probes: Vec<ssd::Probe> = files.map(|path| ssd::probe(path)).collect();
     checks.extend(ssd::judge(options, &probes));
+    let of_paths = options.ssd_paths.iter().filter(|path| !Controller::is_meant(path));
+    checks
+        .extend(of_paths.map(|path| engines::judge(options, path, &engines::try_commands(options, path), facts.uring)));
+    checks.extend(spdk::examine(options, &facts));
     checks.extend(sockets::examine(options));
     checks.extend(peers::examine(options));
     checks.extend(etcd::examine(options));
     checks.extend(rdma::examine(options));
+    let (of_gpus, gpus) = gpus::examine(options);
+    checks.extend(topology::examine(options, gpus));
+    checks.extend(of_gpus);
     Report { level: checks.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok), checks }
 }
 

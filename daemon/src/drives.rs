@@ -1,11 +1,15 @@
 //! One thread a device: it turns the device's drive, sleeps in it, and wakes the engine when it has something to say. The
 //! engine's messages wake it by a bell, which is rung only if it sleeps.
 //!
-//! A device that hangs does not hold up the daemon's end: such a thread is left behind.
+//! A device that hangs does not hold up the daemon's end: such a thread is left behind. One that was pulled out is let go of
+//! when the engine says so, and what is at its path by then is opened in its place.
 
 use std::{
-    os::fd::{AsFd, OwnedFd},
-    path::PathBuf,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::FileTypeExt,
+    },
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering, fence},
@@ -14,17 +18,21 @@ use std::{
 };
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
-use lapis_config::Time;
+use lapis_config::{Controller, Time};
 use lapis_ssd::{
     SsdError,
-    device::{Device, DeviceFile, Waits},
+    device::{Device, DeviceFile, Presence, Waits},
     drive::{Drive, FromDrive, ToDrive},
     engine::{self, EngineChoice},
+    spdk::{self, Spdk},
     volume::WallClock,
 };
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::{
+    event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
+    io::Errno,
+};
 
-use crate::{movers::Done, serve};
+use crate::{movers::Done, serve, topology};
 
 /// How long a former daemon's hold on a device is waited for: the kernel lets go of a killed process's files a little
 /// later than of its pid (25 ms after kill -9 on a file, 50 ms on a block device).
@@ -34,8 +42,9 @@ const LOCKED_PAUSE: Duration = Duration::from_millis(5);
 /// not later than so long after the last ones: a wake-up each took more processor time than all the rest.
 const REPORTS_AT_ONCE: usize = 8;
 const REPORTS_LATE: Duration = Duration::from_micros(200);
-/// A drive that has nothing to do looks after itself so often.
+/// A drive that has nothing to do looks after itself so often; so often it is looked whether its device is still there.
 const SLEEP_MAX: Duration = Duration::from_millis(250);
+const PRESENT_EVERY: Duration = Duration::from_millis(250);
 
 /// What one device is to be opened with.
 #[derive(Clone, Debug)]
@@ -46,6 +55,17 @@ pub struct DriveOptions {
     pub engine: EngineChoice,
     pub depth: usize,
     pub threads: usize,
+    /// Where SPDK's libraries are, for a controller; `None`: where they usually are.
+    pub spdk_library: Option<PathBuf>,
+    /// CPUs near the device, which its threads are kept on; `None`: any.
+    pub cpus: Option<Vec<u32>>,
+}
+
+impl DriveOptions {
+    /// Whether SPDK drives it.
+    fn is_controller(&self) -> bool {
+        Controller::is_meant(&self.path)
+    }
 }
 
 /// The engine's end of one drive.
@@ -75,8 +95,12 @@ impl DriveHandle {
             wake,
             said: Vec::new(),
             said_at: Time(0),
+            options,
+            presence: Presence::default(),
+            present_at: Time(0),
+            vanished: false,
         };
-        std::thread::Builder::new().name(format!("ssd {device}")).spawn(move || turner.run(&options))?;
+        std::thread::Builder::new().name(format!("ssd {device}")).spawn(move || turner.run())?;
         Ok(Self { messages, bell, sleeps })
     }
 
@@ -101,19 +125,68 @@ struct Turner {
     said: Vec<FromDrive>,
     /// When the engine heard of some last.
     said_at: Time,
+    options: DriveOptions,
+    /// Of the device there is, when that was looked at last, and whether the engine was told that it is gone.
+    presence: Presence,
+    present_at: Time,
+    vanished: bool,
+}
+
+/// A device at work, and how it is known whether it is still there.
+struct Opened {
+    started: engine::Started,
+    presence: Presence,
 }
 
 impl Turner {
-    fn run(&mut self, options: &DriveOptions) {
-        match open(options) {
-            Ok(device) => {
-                self.said.push(FromDrive::Started { engine: device.name(), bytes: device.bytes() });
+    fn run(&mut self) {
+        // Before the device's own threads are made: they are kept there too.
+        if let Some(cpus) = &self.options.cpus {
+            topology::keep_on(cpus);
+        }
+        match open(&self.options) {
+            Ok(opened) => {
+                let device = self.started(opened);
                 self.turn(device);
             }
             Err(error) => {
                 self.said.push(FromDrive::Failed(chain(&error)));
                 self.say(serve::now());
             }
+        }
+    }
+
+    fn started(&mut self, opened: Opened) -> engine::Engine {
+        let Opened { started, presence } = opened;
+        (self.presence, self.vanished) = (presence, false);
+        let (why, device) = (started.why(), started.engine);
+        self.said.push(FromDrive::Started { engine: device.name(), why, bytes: device.bytes() });
+        device
+    }
+
+    /// Opens the device at the path of one that was let go of, if there is any.
+    fn renew(&mut self, drive: &mut Drive<engine::Engine>) {
+        if !is_device(&self.options.path) {
+            return;
+        }
+        match open(&self.options) {
+            Ok(opened) => drive.renew(self.started(opened)),
+            Err(error) => {
+                let (path, error) = (self.options.path.display(), chain(&error));
+                tracing::warn!(%path, error, "what is in a device's place cannot be opened");
+            }
+        }
+    }
+
+    /// Tells the engine once if the device was pulled out.
+    fn look(&mut self, now: Time) {
+        if self.vanished || now.since_us(self.present_at) < PRESENT_EVERY.as_micros() as u64 {
+            return;
+        }
+        self.present_at = now;
+        self.vanished = self.presence.is_gone();
+        if self.vanished {
+            self.said.push(FromDrive::Vanished);
         }
     }
 
@@ -127,7 +200,11 @@ impl Turner {
                 match self.inbox.try_recv() {
                     Ok(message) => {
                         any = true;
+                        let renews = matches!(message, ToDrive::Renew);
                         drive.tell(now, message);
+                        if renews && drive.is_vacant() {
+                            self.renew(&mut drive);
+                        }
                     }
                     Err(TryRecvError::Empty) => break,
                     // The engine is gone, and so will be the process.
@@ -136,6 +213,7 @@ impl Turner {
             }
             drive.kick();
             any |= drive.poll(now, &mut self.said);
+            self.look(now);
             if !self.said.is_empty() && (self.is_due(now) || drive.under_way() < REPORTS_AT_ONCE) {
                 self.say(now);
             }
@@ -166,7 +244,10 @@ impl Turner {
         fence(Ordering::SeqCst);
         let waited = if self.inbox.is_empty() {
             let most = if self.said.is_empty() { SLEEP_MAX } else { REPORTS_LATE };
-            drive.device_mut().wait(self.bell.as_fd(), Some(most))
+            match drive.is_vacant() {
+                true => self.wait_for_bell(most),
+                false => drive.device_mut().wait(self.bell.as_fd(), Some(most)),
+            }
         } else {
             Ok(())
         };
@@ -175,34 +256,67 @@ impl Turner {
         let _ = rustix::io::read(&self.bell, &mut rung);
         waited.inspect_err(|error| tracing::error!(%error, "a device cannot be waited for"))
     }
+
+    fn wait_for_bell(&self, most: Duration) -> std::io::Result<()> {
+        let mut bell = [PollFd::new(&self.bell, PollFlags::IN)];
+        match poll(&mut bell, Timespec::try_from(most).ok().as_ref()) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
 }
 
-fn open(options: &DriveOptions) -> Result<engine::Engine, SsdError> {
-    let started = Instant::now();
-    let file = loop {
-        match open_file(options) {
-            Err(error) if error.is_transient() && started.elapsed() < LOCKED_WAIT => {
-                std::thread::sleep(LOCKED_PAUSE);
-            }
-            opened => break opened?,
-        }
-    };
-    let direct = file.is_direct();
-    let started = engine::start(file, options.engine, options.depth, options.threads)?;
-    if let Some(refused) = &started.refused {
-        let reason = chain(refused);
-        tracing::warn!(path = %options.path.display(), reason, "io_uring is not to be had: threads read and write");
+fn open(options: &DriveOptions) -> Result<Opened, SsdError> {
+    if options.is_controller() {
+        let (path, folder) = (&options.path, options.spdk_library.as_deref());
+        let device = patiently(|| Spdk::open(path, folder, options.depth))?;
+        let started = engine::Started { engine: engine::Engine::Spdk(device), refused: Vec::new() };
+        // A controller that went is looked for by its engine itself.
+        return Ok(Opened { started, presence: Presence::default() });
     }
+    let file = patiently(|| open_file(options))?;
+    let (direct, presence) = (file.is_direct(), Presence::of(&file));
+    let started = engine::start(file, options.engine, options.depth, options.threads)?;
     if !direct {
         tracing::warn!(path = %options.path.display(), "the file system has no O_DIRECT: the page cache is used");
     }
-    tracing::info!(path = %options.path.display(), engine = started.engine.name(), "a device of the SSD tier");
-    Ok(started.engine)
+    let (path, engine) = (options.path.display(), started.engine.name());
+    match started.why() {
+        Some(why) => tracing::warn!(%path, engine, why, "a device of the SSD tier, driven by less than there is"),
+        None => tracing::info!(%path, engine, "a device of the SSD tier"),
+    }
+    Ok(Opened { started, presence })
 }
 
-/// Opens, or makes and allocates, what the tier is to use. Also asked before the daemon says that it is ready.
-pub fn open_file(options: &DriveOptions) -> Result<DeviceFile, SsdError> {
-    DeviceFile::open(&options.path, Some(options.bytes))
+/// Waits for what a former daemon has yet.
+fn patiently<T>(mut open: impl FnMut() -> Result<T, SsdError>) -> Result<T, SsdError> {
+    let started = Instant::now();
+    loop {
+        match open() {
+            Err(error) if error.is_transient() && started.elapsed() < LOCKED_WAIT => std::thread::sleep(LOCKED_PAUSE),
+            opened => return opened,
+        }
+    }
+}
+
+/// What can be seen of a device before the daemon says that it is ready: of a controller, whether SPDK is there.
+pub fn may_open(options: &DriveOptions) -> Result<(), SsdError> {
+    if options.is_controller() {
+        let failed = |source| SsdError::Spdk { path: options.path.clone(), source };
+        return spdk::look(options.spdk_library.as_deref()).map(drop).map_err(failed);
+    }
+    open_file(options).map(drop)
+}
+
+/// Opens, or makes and allocates, what the tier is to use: all of a device.
+fn open_file(options: &DriveOptions) -> Result<DeviceFile, SsdError> {
+    DeviceFile::open(&options.path, (!is_device(&options.path)).then_some(options.bytes))
+}
+
+/// Whether there is a device at the path, of blocks or of characters.
+fn is_device(path: &Path) -> bool {
+    let is_device = |found: std::fs::FileType| found.is_block_device() || found.is_char_device();
+    std::fs::metadata(path).is_ok_and(|found| is_device(found.file_type()))
 }
 
 /// An error with its causes, in a line.

@@ -5,16 +5,17 @@
 //! Invariant: a client's frame is copied out of shared memory before anything of it is looked at.
 //! Invariant: a slot number leaves the daemon only after its state was written to the kept memory (by the core).
 
+mod gpus;
 mod lives;
 mod peers;
 mod recovery;
 mod requests;
 mod ssd;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use lapis_arena::StoredBlock;
-use lapis_config::{ClientId, Time};
+use lapis_config::{ClientId, GpuId, Key, PoolId, SlotId, Time};
 use lapis_ssd::format::LogId;
 use lapis_tiering::{
     Shares,
@@ -27,11 +28,12 @@ use lapis_transport::{
     wire::{ConnId, Event, Peer, Wire},
 };
 
-pub(crate) use self::peers::Drain;
 pub use self::peers::DrainReport;
 use self::peers::is_remote;
+pub(crate) use self::{gpus::GROUP as GPU_GROUP, peers::Drain};
 use crate::{
     error::DaemonError,
+    gpus::{GpuJob, GpuShown},
     group::{Found, Group, GroupOptions},
     movers::{Done, Job, Movers},
     peers::Peers,
@@ -104,6 +106,14 @@ pub struct Engine<W: Wire, M: Movers> {
     pub(crate) shares: Shares,
     pub(crate) tier: Option<Tier>,
     pub(crate) peers: Option<Peers>,
+    /// Those of the HBM tier; none where `hbm.bytes` is 0.
+    pub(crate) gpus: Vec<Arc<GpuShown>>,
+    /// By which the first group's core knows them; none where it has no memory for them.
+    gpu_ids: Vec<GpuId>,
+    /// Lost, and its core does not know yet.
+    gpus_lost: Vec<GpuId>,
+    /// Copies of this turn, by GPU.
+    gpu_jobs: BTreeMap<usize, Vec<GpuJob>>,
     events: Vec<Event>,
     puts: Vec<Put>,
 }
@@ -158,6 +168,10 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         let mut engine = Self {
             tier,
             peers: None,
+            gpus: Vec::new(),
+            gpu_ids: Vec::new(),
+            gpus_lost: Vec::new(),
+            gpu_jobs: BTreeMap::new(),
             wire,
             movers,
             keeper,
@@ -195,10 +209,11 @@ impl<W: Wire, M: Movers> Engine<W, M> {
 
     fn add_extent(&mut self, index: usize, bytes: u64) -> Result<(), DaemonError> {
         let group = &mut self.groups[index];
+        let at = group.extents.len();
         let pages = group.add_extent(bytes, self.keeper.as_mut())?;
         self.shares.taken(index, bytes);
-        tracing::info!(group = group.options.name, bytes, %pages, "one more extent");
-        let at = group.extents.len() - 1;
+        let node = group.options.spread.node_of(at);
+        tracing::info!(group = group.options.name, bytes, node, %pages, "one more extent");
         server::announce_extent(group, &mut self.wire, at);
         Ok(())
     }
@@ -229,6 +244,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                 busy = true;
                 continue;
             }
+            self.bury_gpus(now, index);
             busy |= self.serve_rings(now, index);
             self.bury_the_dead(now, index);
             if self.groups[index].core.poll_timeout().is_some_and(|at| at <= now) {
@@ -343,6 +359,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                     group.extents[extent].populated_bytes = bytes;
                     group.core.populated(extent, bytes);
                     self.register(group_index, extent);
+                    self.register_with_gpus(group_index, extent);
                     self.show_memory(group_index, extent);
                 }
                 Done::PopulateFailed { group: group_index, extent, reason } => {
@@ -357,9 +374,11 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                     self.groups[group_index].core.populate_failed(extent);
                 }
                 Done::Verified { group, op, outcome } => self.groups[group].core.completed(now, op, outcome),
+                Done::Summed { group, op, sum } => self.groups[group].core.summed(now, op, Some(sum)),
                 Done::Drive { device, from } => self.drive_said(now, device, from),
                 Done::Merged { recovered, device } => self.merged(now, recovered, device),
                 Done::Paths(said) => self.paths_said(now, said),
+                Done::Gpu { gpu, from } => self.gpu_said(now, gpu, from),
             }
         }
         any
@@ -403,6 +422,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
             us = now.since_us(self.started),
             "took over the blocks of the former daemon"
         );
+        self.say_adopted_on_gpus(index);
     }
 
     /// Carries out what the core wants.
@@ -420,20 +440,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                 Action::Recall { client, pool } => self.recall(now, index, client, pool),
                 Action::Expel { client } => self.expel(now, index, client),
                 Action::Verify { op, pool, key, slot, bytes, sum, .. } => {
-                    let group = &self.groups[index];
-                    let place = group.space.locate(slot, u64::from(bytes));
-                    let (mapping, offset) = place.expect("a published slot lies in an extent");
-                    let (shape, seed) = &group.shapes[&pool];
-                    let block = StoredBlock {
-                        mapping: mapping.clone(),
-                        offset,
-                        key,
-                        bytes,
-                        pieces: shape.pieces,
-                        pool_seed: *seed,
-                        block_bytes: shape.block_bytes,
-                        sum,
-                    };
+                    let block = self.stored_block(index, pool, key, slot, bytes, sum);
                     self.movers.submit(Job::Verify { group: index, op, block });
                 }
                 Action::NeedMemory => {
@@ -444,10 +451,32 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                         }
                     }
                 }
-                Action::Copy { .. } => unreachable!("a core without HBM copies nothing"),
+                Action::Sum { op, pool, key, slot, bytes } => {
+                    let block = self.stored_block(index, pool, key, slot, bytes, 0);
+                    self.movers.submit(Job::Sum { group: index, op, block });
+                }
+                Action::Copy { op, from, to, bytes } => self.copy_by_gpu(index, op, [from, to], bytes),
                 action => self.perform_ssd(now, index, action),
             }
         }
+        self.submit_copies();
         busy
+    }
+
+    fn stored_block(&self, index: usize, pool: PoolId, key: Key, slot: SlotId, bytes: u32, sum: u64) -> StoredBlock {
+        let group = &self.groups[index];
+        let place = group.space.locate(slot, u64::from(bytes));
+        let (mapping, offset) = place.expect("a slot of a block lies in an extent");
+        let (shape, seed) = &group.shapes[&pool];
+        StoredBlock {
+            mapping: mapping.clone(),
+            offset,
+            key,
+            bytes,
+            pieces: shape.pieces,
+            pool_seed: *seed,
+            block_bytes: shape.block_bytes,
+            sum,
+        }
     }
 }

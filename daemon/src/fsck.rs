@@ -1,5 +1,7 @@
 //! `lapis fsck`: what is whole on devices of the SSD tier, what is torn, and why. Reads only.
 
+mod controller;
+
 use std::{
     fs::File,
     io,
@@ -11,7 +13,11 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::Args;
-use lapis_ssd::fsck::{self, Checked};
+use lapis_config::Controller;
+use lapis_ssd::{
+    fsck::{self, Checked, ReadAt},
+    passthrough::block_beside,
+};
 use rustix::fs::FlockOperation;
 use serde_json::{Value, json};
 
@@ -22,7 +28,7 @@ const UNREADABLE: u8 = 2;
 
 #[derive(Args, Clone, Debug)]
 pub struct FsckArgs {
-    /// Files or block devices of the SSD tier; of any log, each is judged by itself
+    /// Files, block devices or controllers (pci:0000:65:00.0) of the SSD tier; of any log, each is judged by itself
     #[arg(value_name = "PATH", required = true)]
     pub paths: Vec<PathBuf>,
     /// Read every block too, and compare it with its sum: as long as reading the device takes
@@ -31,6 +37,9 @@ pub struct FsckArgs {
     /// Go on although a daemon has the device: what it writes meanwhile may look torn
     #[arg(long)]
     pub force: bool,
+    /// Folder of SPDK's shared libraries, for controllers, if they are not where an installation puts them
+    #[arg(long, value_name = "FOLDER", env = "LAPIS_SSD_SPDK_LIBRARY")]
+    pub spdk_library: Option<PathBuf>,
     /// One JSON document instead of text
     #[arg(long)]
     pub json: bool,
@@ -69,7 +78,14 @@ fn status(looked: &Looked) -> u8 {
 }
 
 fn look(path: &Path, args: &FsckArgs) -> anyhow::Result<Looked> {
-    let file = File::open(path).context("cannot be opened")?;
+    if Controller::is_meant(path) {
+        let mut reads = controller::Reads::open(path, args.spdk_library.as_deref())?;
+        return check(reads.bytes(), |offset, out: &mut [u8]| reads.read(offset, out), args.payload);
+    }
+    // A namespace's generic device is another name of its block device.
+    let file = File::open(block_beside(path).as_deref().unwrap_or(path)).context("cannot be opened")?;
+    // What is written by NVMe commands the page cache does not see; it lasts as long as a daemon has the device open.
+    let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
     let kind = file.metadata().context("cannot be looked at")?.file_type();
     if !kind.is_file() && !kind.is_block_device() {
         bail!("is neither a regular file nor a block device");
@@ -87,11 +103,14 @@ fn look(path: &Path, args: &FsckArgs) -> anyhow::Result<Looked> {
         );
     }
     let bytes = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).context("has no end")?;
-    if let Some(what) = no_log(&file, bytes)? {
-        return Ok(Looked::NoLog(what));
-    }
-    let checked = fsck::check(bytes, |offset, out: &mut [u8]| file.read_exact_at(out, offset), args.payload);
-    Ok(Looked::Checked(Box::new(checked)))
+    check(bytes, |offset, out: &mut [u8]| file.read_exact_at(out, offset), args.payload)
+}
+
+fn check(bytes: u64, mut read: impl ReadAt, payload: bool) -> anyhow::Result<Looked> {
+    Ok(match no_log(&mut read, bytes) {
+        Some(what) => Looked::NoLog(what),
+        None => Looked::Checked(Box::new(fsck::check(bytes, read, payload))),
+    })
 }
 
 /// The kernel lets go of an ended daemon's files a little later than of its process: that is waited for.
@@ -112,18 +131,16 @@ fn is_held(file: &File) -> anyhow::Result<bool> {
 }
 
 /// What is there in place of a log, if both superblocks' pages are blank.
-fn no_log(file: &File, bytes: u64) -> anyhow::Result<Option<String>> {
+fn no_log(read: &mut impl ReadAt, bytes: u64) -> Option<String> {
     let page = lapis_ssd::format::PAGE_BYTES;
     if bytes < 2 * page as u64 {
-        return Ok(Some(format!("{bytes} bytes: too short for a log")));
+        return Some(format!("{bytes} bytes: too short for a log"));
     }
     let mut pages = vec![0; 2 * page];
     // What cannot be read is the check's to tell.
-    if file.read_exact_at(&mut pages, 0).is_err() {
-        return Ok(None);
-    }
+    read(0, &mut pages).ok()?;
     let blank = pages.iter().all(|byte| *byte == 0);
-    Ok(blank.then(|| "no log: its first pages are blank, as those of a device that no daemon has used yet".into()))
+    blank.then(|| "no log: its first pages are blank, as those of a device that no daemon has used yet".into())
 }
 
 fn to_text(path: &Path, looked: &Looked, payload: bool) -> String {

@@ -1,5 +1,8 @@
 //! The memory of one trust group: made new, or taken over from a former daemon when format and geometry fit.
 
+mod devices;
+mod extents;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -12,20 +15,20 @@ use lapis_arena::{
     memfd::{self, Huge},
     sum, table,
 };
-use lapis_config::{ClientId, LineId, PolicyName, PoolId, PoolShape, SlotId, UNIT_BYTES};
+use lapis_config::{ClientId, LineId, PolicyName, PoolId, PoolShape, UNIT_BYTES, topology::Spread};
 use lapis_tiering::{Chosen, Core, CoreOptions};
 use lapis_transport::{
     control::{self, Counters},
     hold::Keeper,
 };
 
+pub use self::{devices::DevicePage, extents::Extent};
 use crate::{
     client::Client,
     error::DaemonError,
     kept::SharedKept,
-    movers::Populate,
     peers::{FETCHER, FETCHER_AHEAD},
-    pins::PinWatch,
+    pins::{PinWatch, Waiting},
     state::{ClientRecord, Geometry, State},
     status,
 };
@@ -41,13 +44,17 @@ pub struct GroupOptions {
     pub huge: Huge,
     /// Lock the arena in memory.
     pub lock: bool,
-    /// Bytes that one client may pin by views, and for how long it may be over.
+    /// Which NUMA node each extent is taken from.
+    pub spread: Spread,
+    /// Bytes that one client may pin, in DRAM and on GPUs, and for how long it may be over.
     pub pin_bytes_max: u64,
     pub pin_age_max: Duration,
     pub core: CoreOptions,
     /// Bytes of the SSD log that it always may have, and that it does not grow beyond; a ceiling of 0 is none.
     pub ssd_floor_bytes: u64,
     pub ssd_ceiling_bytes: u64,
+    /// Memory that the group has on each GPU; 0: it uses none.
+    pub hbm_bytes: u64,
     pub policy: PolicyName,
     /// Memory of the policy for blocks that are gone.
     pub ghost_bytes: u64,
@@ -79,18 +86,6 @@ impl fmt::Display for Start {
     }
 }
 
-pub struct Extent {
-    pub fd: OwnedFd,
-    pub mapping: Mapping,
-    pub populated_bytes: u64,
-}
-
-impl Extent {
-    pub fn bytes(&self) -> u64 {
-        self.mapping.len() as u64
-    }
-}
-
 pub struct Group {
     pub options: GroupOptions,
     pub pins: PinWatch,
@@ -101,6 +96,8 @@ pub struct Group {
     pub adopted_lines: Vec<LineId>,
     pub start: Start,
     pub table_fd: OwnedFd,
+    /// Of the device table, where the group uses GPUs.
+    pub devices_fd: Option<OwnedFd>,
     /// The lock that keeps a second daemon off this table; held by the open file.
     _owner: OwnedFd,
     pub extents: Vec<Extent>,
@@ -122,6 +119,8 @@ pub struct Former {
     pub record: ClientRecord,
     pub control_fd: OwnedFd,
     pub lifeline: OwnedFd,
+    /// Its page of device hazards.
+    pub device_page: Option<DevicePage>,
 }
 
 /// Everything mapped, before the core is built over it.
@@ -133,6 +132,8 @@ struct Mapped {
     entries: Private<lapis_config::Entry>,
     slots: Private<u64>,
     extents: Vec<Extent>,
+    /// `None`: what was kept for GPUs is not used.
+    devices: Option<devices::Mapped>,
 }
 
 impl Group {
@@ -152,13 +153,17 @@ impl Group {
         let names: Vec<String> = found.keys().cloned().collect();
         match Self::warm(&options, &mut found)? {
             Ok(mapped) => {
-                // Of a client or an extent that the former daemon was about to make, or to forget.
-                let names = |record: ClientRecord| [format!("client.{}", record.id), format!("life.{}", record.id)];
-                let known: BTreeSet<String> = mapped.state.clients().flat_map(names).collect();
-                for name in found.keys().filter(|name| !known.contains(*name)) {
+                // Of a client or an extent that the former daemon was about to make, or to forget; of GPUs, if what was
+                // kept for these is not used.
+                let (id, keeps_devices) = (|record: ClientRecord| record.id, mapped.devices.is_some());
+                let known: BTreeSet<String> =
+                    mapped.state.clients().map(id).flat_map(|id| client_parts(id, keeps_devices)).collect();
+                let unknown: Vec<String> = found.keys().filter(|name| !known.contains(*name)).cloned().collect();
+                for name in unknown {
+                    found.remove(&name);
                     keeper.forget(&format!("{}.{name}", options.name)).map_err(DaemonError::keeper("drop"))?;
                 }
-                Ok(Self::adopt(options, mapped, found, instance))
+                Self::adopt(options, mapped, found, keeper, instance)
             }
             Err(why) => {
                 for name in names {
@@ -199,7 +204,9 @@ impl Group {
         let state = State::create(state_bytes, geometry, table_id);
         let entries = Private::map(entries_fd.as_fd(), lines as usize)?;
         let slots = Private::map(slots_fd.as_fd(), units as usize)?;
-        let kept = SharedKept::new(writer, state, entries, slots);
+        let devices = devices::make(&options.name, options.hbm_bytes, &writer, keeper)?;
+        let (devices, devices_fd) = devices.map(|made| (made.devices, made.table_fd)).unzip();
+        let kept = SharedKept::new(writer, state, entries, slots).with_devices(devices);
         let mut core = Core::new(kept, options.chosen(), options.core.clone());
         core.fetcher_added(FETCHER, true);
         core.fetcher_added(FETCHER_AHEAD, false);
@@ -211,6 +218,7 @@ impl Group {
             adopted_lines: Vec::new(),
             start,
             table_fd,
+            devices_fd,
             _owner: owner,
             extents: Vec::new(),
             space: Extents::new(),
@@ -257,39 +265,52 @@ impl Group {
                 if options.huge == Huge::Try {
                     mapping.advise_huge();
                 }
-                extents.push(Extent { fd, mapping, populated_bytes: state.populated_bytes(index) });
+                extents.push(Extent { fd, mapping, populated_bytes: state.populated_bytes(index), node: None });
             }
             let entries = Private::map(entries_fd.as_fd(), lines as usize).map_err(text)?;
             let units = (geometry.ceiling_bytes / UNIT_BYTES) as usize;
             let slots = Private::map(slots_fd.as_fd(), units).map_err(text)?;
-            Ok((table, state, entries, slots, extents))
+            let devices = (options.hbm_bytes > 0).then(|| devices::adopt(options.hbm_bytes, &table, &state, found));
+            Ok((table, state, entries, slots, extents, devices))
         })();
-        Ok(mapped.map(|(table, state, entries, slots, extents)| Mapped {
-            table,
-            table_fd,
-            owner,
-            state,
-            entries,
-            slots,
-            extents,
+        Ok(mapped.map(|(table, state, entries, slots, extents, devices)| {
+            let devices = devices.and_then(|devices| {
+                let warn = |why: &String| tracing::warn!(group = options.name, why, "nothing on GPUs is taken over");
+                devices.inspect_err(warn).ok()
+            });
+            Mapped { table, table_fd, owner, state, entries, slots, extents, devices }
         }))
     }
 
     /// Takes over. From `set_instance` on no view of the former daemon's time is given any more.
-    fn adopt(options: GroupOptions, mapped: Mapped, mut found: Found, instance: u64) -> (Self, Vec<Former>) {
-        let Mapped { table, table_fd, owner, state, entries, slots, extents } = mapped;
+    fn adopt(
+        options: GroupOptions,
+        mapped: Mapped,
+        mut found: Found,
+        keeper: &mut dyn Keeper,
+        instance: u64,
+    ) -> Result<(Self, Vec<Former>), DaemonError> {
+        let Mapped { table, table_fd, owner, state, entries, slots, extents, devices } = mapped;
         table.set_instance(instance);
+        let devices = match devices {
+            Some(kept) => Some(kept),
+            None => devices::make(&options.name, options.hbm_bytes, &table, keeper)?,
+        };
+        let (devices, devices_fd) = devices.map(|mapped| (mapped.devices, mapped.table_fd)).unzip();
         let adoption = Adoption::new(&table);
         let table_id = table.table().table_id();
-        let formers = state
-            .clients()
-            .filter_map(|record| {
-                let control_fd = found.remove(&format!("client.{}", record.id))?;
-                let lifeline = found.remove(&format!("life.{}", record.id))?;
-                Some(Former { record, control_fd, lifeline })
-            })
-            .collect();
-        let kept = SharedKept::new(table, state, entries, slots);
+        let mut formers = Vec::new();
+        for record in state.clients() {
+            let [client, life, page] = client_names(record.id).map(|name| found.remove(&name));
+            let (Some(control_fd), Some(lifeline)) = (client, life) else { continue };
+            let device_page = match page {
+                Some(fd) => Some(DevicePage::over(fd)?),
+                None if devices.is_some() => Some(DevicePage::make(&options.name, ClientId(record.id), keeper)?),
+                None => None,
+            };
+            formers.push(Former { record, control_fd, lifeline, device_page });
+        }
+        let kept = SharedKept::new(table, state, entries, slots).with_devices(devices);
         let mut core = Core::adopt(kept, options.chosen(), options.core.clone());
         core.fetcher_added(FETCHER, true);
         core.fetcher_added(FETCHER_AHEAD, false);
@@ -301,6 +322,7 @@ impl Group {
             adopted_lines: Vec::new(),
             start: Start::Warm,
             table_fd,
+            devices_fd,
             _owner: owner,
             extents: Vec::new(),
             space: Extents::new(),
@@ -326,44 +348,7 @@ impl Group {
                 group.core.kept_mut().state.forget_slab(&slab);
             }
         }
-        (group, formers)
-    }
-
-    /// Makes one more extent. It is usable as far as it gets populated.
-    pub fn add_extent(&mut self, bytes: u64, keeper: &mut dyn Keeper) -> Result<memfd::Pages, DaemonError> {
-        let name = format!("{}.arena.{}", self.options.name, self.extents.len());
-        let (fd, pages) = memfd::create(&name, bytes, self.options.huge)?;
-        let mapping = Mapping::shared(fd.as_fd(), bytes, Access::ReadWrite)?;
-        keeper.keep(&name, fd.as_fd()).map_err(DaemonError::keeper("keep"))?;
-        if pages == memfd::Pages::Transparent {
-            mapping.advise_huge();
-        }
-        self.core.kept_mut().state.add_extent(bytes);
-        self.add_mapped(Extent { fd, mapping, populated_bytes: 0 });
-        Ok(pages)
-    }
-
-    fn is_populated(&self, base: SlotId, units: u32) -> bool {
-        let (mut start, from) = (0, base.offset_bytes());
-        let to = from + u64::from(units) * UNIT_BYTES;
-        for extent in &self.extents {
-            if (start..start + extent.bytes()).contains(&from) {
-                return to <= start + extent.populated_bytes;
-            }
-            start += extent.bytes();
-        }
-        false
-    }
-
-    /// What a mover needs to give an extent the rest of its memory.
-    pub fn to_populate(&self, extent: usize) -> Result<Populate, DaemonError> {
-        let Extent { fd, mapping, populated_bytes } = &self.extents[extent];
-        let fd = fd
-            .try_clone()
-            .map_err(|source| DaemonError::Os { what: "duplicate the descriptor of an extent", source })?;
-        let touch = self.options.huge == Huge::Try && memfd::transparent_permitted();
-        let (mapping, lock) = (mapping.clone(), self.options.lock);
-        Ok(Populate { mapping, fd, populated_bytes: *populated_bytes, touch, lock })
+        Ok((group, formers))
     }
 
     /// Tells the core of a pool that `state` has.
@@ -383,10 +368,24 @@ impl Group {
         })
     }
 
-    fn add_mapped(&mut self, extent: Extent) {
-        self.space.push(extent.mapping.clone()).expect("at most EXTENTS_MAX extents: `Shares` gives no more");
-        self.core.extent_added(extent.mapping.len() as u64);
-        self.extents.push(extent);
+    /// Where slots wait for readers now.
+    pub fn waiting(&self) -> Waiting {
+        Waiting { dram: self.core.slots_named() > 0, gpus: self.core.gpus_named().collect() }
+    }
+
+    /// Bytes of the slots that a client names where slots wait for readers. It may name anything, also what is no slot.
+    pub fn pinned_bytes(&self, client: ClientId, waiting: &Waiting) -> u64 {
+        let (core, mut units) = (&self.core, 0);
+        if waiting.dram {
+            core.kept().hazards_of(client, &mut |slot| units += u64::from(core.slot_units(slot).unwrap_or(0)));
+        }
+        if !waiting.gpus.is_empty() {
+            core.kept().device_hazards_of(client, &mut |gpu, slot| {
+                let waits = waiting.gpus.contains(&gpu);
+                units += u64::from(core.gpu_slot_units(gpu, slot).filter(|_| waits).unwrap_or(0));
+            });
+        }
+        units * UNIT_BYTES
     }
 
     pub fn geometry(&self) -> lapis_transport::hello::Geometry {
@@ -419,6 +418,12 @@ impl Group {
         Ok((control_fd, mapping, read, write))
     }
 
+    /// Makes and keeps the page on which a new client names slots on GPUs; `None` where the group uses none.
+    pub fn make_device_page(&self, id: ClientId, keeper: &mut dyn Keeper) -> Result<Option<DevicePage>, DaemonError> {
+        let is_wanted = self.devices_fd.is_some();
+        is_wanted.then(|| DevicePage::make(&self.options.name, id, keeper)).transpose()
+    }
+
     /// Forgets a client whose everything has ended.
     pub fn remove_client(&mut self, id: ClientId, keeper: &mut dyn Keeper) {
         if let Some(client) = self.clients.remove(&id) {
@@ -427,12 +432,21 @@ impl Group {
         let kept = self.core.kept_mut();
         kept.remove_hazards(id);
         kept.state.remove_client(id);
-        for part in ["client", "life"] {
-            if let Err(error) = keeper.forget(&format!("{}.{part}.{}", self.options.name, id.0)) {
+        for name in client_parts(id.0, self.devices_fd.is_some()) {
+            if let Err(error) = keeper.forget(&format!("{}.{name}", self.options.name)) {
                 tracing::warn!(%error, client = id.0, "the keeper did not drop a client's descriptor");
             }
         }
     }
+}
+
+/// What is kept of a client, without the group's name: its memory, its lifeline, its page of slots on GPUs.
+fn client_names(id: u32) -> [String; 3] {
+    [format!("client.{id}"), format!("life.{id}"), devices::page_name(id)]
+}
+
+fn client_parts(id: u32, with_devices: bool) -> impl Iterator<Item = String> {
+    client_names(id).into_iter().take(if with_devices { 3 } else { 2 })
 }
 
 fn table_words(fd: &OwnedFd, lines: u32) -> Result<MappedWords, lapis_arena::ArenaError> {

@@ -15,6 +15,8 @@ use lapis_transport::{
     hold::{HoldClient, Keeper, Nothing},
 };
 
+use crate::gpus;
+
 /// How long a starting daemon waits for the end of the former one that the holder still sees.
 const FORMER_END_MAX: Duration = Duration::from_secs(5);
 
@@ -26,10 +28,13 @@ const HOLDER_RETRY_MAX: Duration = Duration::from_secs(60);
 /// Names with this prefix are listening sockets of units, not kept memory.
 const SOCKET_PREFIX: &str = "lapis-socket-";
 
-/// Descriptors that the keeper may have to hold: four memfds a group, its extents, two for each client.
+/// Descriptors that the keeper may have to hold: four memfds a group, its extents, two for each client; extents of GPUs,
+/// and two memfds and one more for each client of the group that has these.
 fn kept_max(options: &Options) -> u64 {
     let groups = options.groups.len() as u64;
-    groups * (4 + lapis_config::EXTENTS_MAX as u64) + groups * options.server_clients_max * 2
+    let extents = groups * lapis_config::EXTENTS_MAX as u64 + gpus::extents_max(options);
+    let of_gpus = if options.hbm_bytes > 0 { 2 + options.server_clients_max } else { 0 };
+    groups * 4 + extents + groups * options.server_clients_max * 2 + of_gpus
 }
 
 /// Whether systemd keeps descriptors for this process.
@@ -206,4 +211,18 @@ impl Keeper for FdStore {
     fn forget(&mut self, name: &str) -> io::Result<()> {
         sd_notify::notify(&[sd_notify::NotifyState::FdStoreRemove, sd_notify::NotifyState::FdName(name)])
     }
+}
+
+#[test]
+fn the_units_store_takes_what_the_defaults_keep_also_with_gpus() {
+    let unit = include_str!("../ops/lapis.service");
+    let number = |name: &str| -> u64 {
+        let value = unit.lines().find_map(|line| line.strip_prefix(name)).expect("the unit says it");
+        value.parse().expect("a number")
+    };
+    let groups = vec![lapis_config::Group::default()];
+    let options = Options { groups, hbm_bytes: 8 << 30, ..Options::default() };
+    let store = number("FileDescriptorStoreMax=");
+    assert!(kept_max(&options) <= store, "{} of {store}", kept_max(&options));
+    assert_eq!(number("Environment=FDSTORE="), store, "older versions of systemd are told the same");
 }

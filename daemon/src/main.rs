@@ -78,6 +78,20 @@ enum Command {
         #[command(flatten)]
         flags: Flags,
     },
+    /// Show where this host's memory, GPUs, NICs and drives lie, how far they are from each other, and what Lapis does with it
+    Topology {
+        /// Configuration file (TOML); without it defaults, variables and flags count
+        #[arg(value_name = "FILE", env = "LAPIS_CONFIG")]
+        file: Option<PathBuf>,
+        /// One JSON document instead of lines
+        #[arg(long)]
+        json: bool,
+        /// Where /sys is: a copy of another host's, for example
+        #[arg(long, value_name = "FOLDER", default_value = "/sys")]
+        sys: PathBuf,
+        #[command(flatten)]
+        flags: Flags,
+    },
     /// Make a private authority and certificates of hosts, for trying out peers
     #[command(subcommand)]
     Cert(cert::CertCommand),
@@ -132,6 +146,14 @@ fn run_plain(command: Command) -> anyhow::Result<()> {
         Command::Status { socket, json } => show::run(socket, json),
         Command::Drain { socket, within } => show::drain(socket, within),
         Command::Doctor { file, json, flags } => lapis::doctor::run(&load(file, flags)?, json),
+        Command::Topology { file, json, sys, flags } => {
+            let layout = lapis::topology::Layout::for_show(&sys, &load(file, flags)?.options);
+            match json {
+                true => println!("{}", lapis::topology::show::json(&layout)?),
+                false => print!("{}", lapis::topology::show::text(&layout)),
+            }
+            Ok(())
+        }
         Command::Cert(command) => cert::run(&command),
         Command::CheckConfig { example: true, .. } => {
             print!("{}", lapis_config::example());

@@ -6,7 +6,7 @@ use metrics::{counter, describe_counter, describe_gauge, gauge};
 use crate::{
     engine::Engine,
     movers::Movers,
-    status::{DeviceTotals, Totals},
+    status::{DeviceTotals, Gpu, Totals},
 };
 use lapis_config::Time;
 use lapis_transport::wire::Wire;
@@ -93,6 +93,25 @@ metrics_table! {
     gauge PEERS "lapis_peers" "How many other hosts are known, once for each group?";
     gauge MEMBERSHIP_STALE_SECONDS "lapis_membership_stale_seconds" "For how long may other hosts have come and gone unseen, because etcd is lost? 0: all is known.";
     gauge PEERS_UP "lapis_peers_up" "How many of them can be asked now?";
+    gauge GPU_BYTES "lapis_gpu_bytes" "How much memory of the GPU has the HBM tier?";
+    gauge GPU_STATE "lapis_gpu_state" "Is the GPU well (2), does it hang (1), or is it lost (0)?";
+    gauge GPU_COPIES_IN_FLIGHT "lapis_gpu_copies_in_flight" "How many copies has the GPU now?";
+    gauge GPU_REGISTERED_BYTES "lapis_gpu_registered_bytes" "How much memory of the host can the GPU copy from and to? All of lapis_dram_bytes a while after the start.";
+    counter GPU_COPIES "lapis_gpu_copies_total" "How many copies ended well: into the GPU, out of it, within it or from another one?";
+    counter GPU_COPIED_BYTES "lapis_gpu_copied_bytes_total" "How many bytes had those?";
+    counter GPU_ERRORS "lapis_gpu_errors_total" "How many copies failed, or ended with the GPU?";
+    gauge GPU_BLOCKS "lapis_gpu_blocks" "How many blocks do readers find on the GPU?";
+    gauge GPU_BYTES_USED "lapis_gpu_used_bytes" "How many bytes have the slots of those?";
+    gauge GPU_SLOTS_GRANTED "lapis_gpu_slots_granted" "How many slots on the GPU are with clients to be filled now?";
+    gauge GPU_SLOTS_ASIDE "lapis_gpu_slots_aside" "How many slots on the GPU wait for a reader or a former client before they can be used again?";
+    counter KEYS_HIT_HBM "lapis_keys_hit_hbm_total" "How many hits were in the memory of GPUs: read there, as clients report, or waited for by somebody on the host?";
+    counter HBM_PROMOTIONS "lapis_hbm_promotions_total" "How many blocks were copied to GPUs from DRAM?";
+    counter HBM_PUTS "lapis_hbm_puts_total" "How many blocks did clients put on GPUs?";
+    counter HBM_EVICTIONS "lapis_hbm_evictions_total" "How many copies on GPUs went to make room?";
+    counter HBM_DEMOTIONS "lapis_hbm_demotions_total" "How many blocks left DRAM and stayed on a GPU alone?";
+    counter HBM_SAVED "lapis_hbm_saved_total" "How many blocks came to DRAM from GPUs?";
+    counter HBM_COPIES_FAILED "lapis_hbm_copy_failures_total" "How many copies of blocks to and from GPUs failed?";
+    counter HBM_LOST "lapis_hbm_lost_blocks_total" "How many blocks went with a GPU that was lost?";
     gauge ADOPTING "lapis_adopting" "Are blocks of the former daemon still being taken over (1) or not (0)?";
     gauge UPTIME_SECONDS "lapis_uptime_seconds" "Since when does this daemon run?";
     gauge BUILD_INFO "lapis_build_info" "Which version runs? Always 1, the version is the label.";
@@ -100,7 +119,7 @@ metrics_table! {
 
 /// Brings the exported values up to date.
 pub fn publish<W: Wire, M: Movers>(engine: &Engine<W, M>, now: Time) {
-    let totals = Totals::of(engine);
+    let totals = Totals::of(engine, now);
     let counts = engine.counts();
     let counters = [
         (KEYS_ASKED, totals.asked),
@@ -133,6 +152,14 @@ pub fn publish<W: Wire, M: Movers>(engine: &Engine<W, M>, now: Time) {
         (SSD_WRITES_FAILED, totals.core.ssd_writes_failed),
         (SSD_CHECKSUM_FAILURES, totals.core.ssd_corrupt),
         (SSD_RECOVERED, totals.core.ssd_found),
+        (KEYS_HIT_HBM, totals.hit_hbm),
+        (HBM_PROMOTIONS, totals.core.hbm_promotions),
+        (HBM_PUTS, totals.core.hbm_puts),
+        (HBM_EVICTIONS, totals.core.hbm_evictions),
+        (HBM_DEMOTIONS, totals.core.hbm_demotions),
+        (HBM_SAVED, totals.core.hbm_saved),
+        (HBM_COPIES_FAILED, totals.core.hbm_copies_failed),
+        (HBM_LOST, totals.core.hbm_lost),
         (KEYS_HIT_PEERS, totals.peers.blocks_hit),
         (PEER_BLOCKS_READ, totals.peers.blocks_read),
         (PEER_BYTES_READ, totals.peers.bytes_read),
@@ -174,6 +201,7 @@ pub fn publish<W: Wire, M: Movers>(engine: &Engine<W, M>, now: Time) {
         gauge!(name).set(value);
     }
     totals.ssd.devices.iter().for_each(publish_device);
+    totals.gpus.iter().for_each(publish_gpu);
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }
 
@@ -198,5 +226,40 @@ fn publish_device(device: &DeviceTotals) {
     ];
     for (name, value) in gauges {
         gauge!(name, "device" => path()).set(value as f64);
+    }
+}
+
+/// GPUs are the host's, not a group's: their UUID is a label.
+fn publish_gpu(gpu: &Gpu) {
+    let Some(load) = gpu.load else { return };
+    let uuid = || gpu.uuid.clone();
+    let ways = [
+        ("in", load.copies_in, load.bytes_in),
+        ("out", load.copies_out, load.bytes_out),
+        ("across", load.copies_across, load.bytes_across),
+    ];
+    for (way, copies, bytes) in ways {
+        counter!(GPU_COPIES, "gpu" => uuid(), "way" => way).absolute(copies);
+        counter!(GPU_COPIED_BYTES, "gpu" => uuid(), "way" => way).absolute(bytes);
+    }
+    counter!(GPU_ERRORS, "gpu" => uuid()).absolute(load.errors);
+    let state = match gpu.state.as_str() {
+        "well" => 2,
+        "hangs" => 1,
+        _ => 0,
+    };
+    let held = gpu.held.unwrap_or_default();
+    let gauges = [
+        (GPU_BLOCKS, held.blocks),
+        (GPU_BYTES_USED, held.used_bytes),
+        (GPU_SLOTS_GRANTED, held.slots_granted),
+        (GPU_SLOTS_ASIDE, held.slots_aside),
+        (GPU_BYTES, gpu.bytes),
+        (GPU_STATE, state),
+        (GPU_COPIES_IN_FLIGHT, load.copies_in_flight),
+        (GPU_REGISTERED_BYTES, load.registered_bytes),
+    ];
+    for (name, value) in gauges {
+        gauge!(name, "gpu" => uuid()).set(value as f64);
     }
 }

@@ -21,7 +21,10 @@ use lapis_ssd::{
 use lapis_tiering::face::Outcome;
 use lapis_transport::peers::paths::{FromPaths, Paths, ToPaths};
 
-use crate::drives::{DriveHandle, DriveOptions};
+use crate::{
+    drives::{DriveHandle, DriveOptions},
+    gpus::{FromGpu, GpuJob, Gpus, OpenGpu},
+};
 
 /// Bytes populated between two reports: small enough that slots become usable early, about 30 ms of clearing pages.
 const POPULATE_CHUNK_BYTES: u64 = 16 << 20;
@@ -53,6 +56,12 @@ pub enum Job {
         memory: Populate,
     },
     Verify {
+        group: usize,
+        op: OpId,
+        block: StoredBlock,
+    },
+    /// Make the sums of a block that has none.
+    Sum {
         group: usize,
         op: OpId,
         block: StoredBlock,
@@ -95,6 +104,11 @@ pub enum Done {
         op: OpId,
         outcome: Outcome,
     },
+    Summed {
+        group: usize,
+        op: OpId,
+        sum: u64,
+    },
     Drive {
         device: usize,
         from: FromDrive,
@@ -104,11 +118,25 @@ pub enum Done {
         device: Option<usize>,
     },
     Paths(FromPaths),
+    /// Of the GPU of that number.
+    Gpu {
+        gpu: usize,
+        from: FromGpu,
+    },
 }
 
 pub trait Movers {
     fn submit(&mut self, job: Job);
     fn poll(&mut self) -> Option<Done>;
+    /// Memory of the host, all there, that GPUs copy from and to, where there are any.
+    fn register_with_gpus(&mut self, _group: usize, _extent: usize, _mapping: &Mapping) {}
+    /// Copies for one GPU; each is reported once.
+    ///
+    /// # Panics
+    /// If there is no such GPU.
+    fn copy_by_gpu(&mut self, gpu: usize, _jobs: Vec<GpuJob>) {
+        panic!("copies by GPU {gpu}, and there is none")
+    }
 }
 
 /// How a thread tells the engine what ended, and wakes it.
@@ -137,6 +165,7 @@ pub struct Threads {
     verify: Sender<Job>,
     drives: Vec<DriveHandle>,
     paths: Option<Box<dyn Paths>>,
+    gpus: Option<Gpus>,
     done: Receiver<Done>,
     report: Report,
     stop: Arc<AtomicBool>,
@@ -173,7 +202,7 @@ impl Threads {
                 })?);
             }
         }
-        Ok(Self { populate, verify, drives, paths: None, done, report, stop, threads })
+        Ok(Self { populate, verify, drives, paths: None, gpus: None, done, report, stop, threads })
     }
 }
 
@@ -187,7 +216,7 @@ impl Movers for Threads {
                 return self.paths.as_mut().expect("jobs of peers where there are peers").submit(job);
             }
             Job::Populate { .. } => &self.populate,
-            Job::Verify { .. } => &self.verify,
+            Job::Verify { .. } | Job::Sum { .. } => &self.verify,
         };
         queue.send(job).expect("the threads live as long as this");
     }
@@ -196,12 +225,30 @@ impl Movers for Threads {
         let of_paths = || self.paths.as_mut().and_then(|paths| paths.poll()).map(Done::Paths);
         self.done.try_recv().ok().or_else(of_paths)
     }
+
+    fn register_with_gpus(&mut self, group: usize, extent: usize, mapping: &Mapping) {
+        if let Some(gpus) = &self.gpus {
+            gpus.register(group, extent, mapping.clone());
+        }
+    }
+
+    fn copy_by_gpu(&mut self, gpu: usize, jobs: Vec<GpuJob>) {
+        self.gpus.as_ref().expect("copies where there are GPUs").copy(gpu, jobs);
+    }
 }
 
 impl Threads {
     /// From now on blocks move between this host and others.
     pub fn set_paths(&mut self, paths: Box<dyn Paths>) {
         self.paths = Some(paths);
+    }
+
+    /// From now on blocks move between the host's memory and GPUs, by a thread for each on these CPUs or on any.
+    pub fn start_gpus(&mut self, opened: Vec<OpenGpu>, cpus: &[Option<Vec<u32>>]) -> std::io::Result<()> {
+        let report = self.report.clone();
+        let report = Arc::new(move |gpu, from| report.tell(Done::Gpu { gpu, from }));
+        self.gpus = Some(Gpus::start(opened, cpus, report)?);
+        Ok(())
     }
 
     /// On a thread of its own, which gives way to nobody: what is on SSD is not served before.
@@ -230,6 +277,8 @@ impl Threads {
 impl Drop for Threads {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        // Nothing is copied from here on.
+        self.gpus = None;
         (self.populate, _) = unbounded();
         (self.verify, _) = unbounded();
         for thread in self.threads.drain(..) {
@@ -252,6 +301,7 @@ fn work(jobs: &Receiver<Job>, stop: &AtomicBool, report: &Report) {
                 let done = Done::Verified { group, op, outcome: check(&block) };
                 if jobs.is_empty() { report.tell(done) } else { report.leave(done) }
             }
+            Job::Sum { group, op, block } => report.tell(Done::Summed { group, op, sum: block.make_sums() }),
             Job::Merge { .. } | Job::MapIn { .. } | Job::Drive { .. } | Job::Paths(_) => {
                 unreachable!("they have threads of their own")
             }

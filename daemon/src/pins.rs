@@ -3,10 +3,23 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use lapis_config::{ClientId, Time};
+use lapis_config::{ClientId, GpuId, Time};
 
 /// Between two counts of pinned bytes: each walks all hazard pages.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Where slots wait for readers: in DRAM, and on which GPUs. What is pinned elsewhere is in nobody's way.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    pub dram: bool,
+    pub gpus: Vec<GpuId>,
+}
+
+impl Waiting {
+    pub fn is_anywhere(&self) -> bool {
+        self.dram || !self.gpus.is_empty()
+    }
+}
 
 /// Of one group.
 pub struct PinWatch {
@@ -34,7 +47,8 @@ impl PinWatch {
         self.looked.is_none_or(|at| now >= at.after(LOOK_EVERY))
     }
 
-    /// `pinned`: bytes per client of the group now; nobody's while no slot waits for a reader.
+    /// `pinned`: bytes per client of the group now, of all memories where slots wait for readers together; nobody's while
+    /// none does.
     pub fn judge(&mut self, now: Time, pinned: &[(ClientId, u64)]) -> Verdicts {
         self.looked = Some(now);
         let over: BTreeMap<ClientId, u64> =

@@ -4,6 +4,7 @@ mod peers;
 
 use std::{
     net::SocketAddr,
+    os::fd::OwnedFd,
     path::PathBuf,
     sync::{
         Arc,
@@ -23,6 +24,7 @@ use crate::{
     admin,
     drives::{self, DriveOptions},
     engine::{Engine, EngineOptions},
+    gpus::{self, GpuOptions},
     group::GroupOptions,
     keeper, limits, metrics,
     movers::Threads,
@@ -30,6 +32,7 @@ use crate::{
     stall::StallWatch,
     state::Geometry,
     tier::{Tier, TierOptions},
+    topology::Layout,
 };
 
 use self::peers::Peering;
@@ -53,12 +56,14 @@ pub fn now() -> Time {
 }
 
 /// What the configuration means for the engine.
-pub fn engine_options(options: &Options) -> EngineOptions {
+pub fn engine_options(options: &Options, layout: &Layout) -> EngineOptions {
+    let spread = layout.spread();
     let extent_bytes_max = (options.dram_bytes / 64).next_multiple_of(REGISTER_BYTES).clamp(REGISTER_BYTES, 64 << 30);
     let groups = options
         .groups
         .iter()
-        .map(|group| {
+        .enumerate()
+        .map(|(index, group)| {
             let tables = Tables::of(options, group, control::BYTES);
             GroupOptions {
                 name: group.name.clone(),
@@ -75,6 +80,7 @@ pub fn engine_options(options: &Options) -> EngineOptions {
                     HugePages::Off => Huge::Never,
                 },
                 lock: options.dram_lock,
+                spread: spread.clone(),
                 pin_bytes_max: options.client_pin_bytes_max,
                 pin_age_max: options.client_pin_age_max,
                 core: CoreOptions {
@@ -86,6 +92,8 @@ pub fn engine_options(options: &Options) -> EngineOptions {
                 },
                 ssd_floor_bytes: group.ssd_floor,
                 ssd_ceiling_bytes: group.ssd_ceiling,
+                // Of the first alone: whoever maps an extent of a GPU maps all of it, and groups share nothing.
+                hbm_bytes: if index == 0 { options.hbm_bytes } else { 0 },
                 policy: options.policy_name,
                 ghost_bytes: group.ghost_bytes(options),
             }
@@ -97,7 +105,7 @@ pub fn engine_options(options: &Options) -> EngineOptions {
         dram_bytes: options.dram_bytes,
         extent_bytes_max,
         magazine_bytes_max: options.client_magazine_bytes_max,
-        tier: tier_options(options),
+        tier: tier_options(options, layout),
         call_defaults: CallDefaults {
             lookup_us: options.client_lookup_deadline.as_micros() as u64,
             get_us: options.client_get_deadline.as_micros() as u64,
@@ -120,8 +128,17 @@ pub fn run(effective: &Effective, reload: Reload) -> anyhow::Result<()> {
     if options.dram_lock {
         may_lock(options.dram_bytes)?;
     }
+    let gpus = GpuOptions::of(options)
+        .map(gpus::find)
+        .transpose()
+        .context("open the GPUs of the HBM tier (lapis doctor tells more)")?;
     let signals = Signals::install().context("install signal handlers")?;
-    let drives = drive_options(options);
+    let layout = Layout::here(options);
+    let layout = match &gpus {
+        Some(found) => layout.with_gpus(found.seen()),
+        None => layout,
+    };
+    let drives = drive_options(options, &layout);
     may_open(options, &drives)?;
     let mut passed = keeper::passed().context("take the descriptors that systemd passed")?;
     // The sockets first: their locks keep a second daemon from touching anything of the first.
@@ -134,7 +151,8 @@ pub fn run(effective: &Effective, reload: Reload) -> anyhow::Result<()> {
         .with_context(|| format!("listen for group {:?} (choose a socket with --server-socket)", group.name))?;
         wire.listen(listener, options.server_clients_max as usize + CONNECTIONS_SPARE).context("watch a socket")?;
     }
-    let (keeper, found) = keeper::open(options.hold_socket.as_deref(), passed.kept)?;
+    let (keeper, mut found) = keeper::open(options.hold_socket.as_deref(), passed.kept)?;
+    let kept = gpus::take_kept(&mut found);
     let waker = wire.waker();
     // Shorter, as JSON keeps no more of a number.
     let boot = entropy() >> 11 | 1;
@@ -143,7 +161,9 @@ pub fn run(effective: &Effective, reload: Reload) -> anyhow::Result<()> {
     let movers = Threads::start(options.dram_populate_threads as usize, VERIFY_THREADS, drives, move || waker.wake())
         .context("start movers")?;
     signals.wake_with(wire.waker());
-    let mut engine = Engine::open(now(), engine_options(options), wire, movers, keeper, found, Box::new(entropy))?;
+    let mut engine =
+        Engine::open(now(), engine_options(options, &layout), wire, movers, keeper, found, Box::new(entropy))?;
+    start_gpus(&mut engine, gpus, kept, &layout)?;
     if let Some(peering) = &mut peering {
         peering.join(now(), &mut engine)?;
     }
@@ -173,8 +193,26 @@ pub fn run(effective: &Effective, reload: Reload) -> anyhow::Result<()> {
     ended
 }
 
+/// Opens memory on the GPUs, and starts their threads. After the groups: what was kept is used only if its group is a former
+/// daemon's too.
+fn start_gpus(
+    engine: &mut Engine<UnixWire, Threads>,
+    gpus: Option<gpus::Found>,
+    kept: Vec<(String, OwnedFd)>,
+    layout: &Layout,
+) -> anyhow::Result<()> {
+    let Some(gpus) = gpus else { return Ok(gpus::give_back(kept, engine.keeper.as_mut())?) };
+    let known = engine.known_gpu_memory();
+    let opened =
+        gpus.open(kept, &known, engine.keeper.as_mut()).context("take memory of the GPUs (lapis doctor tells more)")?;
+    let shown = opened.iter().map(|gpu| gpu.shown.clone()).collect();
+    engine.movers_mut().start_gpus(opened, &layout.cpus_of_gpus()).context("start the threads of GPUs")?;
+    engine.set_gpus(now(), shown, &layout.nodes_of_gpus());
+    Ok(())
+}
+
 /// A number that nobody else has, and not 0.
-fn entropy() -> u64 {
+pub(crate) fn entropy() -> u64 {
     let mut bytes = [0u8; 8];
     // The pool is ready long before a daemon starts; a failure would be the kernel's.
     let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
@@ -182,22 +220,33 @@ fn entropy() -> u64 {
 }
 
 /// The devices of the SSD tier.
-fn drive_options(options: &Options) -> Vec<DriveOptions> {
+fn drive_options(options: &Options, layout: &Layout) -> Vec<DriveOptions> {
     let engine = match options.ssd_engine {
-        SsdEngine::Auto => EngineChoice::Auto,
+        // Of files and namespaces: controllers are SPDK's in any case.
+        SsdEngine::Auto | SsdEngine::Spdk => EngineChoice::Auto,
+        SsdEngine::Passthrough => EngineChoice::Passthrough { polled: false },
+        SsdEngine::PassthroughPolled => EngineChoice::Passthrough { polled: true },
         SsdEngine::Uring => EngineChoice::Uring,
         SsdEngine::Threads => EngineChoice::Threads,
     };
     let (depth, threads) = (options.ssd_queue_depth as usize, options.ssd_threads as usize);
-    let of = |path: &PathBuf| DriveOptions { path: path.clone(), bytes: options.ssd_bytes, engine, depth, threads };
-    options.ssd_paths.iter().map(of).collect()
+    let of = |(index, path): (usize, &PathBuf)| DriveOptions {
+        path: path.clone(),
+        bytes: options.ssd_bytes,
+        engine,
+        depth,
+        threads,
+        spdk_library: options.ssd_spdk_library.clone(),
+        cpus: layout.cpus_of(index),
+    };
+    options.ssd_paths.iter().enumerate().map(of).collect()
 }
 
 /// A tier that cannot be had stops the start before anybody is told that the daemon is ready. A device that a former
 /// daemon still has is waited for later.
 fn may_open(options: &Options, drives: &[DriveOptions]) -> anyhow::Result<()> {
     for drive in drives.iter().filter(|_| options.ssd_required) {
-        match drives::open_file(drive) {
+        match drives::may_open(drive) {
             Err(error) if !error.is_transient() => {
                 return Err(error).context(
                     "open a device of the SSD tier (lapis doctor tells more; ssd.required = false serves DRAM alone)",
@@ -218,10 +267,11 @@ fn identity(options: &Options) -> Identity {
     Identity { host, instance }
 }
 
-fn tier_options(options: &Options) -> Option<TierOptions> {
+fn tier_options(options: &Options, layout: &Layout) -> Option<TierOptions> {
     let wall_s = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |at| at.as_secs());
     (!options.ssd_paths.is_empty()).then(|| TierOptions {
         names: options.ssd_paths.iter().map(|path| path.display().to_string()).collect(),
+        nodes: layout.nodes_of_ssds(),
         identity: identity(options),
         segment_bytes_min: lapis_config::SSD_SEGMENT_BYTES_MIN,
         list_after_us: options.ssd_list_after.as_micros() as u64,

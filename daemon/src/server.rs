@@ -1,6 +1,8 @@
 //! The conversation on a group's socket: who may come in, what it gets, which pools it opens; and former clients after
 //! a restart. The rings take over once a client is welcome.
 
+mod gpus;
+
 use std::{
     collections::BTreeMap,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -34,12 +36,13 @@ const DRAIN_MAX: Duration = Duration::from_secs(3600);
 pub(crate) fn message<W: Wire, M: Movers>(engine: &mut Engine<W, M>, now: Time, conn: ConnId, message: ToDaemon) {
     let role = engine.roles.get(&conn).cloned();
     match (message, role) {
-        (ToDaemon::Hello { resume, name, may_put, writes_by_dma }, Some(Role::Greeting { group, peer })) => {
+        (ToDaemon::Hello { resume, name, may_put, writes_by_dma, gpus }, Some(Role::Greeting { group, peer })) => {
             if let Some(reason) = denied(&engine.groups[group], peer) {
                 return engine.refuse(now, conn, &reason);
             }
             let may_put = may_put && engine.groups[group].options.may_put;
-            let asked = Asked { name, may_put, writes_by_dma, peer };
+            // Whoever is told of GPUs may have them write into slots.
+            let asked = Asked { name, may_put, writes_by_dma: writes_by_dma || gpus, gpus, peer };
             if let Err(reason) = hello(engine, now, conn, group, resume, asked) {
                 engine.refuse(now, conn, &reason);
             }
@@ -96,6 +99,7 @@ struct Asked {
     name: String,
     may_put: bool,
     writes_by_dma: bool,
+    gpus: bool,
     peer: Peer,
 }
 
@@ -111,7 +115,7 @@ fn hello<W: Wire, M: Movers>(
     if let Some(resume) = resume
         && let Some(id) = resumable(&engine.groups[index], &resume, asked.peer)
     {
-        return resumed(engine, now, conn, index, id, &resume);
+        return resumed(engine, now, conn, index, id, &resume, asked.gpus);
     }
     if engine.groups[index].clients.len() >= engine.options.clients_max {
         return Err(format!("{} clients are connected, the limit (server.clients_max)", engine.options.clients_max));
@@ -122,6 +126,8 @@ fn hello<W: Wire, M: Movers>(
     let keeper = engine.keeper.as_mut();
     let (control_fd, mapping, lifeline, lifeline_client) =
         group.make_client(id, keeper).map_err(|error| format!("no memory for one more client: {error}"))?;
+    let device_page =
+        group.make_device_page(id, keeper).map_err(|error| format!("no memory for one more client: {error}"))?;
     let flag = |is: bool, flag: u32| if is { flag } else { 0 };
     let record = ClientRecord {
         id: id.0,
@@ -138,8 +144,8 @@ fn hello<W: Wire, M: Movers>(
     let mut control = ControlDaemon::new(mapping);
     control.reset();
     group.core.client_added(id, asked.may_put);
-    group.core.kept_mut().add_hazards(id, control.hazards());
-    let client = Client::new(Parts {
+    group.core.kept_mut().add_hazards(id, control.hazards(), device_page.as_ref());
+    let mut client = Client::new(Parts {
         id,
         name: asked.name,
         peer: asked.peer,
@@ -148,10 +154,12 @@ fn hello<W: Wire, M: Movers>(
         secret,
         control,
         control_fd,
+        device_page,
         lifeline,
         conn,
         connected: true,
     });
+    client.uses_gpus = asked.gpus;
     group.clients.insert(id, client);
     engine.roles.insert(conn, Role::Client { group: index, id });
     engine.counts.clients_connected += 1;
@@ -190,6 +198,7 @@ fn resumed<W: Wire, M: Movers>(
     index: usize,
     id: ClientId,
     resume: &Resume,
+    gpus: bool,
 ) -> Result<(), String> {
     // Its former socket, if this daemon still has it, ended with this call.
     engine.disconnect(now, index, id);
@@ -199,7 +208,7 @@ fn resumed<W: Wire, M: Movers>(
     engine.wire.hang_up(former);
     engine.wire.forget(former);
     client.control.reset();
-    client.connected = true;
+    (client.connected, client.uses_gpus) = (true, gpus);
     engine.roles.insert(conn, Role::Client { group: index, id });
     engine
         .wire
@@ -208,6 +217,9 @@ fn resumed<W: Wire, M: Movers>(
     engine.counts.clients_resumed += 1;
     let group = &mut engine.groups[index];
     group.core.client_resumed(id, &resume.writing);
+    if group.devices_fd.is_some() {
+        group.core.client_resumed_on_gpus(id, &resume.writing_on_gpus);
+    }
     welcome(engine, conn, index, id, None, true)
 }
 
@@ -243,7 +255,7 @@ fn welcome<W: Wire, M: Movers>(
         let last = (first + EXTENTS_PER_MESSAGE).min(count);
         send_extents(&engine.groups[index], &mut engine.wire, conn, client.may_put, first..last)?;
     }
-    Ok(())
+    if client.uses_gpus { gpus::send(engine, conn, index, id) } else { Ok(()) }
 }
 
 fn send_extents<W: Wire>(
@@ -338,7 +350,7 @@ pub(crate) fn adopt_client<W: Wire>(
     former: Former,
     roles: &mut BTreeMap<ConnId, Role>,
 ) -> Result<(), DaemonError> {
-    let Former { record, control_fd, lifeline } = former;
+    let Former { record, control_fd, lifeline, device_page } = former;
     let id = ClientId(record.id);
     let mapping = Mapping::shared(control_fd.as_fd(), control::BYTES, Access::ReadWrite)?;
     let conn = wire
@@ -349,7 +361,7 @@ pub(crate) fn adopt_client<W: Wire>(
         [CLIENT_MAY_PUT, CLIENT_WRITES_BY_DMA, CLIENT_EXPELLED].map(|flag| record.flags & flag != 0);
     group.core.adopt_client(id, may_put);
     if !expelled {
-        group.core.kept_mut().add_hazards(id, control.hazards());
+        group.core.kept_mut().add_hazards(id, control.hazards(), device_page.as_ref());
     }
     let name_bytes = record.name.iter().take_while(|&&b| b != 0).count();
     let peer = Peer { pid: record.pid, uid: record.uid, gid: 0, start_time: record.start_time };
@@ -362,6 +374,7 @@ pub(crate) fn adopt_client<W: Wire>(
         secret: record.secret,
         control,
         control_fd,
+        device_page,
         lifeline,
         conn,
         connected: false,

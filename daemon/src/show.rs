@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::Context;
 use lapis::{
     engine::DrainReport,
-    status::{Device, Peers, Ssd, Status},
+    status::{Device, Gpu, Hbm, Peers, Ssd, Status},
 };
 use lapis_config::{LoadInput, Options};
 
@@ -96,17 +96,24 @@ fn render(status: &Status) -> String {
     line(
         "hits",
         format!(
-            "{} of {} asked keys ({:.1} %), {}; {} in DRAM, {} from SSD, {} from peers",
+            "{} of {} asked keys ({:.1} %), {}; {} in DRAM, {} from GPUs, {} from SSD, {} from peers",
             hits.keys_hit,
             hits.keys_asked,
             100.0 * hits.rate,
             size(hits.bytes_hit),
             hits.keys_hit_dram,
+            hits.keys_hit_hbm,
             hits.keys_hit_ssd,
             hits.keys_hit_peers
         ),
     );
     line("puts", format!("{} stored, {} existed, {} refused", puts.stored, puts.existed, puts.refused));
+    for gpu in &status.gpus {
+        line("gpu", gpu_line(gpu));
+    }
+    if let Some(hbm) = &status.hbm {
+        line("on gpus", hbm_line(hbm));
+    }
     for (name, text) in ssd_lines(&status.ssd) {
         line(name, text);
     }
@@ -187,6 +194,44 @@ fn membership(peers: &Peers) -> String {
     }
 }
 
+fn gpu_line(gpu: &Gpu) -> String {
+    let state = match &gpu.why_lost {
+        Some(why) => format!("lost: {why}"),
+        None => gpu.state.clone(),
+    };
+    let kept = if gpu.kept { "by descriptors" } else { "by CUDA IPC" };
+    let mut text = format!(
+        "{} {} at {}: {state}, {}, {kept}, {}",
+        gpu.index,
+        gpu.uuid,
+        gpu.pci_bus_id,
+        size(gpu.bytes),
+        gpu.start
+    );
+    if let Some(held) = &gpu.held {
+        text += &format!("; {} blocks, {} used", held.blocks, size(held.used_bytes));
+    }
+    if let Some(load) = &gpu.load {
+        text += &format!(
+            "; {} in, {} out, {} across, {} copies in flight, {} failed; {} of DRAM registered",
+            size(load.bytes_in),
+            size(load.bytes_out),
+            size(load.bytes_across),
+            load.copies_in_flight,
+            load.errors,
+            size(load.registered_bytes)
+        );
+    }
+    text
+}
+
+fn hbm_line(hbm: &Hbm) -> String {
+    format!(
+        "{} promoted, {} put, {} evicted; {} left DRAM for GPUs alone, {} came back; {} copies failed, {} blocks lost",
+        hbm.promotions, hbm.puts, hbm.evictions, hbm.demotions, hbm.saved, hbm.copy_failures, hbm.lost_blocks
+    )
+}
+
 /// Of the SSD tier: a name and a text each.
 fn ssd_lines(ssd: &Ssd) -> Vec<(&'static str, String)> {
     match ssd.state.as_str() {
@@ -262,6 +307,9 @@ fn device_line(device: &Device) -> String {
             size(load.read_bytes),
             size(load.written_bytes)
         );
+    }
+    if let Some(why) = &device.engine_why {
+        text += &format!("; {why}");
     }
     text
 }

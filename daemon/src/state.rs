@@ -5,19 +5,18 @@
 //! every store that was made, in order.
 
 mod learned;
+pub(crate) mod slabs;
 
-use std::{
-    collections::BTreeMap,
-    sync::atomic::{Ordering, compiler_fence},
-};
+use std::sync::atomic::{Ordering, compiler_fence};
 
 use lapis_arena::map::Private;
 use lapis_config::{
-    BLOCK_BYTES_MAX, ClientId, EXTENTS_MAX, Fingerprint, PIECES_MAX, POOLS_MAX, PoolId, PoolKind, PoolShape, SlotId,
-    UNIT_BYTES,
+    BLOCK_BYTES_MAX, ClientId, EXTENTS_MAX, Fingerprint, PIECES_MAX, POOLS_MAX, PoolId, PoolKind, PoolShape, UNIT_BYTES,
 };
 use lapis_tiering::kept::Slab;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+
+use self::slabs::{SlabMap, SlabRecord};
 
 /// "LAPISST" and a zero byte.
 const MAGIC: u64 = u64::from_le_bytes(*b"LAPISST\0");
@@ -25,8 +24,6 @@ const MAGIC: u64 = u64::from_le_bytes(*b"LAPISST\0");
 pub const STATE_VERSION: u32 = 2;
 /// Client records; the bound of `server.clients_max`.
 pub const CLIENT_RECORDS: usize = 4096;
-/// No slab is smaller, which bounds the slab map.
-const SLAB_UNITS_MIN: u64 = 16;
 const LABEL_BYTES: usize = 48;
 
 const POOLS_AT: usize = 4096;
@@ -99,24 +96,10 @@ pub struct ClientRecord {
 }
 const _: () = assert!(size_of::<ClientRecord>() == 64, "layout of kept memory");
 
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-struct SlabRecord {
-    /// 0: no slab starts here.
-    units: u32,
-    stride: u32,
-    pool: u16,
-    spare: u16,
-    base: u32,
-}
-const _: () = assert!(size_of::<SlabRecord>() == 16, "layout of kept memory");
-
 /// The mapped state of one group.
 pub struct State {
     bytes: Private<u8>,
-    /// Which record holds the slab that starts at a unit; and the records that are free below the high mark.
-    slab_records: BTreeMap<u32, usize>,
-    slab_records_free: Vec<usize>,
+    slabs: SlabMap,
 }
 
 /// Why kept memory is not used, for the log.
@@ -135,13 +118,13 @@ pub enum Unlike {
 impl State {
     /// Bytes of the memfd for a group that may grow to `ceiling_bytes`; sparse, a few pages are touched.
     pub fn bytes_for(ceiling_bytes: u64) -> u64 {
-        let slabs = ceiling_bytes / UNIT_BYTES / SLAB_UNITS_MIN + 1;
+        let slabs = slabs::records_for(ceiling_bytes);
         (SLABS_AT as u64 + slabs * size_of::<SlabRecord>() as u64).next_multiple_of(4096)
     }
 
     /// A fresh state over zeroed memory.
     pub fn create(bytes: Private<u8>, geometry: Geometry, table_id: u64) -> Self {
-        let mut state = Self { bytes, slab_records: BTreeMap::new(), slab_records_free: Vec::new() };
+        let mut state = Self { bytes, slabs: SlabMap::default() };
         let header = state.header_mut();
         header.version = STATE_VERSION;
         header.table_id = table_id;
@@ -158,7 +141,7 @@ impl State {
         if (bytes.len() as u64) < Self::bytes_for(expected.ceiling_bytes) {
             return Err(Unlike::Damaged { what: "its length" });
         }
-        let mut state = Self { bytes, slab_records: BTreeMap::new(), slab_records_free: Vec::new() };
+        let mut state = Self { bytes, slabs: SlabMap::default() };
         let header = state.header();
         if header.magic != MAGIC {
             return Err(Unlike::Foreign);
@@ -337,64 +320,30 @@ impl State {
         (0..CLIENT_RECORDS).find(|&i| self.client_at(i).id == id.0)
     }
 
-    fn slab_at(&mut self, index: usize) -> &mut SlabRecord {
-        let at = SLABS_AT + index * size_of::<SlabRecord>();
-        SlabRecord::mut_from_prefix(&mut self.bytes[at..]).expect("within the ceiling").0
+    /// The slab map, its records, and the header, which counts those that were ever used.
+    fn slab_parts(&mut self) -> (&mut SlabMap, &mut [SlabRecord], &mut Header) {
+        let (head, records) = self.bytes.split_at_mut(SLABS_AT);
+        let header = Header::mut_from_prefix(head).expect("the mapping is page-aligned and longer").0;
+        let records = <[SlabRecord]>::mut_from_bytes(records).expect("whole records to the end of the last page");
+        (&mut self.slabs, records, header)
     }
 
     pub fn set_slab(&mut self, slab: &Slab) {
-        let index = self.slab_records_free.pop().unwrap_or_else(|| {
-            self.header_mut().slabs += 1;
-            self.header().slabs as usize - 1
-        });
-        let record = self.slab_at(index);
-        *record = SlabRecord { units: 0, stride: slab.stride, pool: slab.pool.0, spare: 0, base: slab.base.0 };
-        compiler_fence(Ordering::Release);
-        record.units = slab.units;
-        let former = self.slab_records.insert(slab.base.0, index);
-        assert!(former.is_none(), "a slab is forgotten before its memory is given again");
+        let (map, records, header) = self.slab_parts();
+        map.set(records, &mut header.slabs, slab);
     }
 
     pub fn forget_slab(&mut self, slab: &Slab) {
-        let index = self.slab_records.remove(&slab.base.0).expect("only a recorded slab is forgotten");
-        self.slab_at(index).units = 0;
-        self.slab_records_free.push(index);
+        let (map, records, _) = self.slab_parts();
+        map.forget(records, slab);
     }
 
     /// Reads the slab map of a former daemon: the slabs within the first `units` of memory, in order of place. An
     /// impossible or overlapping record is left out, and its memory counts as empty.
     pub fn adopt_slabs(&mut self, units: u64) -> Vec<Slab> {
-        let pools = self.header().pools;
-        let high = (self.header().slabs as usize).min((self.bytes.len() - SLABS_AT) / size_of::<SlabRecord>());
-        self.header_mut().slabs = high as u64;
-        let mut found: Vec<(usize, SlabRecord)> = Vec::new();
-        for index in 0..high {
-            let record = *self.slab_at(index);
-            let sound = record.units > 0
-                && (1..=record.units).contains(&record.stride)
-                && u32::from(record.pool) < pools
-                && u64::from(record.base) + u64::from(record.units) <= units;
-            if sound {
-                found.push((index, record));
-            } else {
-                self.slab_at(index).units = 0;
-                self.slab_records_free.push(index);
-            }
-        }
-        found.sort_unstable_by_key(|(_, record)| record.base);
-        let (mut slabs, mut end) = (Vec::with_capacity(found.len()), 0u64);
-        for (index, record) in found {
-            if u64::from(record.base) < end {
-                self.slab_at(index).units = 0;
-                self.slab_records_free.push(index);
-                continue;
-            }
-            end = u64::from(record.base) + u64::from(record.units);
-            self.slab_records.insert(record.base, index);
-            let (base, pool) = (SlotId(record.base), PoolId(record.pool));
-            slabs.push(Slab { base, units: record.units, pool, stride: record.stride });
-        }
-        slabs
+        let (map, records, header) = self.slab_parts();
+        let pools = header.pools;
+        map.adopt(records, &mut header.slabs, pools, units)
     }
 }
 

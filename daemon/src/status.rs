@@ -1,5 +1,6 @@
 //! What `lapis status` shows of one group, as JSON; and the sums over all groups for the metrics.
 
+mod gpus;
 mod peers;
 mod ssd;
 
@@ -10,11 +11,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::{engine::Engine, group::Group, membership::KnownBy, movers::Movers, peers::PeerCounts};
 
+pub use gpus::{Gpu, GpuHeld, GpuLoad, Hbm};
 pub use peers::{PeerHost, Peers};
 pub use ssd::{Device, DeviceTotals, Load, Ssd, SsdTotals};
 
 /// Index bytes that every line takes: table 64, entry 32, sibling links 8, a count of keys at their second home 1.
 const LINE_BYTES: u64 = 64 + 32 + 8 + 1;
+/// And where the group uses GPUs: its place in the device table.
+const DEVICE_LINE_BYTES: u64 = 16;
+/// Of every slot, its state.
+const SLOT_BYTES: u64 = 8;
 
 /// The document on a group's socket. Only of that group: nothing here tells of another.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -30,6 +36,12 @@ pub struct Status {
     /// Starts of a daemon on this table, this one included.
     pub boots: u64,
     pub dram: Dram,
+    /// Of the HBM tier; none where `hbm.bytes` is 0.
+    #[serde(default)]
+    pub gpus: Vec<Gpu>,
+    /// `None` where the group uses no GPU.
+    #[serde(default)]
+    pub hbm: Option<Hbm>,
     pub ssd: Ssd,
     pub peers: Peers,
     pub hits: Hits,
@@ -62,9 +74,11 @@ pub struct Hits {
     pub keys_asked: u64,
     pub keys_hit: u64,
     pub bytes_hit: u64,
-    /// Of `keys_hit`: those that this daemon read from SSD and from other hosts for who waited, and the others, read ahead
-    /// of the asking too.
+    /// Of `keys_hit`: those that this daemon read from SSD and from other hosts for who waited, those in the memory of GPUs
+    /// (read there by clients, or by the daemon for who waited), and the others, read ahead of the asking too.
     pub keys_hit_ssd: u64,
+    #[serde(default)]
+    pub keys_hit_hbm: u64,
     pub keys_hit_peers: u64,
     pub keys_hit_dram: u64,
     /// `keys_hit / keys_asked`, 0 if nothing was asked.
@@ -106,19 +120,24 @@ pub struct Totals {
     pub core: Counts,
     pub asked: u64,
     pub hit: u64,
+    /// Of `hit`: in the memory of GPUs.
+    pub hit_hbm: u64,
     pub bytes_hit: u64,
     pub clients: u64,
     pub dram_bytes: u64,
     pub populated_bytes: u64,
     pub ssd: SsdTotals,
     pub peers: PeerCounts,
+    /// With their load.
+    pub gpus: Vec<Gpu>,
     known_by: KnownBy,
 }
 
 impl Totals {
-    pub fn of<W: Wire, M: Movers>(engine: &Engine<W, M>) -> Self {
+    pub fn of<W: Wire, M: Movers>(engine: &Engine<W, M>, now: Time) -> Self {
         let known_by = engine.peers.as_ref().map(|peers| peers.known_by.clone()).unwrap_or_default();
-        let mut totals = Self { ssd: SsdTotals::of(engine), known_by, ..Self::default() };
+        let mut totals =
+            Self { ssd: SsdTotals::of(engine), gpus: gpus::totals(engine, now), known_by, ..Self::default() };
         for (index, group) in engine.groups().iter().enumerate() {
             let (core, hits) = (group.core.counts(), hits(engine, index));
             totals.peers.add(&engine.peer_counts(index));
@@ -134,8 +153,10 @@ impl Totals {
             totals.core.verified += core.verified;
             totals.core.corrupt += core.corrupt;
             ssd::add(&mut totals.core, &core);
+            gpus::add(&mut totals.core, &core);
             totals.asked += hits.keys_asked;
             totals.hit += hits.keys_hit;
+            totals.hit_hbm += hit_hbm(&core, &reported(group));
             totals.bytes_hit += hits.bytes_hit;
             totals.clients += group.clients.values().filter(|client| client.connected).count() as u64;
             totals.dram_bytes += group.space.bytes();
@@ -158,23 +179,19 @@ fn populated(group: &Group) -> u64 {
 
 fn hits<W: Wire, M: Movers>(engine: &Engine<W, M>, index: usize) -> Hits {
     let group = &engine.groups()[index];
-    let mut sum = group.counters_former;
-    for client in group.clients.values() {
-        let counters = client.control.counters();
-        sum.asked = sum.asked.saturating_add(counters.asked);
-        sum.hit = sum.hit.saturating_add(counters.hit);
-        sum.bytes = sum.bytes.saturating_add(counters.bytes);
-    }
+    let (core, sum) = (group.core.counts(), reported(group));
     let rate = if sum.asked == 0 { 0.0 } else { sum.hit as f64 / sum.asked as f64 };
-    let keys_hit_ssd = group.core.counts().ssd_hits.min(sum.hit);
-    let keys_hit_peers = engine.peer_counts(index).blocks_hit.min(sum.hit - keys_hit_ssd);
+    let keys_hit_ssd = core.ssd_hits.min(sum.hit);
+    let keys_hit_hbm = hit_hbm(&core, &sum).min(sum.hit - keys_hit_ssd);
+    let keys_hit_peers = engine.peer_counts(index).blocks_hit.min(sum.hit - keys_hit_ssd - keys_hit_hbm);
     Hits {
         keys_asked: sum.asked,
         keys_hit: sum.hit,
         bytes_hit: sum.bytes,
         keys_hit_ssd,
+        keys_hit_hbm,
         keys_hit_peers,
-        keys_hit_dram: sum.hit - keys_hit_ssd - keys_hit_peers,
+        keys_hit_dram: sum.hit - keys_hit_ssd - keys_hit_hbm - keys_hit_peers,
         rate,
     }
 }
@@ -184,6 +201,19 @@ pub(crate) fn keep_counters(former: &mut Counters, last: Counters) {
     former.asked = former.asked.saturating_add(last.asked);
     former.hit = former.hit.saturating_add(last.hit);
     former.bytes = former.bytes.saturating_add(last.bytes);
+    former.hit_hbm = former.hit_hbm.saturating_add(last.hit_hbm);
+}
+
+/// What a group's clients reported, former ones included.
+fn reported(group: &Group) -> Counters {
+    let mut sum = group.counters_former;
+    group.clients.values().for_each(|client| keep_counters(&mut sum, client.control.counters()));
+    sum
+}
+
+/// Hits in the memory of GPUs: those that clients read there, and those that were waited for.
+fn hit_hbm(core: &Counts, reported: &Counters) -> u64 {
+    reported.hit_hbm.saturating_add(core.hbm_hits)
 }
 
 impl Status {
@@ -192,7 +222,7 @@ impl Status {
         let counts = group.core.counts();
         let lines = group.options.geometry.lines;
         let slots = counts.slots_free + counts.slots_granted + counts.slots_aside + counts.slots_used;
-        let index_bytes = lines * LINE_BYTES + slots * 8 + (lines + slots) / 8;
+        let index_bytes = index_bytes(lines, slots, gpus::slots(engine, index));
         Self {
             version: env!("CARGO_PKG_VERSION").into(),
             group: group.options.name.clone(),
@@ -215,6 +245,8 @@ impl Status {
                 verified: counts.verified,
                 checksum_failures: counts.corrupt,
             },
+            gpus: gpus::of_group(engine, now, index),
+            hbm: group.devices_fd.is_some().then(|| Hbm::of(&counts)),
             ssd: Ssd::of(engine, index),
             peers: Peers::of(engine, now, index),
             hits: hits(engine, index),
@@ -259,6 +291,27 @@ impl Status {
     }
 }
 
+/// `slots_gpu`: of all GPUs, where the group uses them.
+fn index_bytes(lines: u64, slots: u64, slots_gpu: Option<u64>) -> u64 {
+    let own = lines * LINE_BYTES + slots * SLOT_BYTES + (lines + slots) / 8;
+    // A byte a line, too: when it was read into a GPU.
+    let of_gpus = |slots| lines * (DEVICE_LINE_BYTES + 1) + slots * SLOT_BYTES;
+    own + slots_gpu.map_or(0, of_gpus)
+}
+
 pub(crate) fn json<W: Wire, M: Movers>(engine: &Engine<W, M>, now: Time, index: usize) -> String {
     serde_json::to_string(&Status::of(engine, now, index)).expect("plain data has a JSON form")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_index_of_a_group_that_uses_gpus_has_a_place_in_the_device_table_for_each_line() {
+        assert_eq!(index_bytes(1000, 80, None), 1000 * 105 + 80 * 8 + 135);
+        let more = |slots_gpu| index_bytes(1000, 80, Some(slots_gpu)) - index_bytes(1000, 80, None);
+        assert_eq!((more(0), more(40) - more(0)), (1000 * 17, 40 * 8));
+        assert_eq!(DEVICE_LINE_BYTES, lapis_arena::device::bytes_for(2) - lapis_arena::device::bytes_for(1));
+    }
 }

@@ -22,6 +22,8 @@ use lapis_tiering::{health::DeviceHealth, segments::Segments};
 pub struct TierOptions {
     /// How the devices are called in logs and in the status.
     pub names: Vec<String>,
+    /// The NUMA node of each, where it is known and followed.
+    pub nodes: Vec<Option<u32>>,
     pub identity: Identity,
     /// Least bytes of a segment of a log that is made.
     pub segment_bytes_min: u64,
@@ -67,8 +69,9 @@ pub(crate) struct DriveState {
     /// Operations that the drive has, by when it got them.
     pub under_way: BTreeMap<OpId, Time>,
     pub order: VecDeque<(Time, OpId)>,
-    /// What drives it, and its size, once it is open.
+    /// What drives it, why nothing faster does, and its size, once it is open.
     pub engine: Option<&'static str>,
+    pub engine_why: Option<String>,
     pub bytes: u64,
     pub segments: u32,
     /// What went to it and came from it since the start, as counted beside the device.
@@ -134,6 +137,7 @@ impl DriveState {
             under_way: BTreeMap::new(),
             order: VecDeque::new(),
             engine: None,
+            engine_why: None,
             bytes: 0,
             segments: 0,
             counters: Counters::default(),
@@ -243,6 +247,7 @@ mod tests {
     fn a_device_is_silent_only_to_a_daemon_that_listened() {
         let options = TierOptions {
             names: vec!["a".into(), "b".into()],
+            nodes: vec![None; 2],
             identity: Identity { host: [0; 16], instance: [0; 16] },
             segment_bytes_min: 64 << 20,
             list_after_us: 100_000,

@@ -51,11 +51,13 @@ fn open(held: &mut Held, entropy: &mut u64) -> Group {
         geometry: Geometry { lines: 1024, dram_bytes: 64 * MIB, floor_bytes: 0, ceiling_bytes: 64 * MIB },
         huge: Huge::Never,
         lock: false,
+        spread: Default::default(),
         pin_bytes_max: MIB,
         pin_age_max: Duration::from_secs(1),
         core: CoreOptions::default(),
         ssd_floor_bytes: 0,
         ssd_ceiling_bytes: 0,
+        hbm_bytes: 0,
         policy: PolicyName::Hazq,
         ghost_bytes: 1 << 16,
     };

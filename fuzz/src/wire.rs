@@ -1,9 +1,11 @@
 //! Frames, messages of the daemon's socket and of the holder's.
 
-use lapis_config::{ClientId, Fingerprint, Hint, HitPolicy, Key, PoolId, PoolKind, PoolShape, Refusal, SlotId, Wait};
+use lapis_config::{
+    ClientId, Fingerprint, GpuId, Hint, HitPolicy, Key, PoolId, PoolKind, PoolShape, Refusal, SlotId, Wait,
+};
 use lapis_transport::{
     frame::{CommitItem, Completion, ParentRef, PutResult, Request, ReserveResult},
-    hello::{CallDefaults, Geometry, Resume, ToClient, ToDaemon},
+    hello::{CallDefaults, Geometry, GpuExtents, Resume, ToClient, ToDaemon},
     hold::message::{Answer, Ask},
     peers::rdma::said::{End, GidKind, RegionSaid, Said},
 };
@@ -104,6 +106,9 @@ pub fn frames() -> Vec<Vec<u8>> {
             keys: keys(),
         },
         Request::Offer { token, peer: "host-b".into(), pool, deadline_us, keys: keys() },
+        Request::ReserveOnGpu { token, gpu: GpuId(1), pool, parent: ParentRef::Key(Key([9; 4])), keys: keys() },
+        Request::CommitOnGpu { token, gpu: GpuId(1), pool, items: vec![item(ParentRef::None)] },
+        Request::AbortOnGpu { gpu: GpuId(63), slots: slots() },
     ];
     let completions = [
         Completion::Committed { token, results: vec![PutResult::Stored, PutResult::Exists] },
@@ -129,7 +134,8 @@ pub fn frames() -> Vec<Vec<u8>> {
 
 /// Every message of the socket.
 pub fn messages() -> Vec<Vec<u8>> {
-    let resume = Resume { table_id: 1, client: ClientId(2), secret: 3, writing: vec![SlotId(4)] };
+    let writing_on_gpus = vec![(GpuId(5), SlotId(6))];
+    let resume = Resume { table_id: 1, client: ClientId(2), secret: 3, writing: vec![SlotId(4)], writing_on_gpus };
     let shape = PoolShape {
         namespace: Fingerprint([7; 32]),
         label: "k/rank0".into(),
@@ -139,7 +145,13 @@ pub fn messages() -> Vec<Vec<u8>> {
     };
     let geometry = Geometry { table_id: 1, instance: 2, lines: 3, extents_bytes: vec![1 << 30, 1 << 30] };
     let to_daemon = [
-        ToDaemon::Hello { resume: Some(resume), name: "engine".into(), may_put: true, writes_by_dma: false },
+        ToDaemon::Hello {
+            resume: Some(resume),
+            name: "engine".into(),
+            may_put: true,
+            writes_by_dma: false,
+            gpus: true,
+        },
         ToDaemon::OpenPool { token: 1, shape },
         ToDaemon::Bye,
         ToDaemon::Status,
@@ -155,6 +167,21 @@ pub fn messages() -> Vec<Vec<u8>> {
             defaults: CallDefaults::default(),
         },
         ToClient::Extents { first: 0, extents_bytes: vec![1 << 30] },
+        ToClient::Devices { gpus: 2 },
+        ToClient::Gpu {
+            gpu: GpuId(0),
+            index: 3,
+            last: false,
+            uuid: [7; 16],
+            extents: GpuExtents::Descriptors(vec![16 << 30]),
+        },
+        ToClient::Gpu {
+            gpu: GpuId(1),
+            index: 0,
+            last: true,
+            uuid: [8; 16],
+            extents: GpuExtents::Handles(vec![(2 << 20, [9; 64])]),
+        },
         ToClient::Pool { token: 1, pool: PoolId(3), slot_bytes: 65536 },
         ToClient::Refused { token: 0, reason: "no".into() },
         ToClient::Status { json: "{}".into(), last: true },

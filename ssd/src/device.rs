@@ -1,11 +1,12 @@
 //! What a device can do for the log: reads and writes of whole pages, flushes, discards, many at a time. Behind it are
-//! io_uring, a pool of threads, and a faulty twin in memory.
+//! io_uring, a pool of threads, SPDK, and a faulty twin in memory.
 //!
 //! Invariant: memory that was handed over belongs to its operation until the completion, whoever has lost interest.
 //! Invariant: every submitted operation completes once, in any order, unless the device hangs; then it never does, and
 //! dropping the device does not wait for it.
 
 mod open;
+mod presence;
 #[allow(unsafe_code, reason = "the kernel is handed addresses of shared memory, to which no reference may exist")]
 pub(crate) mod transfer;
 
@@ -16,6 +17,7 @@ use lapis_arena::{ArenaError, Mapping};
 use crate::format::PAGE_BYTES;
 
 pub use open::{DeviceFile, FileKind};
+pub use presence::Presence;
 
 /// Names one operation on one device; chosen by the submitter, who may not use it twice while it is under way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -25,6 +25,9 @@ pub enum ToDrive {
     Open(Box<Superblock>),
     /// Begin again: read the superblocks. Only while nothing is under way.
     Reopen,
+    /// The device is gone: let go of it, once nothing is under way. Whoever turns the drive then looks for another at the same
+    /// path, and gives it with `renew`; what it holds is said as `Found`.
+    Renew,
     Command(Command),
     /// Memory that commands will name often.
     Register(Mapping),
@@ -33,11 +36,15 @@ pub enum ToDrive {
 /// What a drive says.
 #[derive(Debug)]
 pub enum FromDrive {
-    /// Of whoever turns it: the device is open, and by what it is driven.
+    /// Of whoever turns it: the device is open, at the start or after `Renew`; by what it is driven, and why not by something
+    /// faster.
     Started {
         engine: &'static str,
+        why: Option<String>,
         bytes: u64,
     },
+    /// Of whoever turns it: the kernel has the device no more. `Renew` helps when all that was under way has ended.
+    Vanished,
     /// What went to the device and came from it so far; said when that changed, before the reports that made it so.
     Counted(Counters),
     Found(Found),
@@ -61,6 +68,8 @@ enum Stage<D> {
     Scanning(D, Box<Scan>, Box<Superblock>),
     Serving(Box<Volume<D>>),
     Failed(D),
+    /// The device was let go of.
+    Vacant,
     /// Between two of them.
     Moving,
 }
@@ -75,6 +84,8 @@ pub struct Drive<D> {
     counted: Counters,
     /// How far the scan was when that was said last, and when.
     scanning: (usize, Time),
+    /// What was registered: another device is to know it too.
+    registered: Vec<Mapping>,
 }
 
 /// How often a scan says that it goes on.
@@ -89,6 +100,7 @@ impl<D: Device> Drive<D> {
             counters: Counters::default(),
             counted: Counters::default(),
             scanning: (0, clock.at),
+            registered: Vec::new(),
         };
         drive.stage = Self::read(device);
         drive
@@ -105,21 +117,42 @@ impl<D: Device> Drive<D> {
         }
     }
 
+    /// # Panics
+    /// If it was let go of.
     pub fn device_mut(&mut self) -> &mut D {
         match &mut self.stage {
             Stage::Reading(device, _) | Stage::Waiting(device) | Stage::Writing(device, _) => device,
             Stage::Scanning(device, ..) | Stage::Failed(device) => device,
             Stage::Serving(volume) => volume.device_mut(),
+            Stage::Vacant => panic!("the device was let go of"),
             Stage::Moving => unreachable!("a stage follows at once"),
         }
+    }
+
+    /// Whether the device was let go of, and there is no other yet.
+    pub fn is_vacant(&self) -> bool {
+        matches!(self.stage, Stage::Vacant)
+    }
+
+    /// Another device, in place of the one that was let go of.
+    ///
+    /// # Panics
+    /// If it was not.
+    pub fn renew(&mut self, mut device: D) {
+        assert!(self.is_vacant(), "one device at a time");
+        for mapping in &self.registered {
+            register(&mut device, mapping);
+        }
+        self.stage = Self::read(device);
     }
 
     pub fn tell(&mut self, now: Time, message: ToDrive) {
         match message {
             ToDrive::Register(mapping) => {
-                if let Err(error) = self.device_mut().register(&mapping) {
-                    tracing::warn!(%error, "memory is not registered with a device: its operations cost more");
+                if !self.is_vacant() {
+                    register(self.device_mut(), &mapping);
                 }
+                self.registered.push(mapping);
             }
             ToDrive::Command(command) => match &mut self.stage {
                 Stage::Serving(volume) => volume.submit(now, command),
@@ -127,14 +160,16 @@ impl<D: Device> Drive<D> {
             },
             ToDrive::Open(superblock) => self.open(*superblock),
             ToDrive::Reopen => self.reopen(),
+            ToDrive::Renew => self.let_go(),
         }
     }
 
-    /// What comes while nothing is served fails: the core hears so. A device that could not be opened is probed by
-    /// opening it once more: a probe of it says no more than that this may be tried.
+    /// What comes while nothing is served fails: the core hears so. A device that could not be opened, or waits to be told
+    /// what to write, is probed by opening it once more: a probe of it says no more than that this may be tried.
     fn refuse(&mut self, command: Command) {
         if let Some(op) = command.op() {
-            let tries_again = matches!(command, Command::Probe { .. }) && matches!(self.stage, Stage::Failed(_));
+            let may_reopen = matches!(self.stage, Stage::Failed(_) | Stage::Waiting(_));
+            let tries_again = matches!(command, Command::Probe { .. }) && may_reopen;
             let result = if tries_again { Ok(()) } else { Err(io::ErrorKind::NotConnected.into()) };
             self.reports.push(Report { op, result, bytes: 0 });
         }
@@ -156,7 +191,19 @@ impl<D: Device> Drive<D> {
                 self.counters = self.counters.plus(volume.counters());
                 Self::read(volume.into_device())
             }
-            Stage::Failed(device) => Self::read(device),
+            Stage::Failed(device) | Stage::Waiting(device) => Self::read(device),
+            other => other,
+        };
+    }
+
+    /// What is being opened fails first.
+    fn let_go(&mut self) {
+        self.stage = match std::mem::replace(&mut self.stage, Stage::Moving) {
+            Stage::Serving(volume) if volume.in_flight() + volume.waiting() == 0 => {
+                self.counters = self.counters.plus(volume.counters());
+                Stage::Vacant
+            }
+            Stage::Failed(_) | Stage::Waiting(_) => Stage::Vacant,
             other => other,
         };
     }
@@ -263,6 +310,12 @@ impl<D: Device> Drive<D> {
     }
 }
 
+fn register<D: Device>(device: &mut D, mapping: &Mapping) {
+    if let Err(error) = device.register(mapping) {
+        tracing::warn!(%error, "memory is not registered with a device: its operations cost more");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use lapis_config::OpId;
@@ -288,6 +341,50 @@ mod tests {
         drive.tell(Time(0), ToDrive::Command(Command::Probe { op: OpId(2) }));
         until(&mut drive, |said| matches!(said, FromDrive::Report(Report { op: OpId(2), result: Ok(()), .. })));
         drive.device_mut().fails = |_| false;
+        drive.tell(Time(0), ToDrive::Reopen);
+        until(&mut drive, |said| matches!(said, FromDrive::Found(Found::Blank { .. })));
+    }
+
+    #[test]
+    fn a_device_that_is_gone_is_let_go_of_and_another_one_takes_its_place() {
+        let mut drive = Drive::new(Sheet::new(194 << 20), WallClock::default());
+        let mut said = Vec::new();
+        let mut until = |drive: &mut Drive<Sheet>, is_it: fn(&FromDrive) -> bool| {
+            said.clear();
+            while !said.iter().any(is_it) {
+                drive.kick();
+                drive.poll(Time(0), &mut said);
+            }
+            said.iter().position(is_it).map(|at| said.swap_remove(at)).expect("just seen")
+        };
+        let FromDrive::Found(found) = until(&mut drive, |said| matches!(said, FromDrive::Found(_))) else {
+            unreachable!("it was looked for");
+        };
+        let plan = crate::volume::open::plan_open(&[found], &crate::testing::wanted()).expect("blank");
+        drive.tell(Time(0), ToDrive::Open(Box::new(plan.superblocks[0].clone())));
+        until(&mut drive, |said| matches!(said, FromDrive::Scanned(_)));
+        drive.tell(Time(0), ToDrive::Command(Command::Flush { op: OpId(1) }));
+        drive.kick();
+        drive.tell(Time(0), ToDrive::Renew);
+        assert!(!drive.is_vacant(), "a flush is under way");
+        until(&mut drive, |said| matches!(said, FromDrive::Report(Report { op: OpId(1), .. })));
+        let before = drive.counted;
+        drive.tell(Time(0), ToDrive::Renew);
+        assert!(drive.is_vacant());
+        drive.tell(Time(0), ToDrive::Register(Mapping::anonymous(PAGE_BYTES as u64).expect("memory")));
+        drive.tell(Time(0), ToDrive::Reopen);
+        assert!(drive.is_vacant(), "there is nothing to open");
+        for (op, command) in [(OpId(2), Command::Probe { op: OpId(2) }), (OpId(3), Command::Flush { op: OpId(3) })] {
+            drive.tell(Time(0), ToDrive::Command(command));
+            let said = until(&mut drive, |said| matches!(said, FromDrive::Report(_)));
+            assert!(matches!(said, FromDrive::Report(Report { op: of, result: Err(_), .. }) if of == op), "{said:?}");
+        }
+        drive.renew(Sheet::new(194 << 20));
+        until(&mut drive, |said| matches!(said, FromDrive::Found(Found::Blank { .. })));
+        assert_eq!(drive.counters, before, "what the former one did counts on");
+        // It answers; the engine looks at it a second time.
+        drive.tell(Time(0), ToDrive::Command(Command::Probe { op: OpId(4) }));
+        until(&mut drive, |said| matches!(said, FromDrive::Report(Report { op: OpId(4), result: Ok(()), .. })));
         drive.tell(Time(0), ToDrive::Reopen);
         until(&mut drive, |said| matches!(said, FromDrive::Found(Found::Blank { .. })));
     }

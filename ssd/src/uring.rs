@@ -4,48 +4,44 @@
 //! which is dropped only if nothing is under way and is leaked otherwise.
 //! Invariant: each slot of `flights` is either in `free` or known to the kernel, to `again`, or to the submission queue.
 
-mod buffers;
+pub(crate) mod buffers;
 mod flight;
-mod ring;
+pub(crate) mod issuer;
+pub(crate) mod ring;
 
 use std::{
     io,
     mem::ManuallyDrop,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     time::Duration,
 };
 
-use io_uring::{IoUring, opcode, squeue, types};
+use io_uring::{squeue, types};
 use lapis_arena::{ArenaError, Mapping};
 
 pub use self::ring::{DEPTH_MAX, Ring};
 use self::{
     buffers::Buffers,
     flight::{Flight, Step},
+    issuer::Issuer,
 };
 use crate::device::{Completion, Device, DeviceFile, Io, IoKind, Waits};
-
-/// Names the watch of the bell; slots are far below.
-const BELL: u64 = u64::MAX;
 
 /// See the module's head. The thread that first calls `kick`, `poll` or `wait` is its thread from then on: the kernel
 /// refuses others.
 pub struct Uring {
     kernel: ManuallyDrop<Kernel>,
     bytes: u64,
-    enabled: bool,
     /// Slots of `flights`.
     free: Vec<u32>,
     /// To be handed to the kernel once more.
     again: Vec<u32>,
     ended: Vec<Completion>,
-    /// The bell that is being watched.
-    bell: Option<RawFd>,
 }
 
 /// In the order in which they go: the ring first.
 struct Kernel {
-    ring: IoUring,
+    issuer: Issuer,
     flights: Vec<Option<Flight>>,
     buffers: Buffers,
     file: DeviceFile,
@@ -55,8 +51,9 @@ struct Kernel {
 
 impl Uring {
     pub fn new(ring: Ring, file: DeviceFile) -> Self {
-        let Ring { ring, enabled, depth } = ring;
-        let is_fixed = match ring.submitter().register_files(&[file.as_fd().as_raw_fd()]) {
+        let depth = ring.depth();
+        let issuer = Issuer::new(ring);
+        let is_fixed = match issuer.submitter().register_files(&[file.as_fd().as_raw_fd()]) {
             Ok(()) => true,
             Err(error) => {
                 tracing::debug!(%error, path = %file.path().display(), "no fixed file; the descriptor serves as well");
@@ -65,9 +62,9 @@ impl Uring {
         };
         let bytes = file.bytes();
         let flights = (0..depth).map(|_| None).collect();
-        let kernel = ManuallyDrop::new(Kernel { ring, flights, buffers: Buffers::default(), file, is_fixed });
+        let kernel = ManuallyDrop::new(Kernel { issuer, flights, buffers: Buffers::default(), file, is_fixed });
         let free = (0..depth as u32).rev().collect();
-        Self { kernel, bytes, enabled, free, again: Vec::new(), ended: Vec::new(), bell: None }
+        Self { kernel, bytes, free, again: Vec::new(), ended: Vec::new() }
     }
 
     /// Bytes of memory that the ring knows; operations on other memory cost the kernel a look-up of its pages each.
@@ -82,68 +79,18 @@ impl Uring {
 
     /// Of these, the ones that the kernel has; at most one too many, while a bell is watched.
     fn handed(&mut self) -> usize {
-        if !self.enabled {
-            return 0;
-        }
-        let queued = self.kernel.ring.submission().len().saturating_sub(usize::from(self.bell.is_some()));
+        let Some(queued) = self.kernel.issuer.queued() else { return 0 };
         self.in_flight() - self.again.len() - queued
-    }
-
-    /// Has the kernel post what has ended, and hands nothing over.
-    fn post(&self) {
-        let flags = io_uring::EnterFlags::GETEVENTS.bits();
-        // SAFETY: no argument is passed, nothing is submitted, nothing is waited for.
-        let posted = unsafe { self.kernel.ring.submitter().enter::<libc::sigset_t>(0, 0, flags, None) };
-        if let Err(error) = posted {
-            // Another thread than the ring's is refused.
-            tracing::debug!(%error, "completions of a ring that is given up");
-        }
-    }
-
-    /// Makes the ring this thread's.
-    fn take(&mut self) -> io::Result<()> {
-        if !self.enabled {
-            self.kernel.ring.submitter().register_enable_rings()?;
-            self.enabled = true;
-        }
-        Ok(())
-    }
-
-    /// Hands over what is queued and lets the kernel post what has ended; no call if there is neither.
-    fn enter(&mut self) -> io::Result<()> {
-        self.take()?;
-        let ring = &mut self.kernel.ring;
-        let mut asked = false;
-        loop {
-            let queue = ring.submission();
-            let pending = queue.taskrun() || queue.cq_overflow();
-            if queue.is_empty() && (asked || !pending) {
-                return Ok(());
-            }
-            drop(queue);
-            match ring.submit() {
-                // Short of memory: what is queued stays, and the next call takes it.
-                Ok(0) if asked => return Ok(()),
-                Ok(_) => asked = true,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY)) => return Ok(()),
-                Err(error) => return Err(error),
-            }
-        }
     }
 
     /// Takes what the kernel has posted.
     fn reap(&mut self) {
-        let Kernel { ring, flights, .. } = &mut *self.kernel;
-        for entry in ring.completion() {
-            if entry.user_data() == BELL {
-                self.bell = None;
-                continue;
-            }
-            let slot = entry.user_data() as u32;
+        let Kernel { issuer, flights, .. } = &mut *self.kernel;
+        issuer.reap(|slot, answer| {
+            let slot = slot as u32;
             let place = &mut flights[slot as usize];
             let flight = place.as_mut().expect("the kernel completes what it was given, once");
-            match flight.step(entry.result()) {
+            match flight.step(answer) {
                 Step::Again => self.again.push(slot),
                 Step::Ended(result) => {
                     self.ended.push(Completion { id: flight.id(), result });
@@ -151,12 +98,12 @@ impl Uring {
                     self.free.push(slot);
                 }
             }
-        }
+        });
     }
 
     /// Queues a slot's operation, or what is left of it.
     fn push(&mut self, slot: u32) {
-        let Kernel { ring, flights, buffers, file, is_fixed } = &mut *self.kernel;
+        let Kernel { issuer, flights, buffers, file, is_fixed } = &mut *self.kernel;
         let flight = flights[slot as usize].as_ref().expect("a slot under way");
         let (fd, flags) = match *is_fixed {
             true => (0, squeue::Flags::FIXED_FILE),
@@ -165,8 +112,7 @@ impl Uring {
         let entry = flight.entry(types::Fd(fd), buffers).flags(flags).user_data(u64::from(slot));
         // SAFETY: the entry's addresses lie in the flight's memory, whose mapping `flights` keeps until the kernel has
         // completed it, or for ever (see `drop`); the file and the registered buffers live as long as the ring does.
-        unsafe { ring.submission().push(&entry) }
-            .expect("the queue has room for as many operations as there are slots, and for the bell");
+        unsafe { issuer.push(&entry) };
     }
 
     fn push_again(&mut self) {
@@ -174,20 +120,13 @@ impl Uring {
             self.push(slot);
         }
     }
-
-    fn watch(&mut self, bell: RawFd) {
-        let entry = opcode::PollAdd::new(types::Fd(bell), libc::POLLIN as u32).build().user_data(BELL);
-        // SAFETY: a poll touches no memory of ours; the kernel holds the file that the descriptor is now.
-        unsafe { self.kernel.ring.submission().push(&entry) }.expect("a bell that is not watched has a place");
-        self.bell = Some(bell);
-    }
 }
 
 impl Kernel {
     /// Gives back what the ring holds. Closing it would do so too, but some 50 ms later, when the kernel takes it down
     /// behind: until then nobody else could claim the device.
     fn release(&self) {
-        let submitter = self.ring.submitter();
+        let submitter = self.issuer.submitter();
         let file = if self.is_fixed { submitter.unregister_files() } else { Ok(()) };
         let buffers = if self.buffers.bytes() > 0 { submitter.unregister_buffers() } else { Ok(()) };
         if let Err(error) = file.and(buffers) {
@@ -223,15 +162,15 @@ impl Device for Uring {
     }
 
     fn kick(&mut self) -> io::Result<()> {
-        self.enter()
+        self.kernel.issuer.enter(false)
     }
 
     fn poll(&mut self, out: &mut Vec<Completion>) -> io::Result<()> {
-        let mut entered = self.enter();
+        let mut entered = self.kernel.issuer.enter(false);
         self.reap();
         if !self.again.is_empty() {
             self.push_again();
-            entered = entered.and_then(|()| self.enter());
+            entered = entered.and_then(|()| self.kernel.issuer.enter(false));
         }
         out.append(&mut self.ended);
         entered
@@ -239,32 +178,17 @@ impl Device for Uring {
 
     fn register(&mut self, mapping: &Mapping) -> Result<(), ArenaError> {
         let kernel = &mut *self.kernel;
-        kernel.buffers.register(&kernel.ring.submitter(), mapping)
+        kernel.buffers.register(&kernel.issuer.submitter(), mapping)
     }
 }
 
 impl Waits for Uring {
     fn wait(&mut self, bell: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Result<()> {
-        self.take()?;
-        if !self.ended.is_empty() || !self.kernel.ring.completion().is_empty() {
+        self.kernel.issuer.take()?;
+        if !self.ended.is_empty() {
             return Ok(());
         }
-        if self.bell.is_none() {
-            self.watch(bell.as_raw_fd());
-        }
-        assert_eq!(self.bell, Some(bell.as_raw_fd()), "one bell for life");
-        let timeout = timeout.map(types::Timespec::from);
-        let mut arguments = types::SubmitArgs::new();
-        if let Some(timeout) = &timeout {
-            arguments = arguments.timespec(timeout);
-        }
-        match self.kernel.ring.submitter().submit_with_args(1, &arguments) {
-            Ok(_) => Ok(()),
-            Err(error) => match error.raw_os_error() {
-                Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY) => Ok(()),
-                _ => Err(error),
-            },
-        }
+        self.kernel.issuer.wait(bell, timeout)
     }
 }
 
@@ -274,7 +198,7 @@ impl Drop for Uring {
     /// process ends. The lock stays with them, rightly: the device may still be written to.
     fn drop(&mut self) {
         if self.handed() > 0 {
-            self.post();
+            self.kernel.issuer.post();
             self.reap();
         }
         let operations = self.handed();
@@ -301,7 +225,7 @@ mod tests {
     #[test]
     fn every_setup_that_this_kernel_knows_serves_the_same() {
         for (index, setup) in ring::SETUPS.into_iter().enumerate() {
-            let ring = match Ring::set_up_as(4, &[setup]) {
+            let ring = match Ring::set_up_as(4, &[setup], false) {
                 Ok(ring) => ring,
                 Err(error) => {
                     println!("skipped: setup {index}: {error:?}");

@@ -6,6 +6,7 @@ mod change;
 mod counters;
 pub mod open;
 mod queue;
+pub mod returned;
 pub mod superblocks;
 
 use lapis_config::{OpId, PageIndex, PoolId, PoolShape, SegmentId, SsdPlace};

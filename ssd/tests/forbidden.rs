@@ -29,8 +29,8 @@ fn falls_back_without(calls: &'static [libc::c_long]) {
             other => panic!("{other:?}"),
         }
         let started = engine::start(file(&dir), EngineChoice::Auto, 4, THREADS_DEFAULT).expect("threads are there");
-        let refused = started.refused.expect("a reason for the log");
-        assert!(refused.to_string().contains("io_uring"), "{refused}");
+        let why = started.why().expect("a reason for the log");
+        assert!(why.contains("io_uring") && !why.contains("NVMe"), "a file is no namespace: {why}");
         let mut engine = started.engine;
         assert_eq!(engine.name(), "threads");
         let memory = Memory::new(&Mapping::anonymous(4096).expect("memory"), 0, 4096);
@@ -62,5 +62,5 @@ fn a_filter_that_lets_only_the_set_up_pass_is_noticed() {
 fn what_is_asked_for_by_name_is_what_there_is() {
     let dir = tempfile::tempdir().expect("a directory");
     let started = engine::start(file(&dir), EngineChoice::Threads, 4, THREADS_DEFAULT).expect("threads");
-    assert!(started.refused.is_none() && started.engine.name() == "threads");
+    assert!(started.why().is_none() && started.engine.name() == "threads");
 }

@@ -14,7 +14,7 @@ FAULT = Path(os.environ["LAPIS_TEST_FAULT"])
 
 
 class _FaultyWorker(Worker):
-    def _load_part(self, part, seconds):
+    def _load_part(self, part, *given):
         fault = FAULT.read_text().split() if FAULT.exists() else []
         if fault[:1] == ["lose"]:
             middle = len(part.block_ids) // 2
@@ -23,7 +23,7 @@ class _FaultyWorker(Worker):
         if fault[:1] == ["kill"]:
             os.kill(int(fault[1]), signal.SIGKILL)
             FAULT.unlink()
-        return super()._load_part(part, seconds)
+        return super()._load_part(part, *given)
 
 
 class FaultyConnector(LapisConnector):

@@ -159,11 +159,20 @@ def test_groups_say_what_they_need_and_who_has_it():
     # 127 tokens before the next one matter.
     assert (window.window, mla.window, mla.replicated) == (8, None, True)
     assert (len(kv.shards(full, 4)), len(kv.shards(mla, 4))) == (4, 1)
+    assert [group.is_lent for group in (full, window, mla)] == [False, True, False]
     hashes = [bytes([at]) * 32 for at in range(8)]
     assert kv.keys_of(hashes, full, 1, 3) == hashes[3] + hashes[5]
     assert kv.keys_of([b"short"], window, 0, 1) == b"short".ljust(32, b"\0")
     with pytest.raises(ValueError, match="whole number of hashes"):
         kv.groups_of(caches(attention(FullAttentionSpec, 24)), 16)
+
+
+def test_blocks_that_are_zeroed_or_whose_memory_goes_are_lent():
+    for zeroed, sleeps in ((True, False), (False, True), (False, False)):
+        config = caches(attention(FullAttentionSpec, 16))
+        config.needs_kv_cache_zeroing = zeroed
+        (full,) = kv.groups_of(config, 16, sleeps)
+        assert full.is_lent is (zeroed or sleeps)
 
 
 def test_a_full_group_that_names_a_window_still_needs_all_its_blocks():

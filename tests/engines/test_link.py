@@ -41,7 +41,8 @@ def test_without_a_daemon_it_tries_again_soon_and_then_less_often(tmp_path, monk
 def test_a_first_attempt_that_is_late_is_made_up_for_by_the_second_and_said(tmp_path, monkeypatch, caplog):
     attempts = []
 
-    def connect(path, name):
+    def connect(path, name, gpus):
+        assert not gpus
         attempts.append(path)
         if len(attempts) == 1:
             return lapis_kv.Client(path, name=name)  # Nobody is there.
@@ -58,3 +59,37 @@ def test_a_first_attempt_that_is_late_is_made_up_for_by_the_second_and_said(tmp_
     assert [line for line in said if "no KV cache from Lapis yet" in line and line.endswith(f"({tmp_path / 'nobody'}, test)")]
     assert [line for line in said if "KV cache from Lapis at" in line] == [f"KV cache from Lapis at {tmp_path / 'nobody'} (test)"]
     assert len(said) == 2
+
+
+def test_whether_gpus_are_served_is_asked_only_for_who_wants_them_and_heard_again_each_time(tmp_path, monkeypatch):
+    told = [{"gpus": []}, {"gpus": [{"state": "lost"}, {"state": "well"}]}, {}, {"gpus": [{"state": "hangs"}]}]
+    for wanted in (True, False):
+        asked, seen = [], []
+
+        def status(path, deadline):
+            seen.append(made[0].serves_gpus if made else False)
+            asked.append(path)
+            return told[min(len(asked), len(told)) - 1]
+
+        made = []
+        kv = SimpleNamespace(
+            Client=lambda path, name, gpus: SimpleNamespace(close=lambda: None, gpus=gpus), LapisError=lapis_kv.LapisError,
+            LateError=lapis_kv.LateError, status=status,
+        )
+        monkeypatch.setattr(link, "lapis_kv", kv)
+        it = link.Link.__new__(link.Link)
+        made.append(it)
+        monkeypatch.setattr(link, "threading", SimpleNamespace(Event=lambda: Waits(1), Thread=_NoThread))
+        it.__init__(str(tmp_path / "d"), "test", lambda client: None, gpus=wanted)
+        assert it.client.gpus is wanted and len(asked) == int(wanted)
+        for _ in range(3):
+            it._ping()
+        assert (*seen, it.serves_gpus) == ((False, False, True, False, False) if wanted else (False,) * 4)
+
+
+class _NoThread:
+    def __init__(self, **_):
+        pass
+
+    def start(self):
+        pass

@@ -201,6 +201,21 @@ def test_a_look_up_that_fails_is_a_miss(monkeypatch):
     assert scheduler_.matched(request(), 0) == (0, False)
 
 
+def test_what_is_found_and_never_comes_is_computed_in_the_end(monkeypatch):
+    scheduler_, pools = scheduler(monkeypatch)
+    asked, other = request(), request("other")
+    pools[0, 0] |= set(hashes(8))
+    for _ in range(3):
+        # Asked twice before there is room for it: that is one load.
+        assert scheduler_.matched(asked, 0) == scheduler_.matched(asked, 0) == (8 * TOKENS, True)
+        scheduler_.allocated(asked, places(range(8)), 8 * TOKENS)
+        assert scheduler_.plan(output()).loads
+        scheduler_.heard({"r"}, None)
+    assert scheduler_.matched(asked, 0) == (0, False)
+    assert scheduler_.matched(asked, 2 * TOKENS) == (6 * TOKENS, True), "a part came"
+    assert scheduler_.matched(other, 0) == (8 * TOKENS, True)
+
+
 def test_a_producer_only_saves_and_a_consumer_only_loads(monkeypatch):
     step = {"new": [("r", ([5, 6],), 0)], "scheduled": {"r": 2 * TOKENS}}
     producer, pools = scheduler(monkeypatch, may_load=False)

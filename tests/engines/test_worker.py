@@ -2,20 +2,24 @@
 
 import collections
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheTensor, create_kv_cache_views
+from vllm.v1.kv_cache_layout import KVCacheLayout
 
 import lapis_kv
 from lapis_kv.vllm import groups as kv
 from lapis_kv.vllm.connector import LapisConnector
 from lapis_kv.vllm.plan import Blocks, Plan, Saved, Transfer
+from lapis_kv.vllm.planes import plane_of
 from lapis_kv.vllm.worker import Worker
 
 TOKENS, BLOCKS, ROW = 16, 12, 64
 FULL = kv.Group(0, TOKENS, 1, ("l0", "l1"), 2 * ROW, None, False)
-WINDOW = kv.Group(1, TOKENS, 1, ("w0",), ROW, 2, False)
+WINDOW = kv.Group(1, TOKENS, 1, ("w0",), ROW, 2, False, True)
 
 
 class Client:
@@ -56,10 +60,10 @@ def key(at: int) -> bytes:
 class Engine:
     """A worker and the memory it works on."""
 
-    def __init__(self, groups=(FULL,), by_block=True, staged=False, client=None, rank=0):
+    def __init__(self, groups=(FULL,), by_block=True, staged=False, client=None, rank=0, layout=lambda rows: rows):
         self.client = client or Client()
         made = {(group.index, rank): f"g{group.index}s{rank}" for group in groups}
-        self.link = SimpleNamespace(client=self.client, made=made)
+        self.link = SimpleNamespace(client=self.client, made=made, serves_gpus=False)
         self.worker = Worker(self.link, list(groups), rank, 5.0, 10.0, staged, by_block)
         seed = torch.Generator().manual_seed(3 + rank)
         self.caches = {
@@ -67,7 +71,7 @@ class Engine:
             for group in groups
             for layer in group.layers
         }
-        self.worker.register(self.caches)
+        self.worker.register({layer: layout(cache) for layer, cache in self.caches.items()}, BLOCKS)
 
     def step(self, loads=(), saves=(), at_once=False, **told):
         """One step as vLLM calls it: what the worker says at its end."""
@@ -75,19 +79,19 @@ class Engine:
         plan.loads, plan.saves, plan.loads_at_once = list(loads), list(saves), at_once
         for name, value in told.items():
             setattr(plan, name, value)
-        self.worker.before_step(plan)
-        self.worker.load(plan)
-        self.worker.save(plan)
-        return self.worker.results()
+        with torch.inference_mode():
+            self.worker.before_step(plan)
+            self.worker.load(plan)
+            self.worker.save(plan)
+            return self.worker.results()
 
     def until(self, holds):
-        """Empty steps until what one says is as wanted."""
-        for _ in range(10_000):
-            told = self.step()
-            if holds(told):
-                return told
-            threading.Event().wait(0.001)
-        raise AssertionError(f"never: {told}")
+        """Empty steps until what one says is as wanted. Looking takes a processor from who does the work: it waits, too."""
+        until = time.monotonic() + 60
+        while not holds(told := self.step()):
+            assert time.monotonic() < until, f"not within 60 s: {told}"
+            time.sleep(0.005)
+        return told
 
 
 def transfer(blocks, group: int = 0, request: str = "r", first: int = 0):
@@ -109,9 +113,20 @@ def engine():
         engine.worker.close()
 
 
+# How vLLM hands [blocks, heads, tokens, content] over, by what comes first within a block; and a tensor that is divided finer.
+LAYOUTS = {
+    "bytes": lambda rows: rows,
+    "heads first": lambda rows: rows.view(torch.bfloat16).view(BLOCKS, 2, 4, 4),
+    "tokens first": lambda rows: rows.view(torch.bfloat16).view(BLOCKS, 4, 2, 4).permute(0, 2, 1, 3),
+    "one head": lambda rows: rows.view(BLOCKS, 16, 1, 4).permute(0, 2, 1, 3),
+    "parts of blocks": lambda rows: rows.view(BLOCKS * 4, 2, 2, 4).permute(0, 2, 1, 3),
+}
+
+
 @pytest.mark.parametrize("staged", [False, True])
-def test_blocks_go_out_and_come_back_into_other_places(engine, staged):
-    it = engine(staged=staged)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_blocks_go_out_and_come_back_into_other_places(engine, staged, layout):
+    it = engine(staged=staged, layout=LAYOUTS[layout])
     it.step(saves=[transfer([1, 2, 3])])
     it.worker.flush()
     before = {layer: cache.clone() for layer, cache in it.caches.items()}
@@ -119,6 +134,47 @@ def test_blocks_go_out_and_come_back_into_other_places(engine, staged):
     assert it.until(lambda told: told[1]) == (set(), {"r"}, set()) and not it.worker.bad_blocks()
     for layer, cache in it.caches.items():
         assert torch.equal(cache[7:10], before[layer][1:4]) and torch.equal(cache[:7], before[layer][:7])
+
+
+def test_a_block_that_is_not_in_one_piece_is_refused(engine):
+    data = torch.zeros(2 * BLOCKS * ROW, dtype=torch.uint8)
+    layers_within = data.view(BLOCKS, 2, 4, ROW // 4)[:, 0]
+    assert plane_of(layers_within, BLOCKS) is not None and plane_of(layers_within, BLOCKS).stride_bytes == 2 * ROW
+    for refused, blocks in (
+        (data.view(4, 2 * BLOCKS, ROW // 4).permute(1, 0, 2), 2 * BLOCKS), (data.view(BLOCKS, 8, ROW // 4)[:, ::2], BLOCKS),
+        (data.view(2 * BLOCKS, 2, ROW // 2)[:, 0], BLOCKS), (torch.zeros(1).expand(BLOCKS, ROW), BLOCKS),
+        (data, BLOCKS),
+    ):
+        assert plane_of(refused, blocks) is None, refused.stride()
+        with pytest.raises(ValueError, match="in pieces"):
+            engine().worker.register({layer: refused for layer in FULL.layers}, blocks)
+
+
+def test_all_layouts_of_vllm_that_keep_a_block_of_a_layer_in_one_piece_are_taken():
+    """As vLLM makes its views: by default a backend that has no layout of its own takes LBNHC."""
+    spec = FullAttentionSpec(block_size=16, num_kv_heads=2, head_size=8, dtype=torch.bfloat16)
+    page, taken = spec.page_size_bytes, set()
+    for layout in KVCacheLayout:
+        for kernel in (None, 4):
+            outer = layout.is_block_outermost
+            if kernel and (outer or not layout.is_block_compact):
+                continue
+            strides = (page, 2 * page) if outer else (page * BLOCKS, page)
+            if not layout.is_block_compact:
+                strides = (page // 2, 2 * page) if outer else (page * BLOCKS, page // 2)
+            place = KVCacheTensor(2 * page * BLOCKS, ["l0", "l1"], *strides)
+            raw = torch.arange(2 * page * BLOCKS).to(torch.int8)
+            views = create_kv_cache_views(raw, spec, BLOCKS, layout, place, kernel)
+            planes = [plane_of(view, BLOCKS) for view in views]
+            if None in planes:
+                continue
+            taken.add(layout.name)
+            for at, plane in enumerate(planes):
+                assert (plane.row_bytes, plane.stride_bytes) == (page, strides[1])
+                for block, row in enumerate(plane.rows()):
+                    start = at * strides[0] + block * strides[1]
+                    assert torch.equal(row.view(torch.int8), raw[start : start + page])
+    assert taken == {"LBHNC", "LBNHC", "BLHNC", "BLNHC"}
 
 
 def test_a_finished_request_is_named_once_its_saves_are_over_and_only_if_it_is_awaited(engine):

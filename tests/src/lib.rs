@@ -1,3 +1,4 @@
 //! Model, simulation, crash and process tests of Lapis.
 
+pub mod gpus;
 pub mod sim;

@@ -7,8 +7,8 @@ cd "$(dirname "$0")/../.." || exit 1
 packages=${LAPIS_PACKAGES:---workspace} # of which cargo builds; .ci/run has some alone
 built=$(cargo test --release $packages --test process --no-run 2>&1) || { printf '%s\n' "$built"; exit 1; }
 test=$(printf '%s\n' "$built" | sed -n 's/.*Executable.*(\(.*\))/\1/p')
-# With an example what it stands on has the features that tests give it: nothing is built twice.
-cargo build --release $packages --bin lapis --example rdma_pair || exit 1
+# With the example what it stands on has the features that tests give it: nothing is built twice.
+cargo build --release $packages --bin lapis --example ssd_rate || exit 1
 if [ "$(uname -m)" != x86_64 ] || ! tests/testbed/run --quiet --setup; then
     echo "skipped: no virtual machine can be had here (see above)"
     exit 0

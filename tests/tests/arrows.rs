@@ -18,6 +18,7 @@ const PYTHON: &str = "lapis-python";
 const BENCHES: &str = "lapis-benches";
 const DAEMON: &str = "lapis";
 const TESTS: &str = "lapis-tests";
+const STAND_IN: &str = "lapis-cuda-standin";
 
 /// Every package of the workspace and all of ours that it may name, tests and build scripts included.
 const ARROWS: &[(&str, &[&str])] = &[
@@ -32,6 +33,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     (BENCHES, &[CONFIG, TIERING, ARENA, SSD, TRANSPORT, CLIENT]),
     (DAEMON, &[CONFIG, TIERING, ARENA, SSD, TRANSPORT, CLIENT, BENCHES]),
     (TESTS, &[CONFIG, TIERING, ARENA, SSD, TRANSPORT, CLIENT, BENCHES, DAEMON]),
+    // Its tests call it as the arena does.
+    (STAND_IN, &[CONFIG, ARENA]),
 ];
 
 /// What is wrong with one package's manifest, a line each.

@@ -4,7 +4,7 @@
 //! Invariant: a piece is a power of two, aligned within its extent, and at most 1 GiB: so no slab straddles a border of
 //! extents or of registered memory.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, ops::Range};
 
 use lapis_config::{REGISTER_BYTES, UNIT_BYTES};
 
@@ -100,10 +100,25 @@ impl Buddy {
     pub fn take(&mut self, order: u32) -> Option<u32> {
         let from = (order..=ORDER_MAX).find(|&order| !self.free[order as usize].is_empty())?;
         let start = self.free[from as usize].pop_first().expect("found not empty");
+        self.split(start, from, order);
+        Some(start)
+    }
+
+    /// The same within one of some extents.
+    pub fn take_in(&mut self, order: u32, extents: impl Iterator<Item = Range<u32>> + Clone) -> Option<u32> {
+        let first = |order: u32, extent| self.free[order as usize].range(extent).next().map(|&start| (order, start));
+        let (from, start) =
+            (order..=ORDER_MAX).find_map(|order| extents.clone().find_map(|extent| first(order, extent)))?;
+        self.free[from as usize].remove(&start);
+        self.split(start, from, order);
+        Some(start)
+    }
+
+    /// Of a piece that was taken what is more than 2^order units is free.
+    fn split(&mut self, start: u32, from: u32, order: u32) {
         for order in (order..from).rev() {
             self.free[order as usize].insert(start + (1 << order));
         }
-        Some(start)
     }
 
     /// The largest order of which a piece is free.
@@ -189,6 +204,19 @@ mod tests {
             buddy.give(start, 3);
         }
         assert_eq!((buddy.order_free(), free(&buddy)), (Some(10), 2 << 10));
+    }
+
+    #[test]
+    fn pieces_of_an_extent_are_taken_as_long_as_there_are_any() {
+        let mut buddy = whole(&[1 << 10, 1 << 10, 1 << 10]);
+        let extent = || std::iter::once(1024..2048);
+        let taken: Vec<u32> = std::iter::from_fn(|| buddy.take_in(8, extent())).collect();
+        assert_eq!(taken, [1024, 1280, 1536, 1792]);
+        assert_eq!((free(&buddy), buddy.take(10)), (2 << 10, Some(0)), "of the others nothing was taken");
+        taken.into_iter().for_each(|start| buddy.give(start, 8));
+        let both = || [2048..3072, 1024..2048].into_iter();
+        assert_eq!((buddy.take_in(10, both()), buddy.take_in(10, both())), (Some(2048), Some(1024)));
+        assert_eq!((buddy.take_in(0, both()), free(&buddy)), (None, 0));
     }
 
     #[test]

@@ -10,16 +10,19 @@ mod ahead;
 mod audit;
 mod budget;
 mod clients;
+mod coming;
 mod commit;
 mod evict;
 mod fetch;
 mod flush;
 mod found;
 mod get;
+mod hbm;
 mod hint;
 mod hits;
 mod hold;
 mod hottest;
+mod op;
 mod options;
 mod put;
 mod removals;
@@ -37,14 +40,16 @@ use std::{
     time::Duration,
 };
 
-use lapis_config::{ClientId, Key, LineId, OpId, PageIndex, PoolId, SegmentId, SlotId, SsdPlace, Time, UNIT_BYTES};
+use lapis_config::{ClientId, Key, LineId, OpId, PoolId, SlotId, Time, UNIT_BYTES};
 
 pub use self::{
     found::FoundRecord,
+    hbm::GpuCounts,
     hottest::Piece,
     options::{CoreOptions, PoolCounts, PoolDef},
 };
 
+use self::op::Op;
 use crate::{
     copies::{Step, step_dram},
     face::{Action, Caller, Counts, Outcome, Reply},
@@ -90,31 +95,6 @@ enum Growth {
 /// How long no more memory is asked for after there was none.
 const DENIED: Duration = Duration::from_secs(5);
 
-/// An operation under way: what is done when it ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Op {
-    Verify {
-        line: LineId,
-        generation: u64,
-    },
-    /// `None`: it is nobody's, see `strays`. No pages: it counts among those under way no more.
-    Write {
-        line: Option<LineId>,
-        at: SsdPlace,
-        pages: u32,
-        slot: SlotId,
-    },
-    Read {
-        line: Option<LineId>,
-        at: SsdPlace,
-        pages: u32,
-        slot: SlotId,
-    },
-    Open(SegmentId),
-    List(SegmentId, PageIndex),
-    Flush(SegmentId),
-}
-
 /// See the module's head. Methods that take `now` may give any time not before the last one.
 pub struct Core<K: Kept, P: Policy> {
     kept: K,
@@ -159,6 +139,7 @@ pub struct Core<K: Kept, P: Policy> {
     /// Lines still to verify: after a restart, hottest last, and those that came from SSD.
     unverified: Vec<LineId>,
     ssd: ssd::Ssd,
+    hbm: hbm::Hbm,
     ops: BTreeMap<OpId, Op>,
     op_next: u64,
     /// Of them, checks of blocks; and from when on more may begin while devices read.
@@ -206,6 +187,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             adopting: None,
             unverified: Vec::new(),
             ssd: ssd::Ssd { budget, ..ssd::Ssd::default() },
+            hbm: hbm::Hbm::default(),
             ops: BTreeMap::new(),
             op_next: 0,
             verifying: 0,
@@ -247,8 +229,14 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     /// One more extent, laid after the others; usable as far as it is `populated`.
     pub fn extent_added(&mut self, bytes: u64) {
+        self.extent_added_at(bytes, None);
+    }
+
+    /// The same of a NUMA node, if that is known: its blocks go to SSDs of that node rather.
+    pub fn extent_added_at(&mut self, bytes: u64, node: Option<u32>) {
         let units = u32::try_from(bytes / UNIT_BYTES).expect("an extent has less than 16 TiB");
         self.memory.buddy.extend(units);
+        self.ssd.near.extent(units, node);
         self.growth = Growth::Possible;
     }
 
@@ -308,10 +296,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
         self.verify_more();
         self.pump_flush();
+        self.pump_gpus();
         self.pump_log();
         // A segment on its way out may have asked for reads that cannot begin: what becomes of them is decided here, for
         // nothing else may happen that would be a reason to.
-        while self.stirred && self.adopting.is_none() {
+        while (self.stirred || self.gets.any_ready()) && self.adopting.is_none() {
             self.run();
             self.pump_log();
         }
@@ -354,7 +343,15 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// When to call `tick` if nothing else happens.
     pub fn poll_timeout(&self) -> Option<Time> {
         let aside = (!self.aside.is_empty()).then_some(self.aside_look);
-        let times = [self.puts.wake(), self.gets.deadline(), self.holds.until(), aside, self.log_timeout()];
+        let times = [
+            self.puts.wake(),
+            self.gets.deadline(),
+            self.holds.until(),
+            aside,
+            self.log_timeout(),
+            self.hbm.aside_look(),
+            self.hbm.save_from(),
+        ];
         times.into_iter().flatten().min()
     }
 
@@ -368,6 +365,10 @@ impl<K: Kept, P: Policy> Core<K, P> {
         if now >= self.aside_look && !self.aside.is_empty() {
             self.settle_all();
         }
+        if self.hbm.aside_look().is_some_and(|at| now >= at) {
+            self.look_aside_on_gpus();
+        }
+        self.hbm.end_pause(now);
         self.expire_gets();
         self.run();
         self.expire_puts();
@@ -385,6 +386,10 @@ impl<K: Kept, P: Policy> Core<K, P> {
             }
             Some(Op::Write { line, at, pages, slot }) => self.write_ended(line, at, pages, slot, outcome),
             Some(Op::Read { line, at, pages, slot }) => self.read_ended(op, line, at, pages, slot, outcome),
+            Some(op @ Op::CopyOut { .. }) => self.fill_ended(op, outcome),
+            Some(op @ Op::CopyIn { .. }) => self.copy_in_ended(op, outcome),
+            // Without a sum it is none.
+            Some(Op::Sum { line, slot }) => self.came_in(line, slot, Outcome::Failed, None),
             Some(Op::Open(segment)) => self.opened(segment, outcome),
             Some(Op::List(segment, place)) => self.listed(segment, place, outcome),
             Some(Op::Flush(segment)) => self.flushed(segment, outcome),
@@ -401,7 +406,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
             self.unhold(held);
         }
         loop {
+            self.answer_ready();
             if std::mem::take(&mut self.stirred) {
+                self.hbm.stalled = false;
                 self.pump_fetches();
                 self.pump.extend(self.puts.shelves_waiting());
             }
@@ -409,11 +416,12 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 self.pump(shelf);
             } else if !self.woken.is_empty() {
                 self.wake_gets();
-            } else if !self.stirred {
+            } else if !self.stirred && !self.gets.any_ready() {
                 break;
             }
         }
         self.write_ahead();
+        self.settle_gpus();
     }
 
     fn clock(&mut self, now: Time) {

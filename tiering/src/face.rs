@@ -1,6 +1,6 @@
 //! What goes into the core and what comes out of it: plain values. Batches are of one chain at a time.
 
-use lapis_config::{ClientId, Key, LineId, OpId, PageIndex, PoolId, Refusal, SegmentId, SlotId, SsdPlace};
+use lapis_config::{ClientId, GpuId, Key, LineId, OpId, PageIndex, PoolId, Refusal, SegmentId, SlotId, SsdPlace};
 
 /// The parent of a block in a commit or reserve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +73,14 @@ pub enum Reply {
     Refused(Refusal),
 }
 
+/// A slot in DRAM or on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spot {
+    Dram(SlotId),
+    /// Counted over the GPU's own extents.
+    Hbm(GpuId, SlotId),
+}
+
 /// What the core wants done. The engine loop carries it to a mover; where there is an `op`, the mover's outcome comes
 /// back by `completed`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,11 +108,20 @@ pub enum Action {
         bytes: u32,
         sum: u64,
     },
-    /// Between slots of two tiers' arenas.
+    /// Between a slot in DRAM and one on a GPU. What a failed one leaves there is read by nobody.
     Copy {
         op: OpId,
-        from: SlotId,
-        to: SlotId,
+        from: Spot,
+        to: Spot,
+        bytes: u32,
+    },
+    /// Make the sums of a block that came from a GPU without them; those of its pieces lie behind it in the slot. Answered
+    /// by `summed`.
+    Sum {
+        op: OpId,
+        pool: PoolId,
+        key: Key,
+        slot: SlotId,
         bytes: u32,
     },
     /// Write a slot as it stands to the log.
@@ -250,4 +267,16 @@ pub struct Counts {
     /// without being on SSD because it had none for them.
     pub budget_spent_bytes: u64,
     pub ssd_declined: u64,
+    /// Copies of blocks that came to GPUs from DRAM, that clients put there, and that went to make room.
+    pub hbm_promotions: u64,
+    pub hbm_puts: u64,
+    pub hbm_evictions: u64,
+    /// Blocks that left DRAM and stayed on a GPU alone, and that came back to DRAM from one.
+    pub hbm_demotions: u64,
+    pub hbm_saved: u64,
+    /// Blocks that a host waited for and that came from a GPU: once for each who waited.
+    pub hbm_hits: u64,
+    pub hbm_copies_failed: u64,
+    /// Blocks that went with a GPU, and with those that hung on them.
+    pub hbm_lost: u64,
 }

@@ -1,5 +1,5 @@
 //! How well a device does: who errs or stalls is not written to any more and probed, who does not recover is taken out,
-//! who answers again is brought back. Pure.
+//! who answers again is brought back. One that is gone for good is let go of, and another looked for in its place. Pure.
 
 use std::time::Duration;
 
@@ -16,6 +16,10 @@ const PROBE_EVERY: Duration = Duration::from_secs(1);
 const PROBES_GOOD: u32 = 3;
 /// Degraded for so long, it is taken out.
 const OUT_AFTER: Duration = Duration::from_secs(15);
+/// Between two looks for a device that is gone.
+const RENEW_EVERY: Duration = Duration::from_secs(2);
+/// Before a device that came back with something else on it is looked at again.
+const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceState {
@@ -36,8 +40,10 @@ pub enum Care {
     Restore,
     TakeOut,
     Probe,
-    /// It answers: to be opened anew.
+    /// It answers: what is on it is to be read anew.
     BringBack,
+    /// It is gone: to be let go of, and whatever is in its place by now opened.
+    Renew,
 }
 
 /// One device's. Ask `poll` until there is nothing after every other call, and at `poll_timeout`.
@@ -49,11 +55,22 @@ pub struct DeviceHealth {
     probe_at: Time,
     probing: bool,
     good: u32,
+    /// It is gone, and nothing was found in its place yet; when that is looked for next.
+    gone: bool,
+    renew_at: Time,
 }
 
 impl Default for DeviceHealth {
     fn default() -> Self {
-        Self { state: DeviceState::Well, errors: Vec::new(), probe_at: Time(0), probing: false, good: 0 }
+        Self {
+            state: DeviceState::Well,
+            errors: Vec::new(),
+            probe_at: Time(0),
+            probing: false,
+            good: 0,
+            gone: false,
+            renew_at: Time(0),
+        }
     }
 }
 
@@ -77,6 +94,23 @@ impl DeviceHealth {
         self.good = 0;
     }
 
+    /// The kernel has it no more: whoever has it open can do nothing with it, now or later.
+    pub fn vanished(&mut self, now: Time) {
+        (self.gone, self.renew_at) = (true, now);
+    }
+
+    /// Something was found in the place of one that was gone.
+    pub fn found(&mut self, now: Time) {
+        self.gone = false;
+        (self.good, self.probe_at) = (0, now);
+    }
+
+    /// What came back is not to be used.
+    pub fn refused(&mut self, now: Time) {
+        self.good = 0;
+        self.probe_at = now.after(REFUSED_PAUSE);
+    }
+
     pub fn probed(&mut self, now: Time, ok: bool) {
         self.probing = false;
         self.probe_at = now.after(PROBE_EVERY);
@@ -87,20 +121,27 @@ impl DeviceHealth {
     pub fn poll(&mut self, now: Time, oldest: Option<Time>) -> Option<Care> {
         let stalled = oldest.is_some_and(|at| now >= at.after(STALL));
         match self.state {
-            DeviceState::Well if stalled || self.errors.len() >= ERRORS_MAX => {
+            DeviceState::Well if self.gone || stalled || self.errors.len() >= ERRORS_MAX => {
                 (self.state, self.good) = (DeviceState::Degraded { since: now }, 0);
                 self.errors.clear();
                 self.probe_at = now;
                 Some(Care::Degrade)
             }
-            DeviceState::Degraded { .. } if self.good >= PROBES_GOOD && !stalled => {
+            DeviceState::Degraded { .. } if self.good >= PROBES_GOOD && !stalled && !self.gone => {
                 (self.state, self.good) = (DeviceState::Well, 0);
                 self.errors.clear();
                 Some(Care::Restore)
             }
-            DeviceState::Degraded { since } if now >= since.after(OUT_AFTER) => {
+            DeviceState::Degraded { since } if self.gone || now >= since.after(OUT_AFTER) => {
                 (self.state, self.good) = (DeviceState::Out, 0);
                 Some(Care::TakeOut)
+            }
+            DeviceState::Out if self.gone => {
+                // What is under way ends first: whoever has the device open may not let go of it before.
+                (oldest.is_none() && now >= self.renew_at).then(|| {
+                    self.renew_at = now.after(RENEW_EVERY);
+                    Care::Renew
+                })
             }
             DeviceState::Out if self.good >= PROBES_GOOD && oldest.is_none() => {
                 self.good = 0;
@@ -118,12 +159,14 @@ impl DeviceHealth {
 
     /// It was opened anew and serves.
     pub fn brought_back(&mut self) {
-        *self = Self::default();
+        // It may have gone meanwhile.
+        *self = Self { gone: self.gone, renew_at: self.renew_at, ..Self::default() };
     }
 
     pub fn poll_timeout(&self, oldest: Option<Time>) -> Option<Time> {
         let probe = (!self.probing).then_some(self.probe_at);
         match self.state {
+            DeviceState::Out if self.gone => oldest.is_none().then_some(self.renew_at),
             DeviceState::Well => oldest.map(|at| at.after(STALL)),
             DeviceState::Degraded { since } => Some(since.after(OUT_AFTER)).into_iter().chain(probe).min(),
             DeviceState::Out => probe,
@@ -182,5 +225,60 @@ mod tests {
         assert_eq!(health.poll(at(17_000), None), Some(Care::BringBack));
         health.brought_back();
         assert_eq!((health.state(), health.poll(at(18_000), None)), (DeviceState::Well, None));
+    }
+    /// Until nothing is to be done.
+    fn all(health: &mut DeviceHealth, now: Time, oldest: Option<Time>) -> Vec<Care> {
+        std::iter::from_fn(|| health.poll(now, oldest)).collect()
+    }
+
+    #[test]
+    fn a_device_that_is_gone_is_out_at_once_and_looked_for_until_there_is_another() {
+        let mut health = DeviceHealth::default();
+        health.vanished(at(0));
+        assert_eq!(all(&mut health, at(0), Some(at(0))), [Care::Degrade, Care::TakeOut], "something is under way");
+        assert_eq!(health.poll_timeout(Some(at(0))), None, "its end is waited for");
+        assert_eq!(all(&mut health, at(100), None), [Care::Renew]);
+        assert_eq!(health.poll_timeout(None), Some(at(2_100)));
+        assert_eq!(all(&mut health, at(2_099), None), []);
+        assert_eq!(all(&mut health, at(2_100), None), [Care::Renew]);
+        health.found(at(2_200));
+        for ms in [2_200, 3_200, 4_200] {
+            assert_eq!(all(&mut health, at(ms), None), [Care::Probe], "{ms}");
+            health.probed(at(ms), true);
+        }
+        assert_eq!(all(&mut health, at(4_200), None), [Care::BringBack]);
+        health.brought_back();
+        assert_eq!((health.state(), all(&mut health, at(4_300), None)), (DeviceState::Well, vec![]));
+    }
+
+    #[test]
+    fn a_degraded_device_that_goes_is_not_waited_for() {
+        let mut health = DeviceHealth::default();
+        health.failed(at(0));
+        assert_eq!(all(&mut health, at(0), None), [Care::Degrade, Care::Probe]);
+        (0..PROBES_GOOD).for_each(|_| health.probed(at(10), true));
+        health.vanished(at(20));
+        assert_eq!(all(&mut health, at(20), None), [Care::TakeOut, Care::Renew], "its good probes do not count");
+    }
+
+    #[test]
+    fn one_that_goes_while_it_is_brought_back_is_taken_out_again() {
+        let mut health = DeviceHealth::default();
+        health.vanished(at(0));
+        health.brought_back();
+        assert_eq!(all(&mut health, at(1), None), [Care::Degrade, Care::TakeOut, Care::Renew]);
+    }
+
+    #[test]
+    fn what_is_refused_is_looked_at_again_after_a_while() {
+        let mut health = DeviceHealth::default();
+        health.failed(at(0));
+        assert_eq!(all(&mut health, at(0), None), [Care::Degrade, Care::Probe]);
+        health.probed(at(0), false);
+        assert_eq!(all(&mut health, at(15_000), None), [Care::TakeOut, Care::Probe]);
+        health.probed(at(15_000), true);
+        health.refused(at(16_000));
+        assert_eq!(all(&mut health, at(45_999), None), []);
+        assert_eq!(all(&mut health, at(46_000), None), [Care::Probe]);
     }
 }

@@ -1,7 +1,7 @@
 //! What the core keeps where a restart finds it: the lines of the table, the private entries, the states of slots, the
 //! slab map. A plain array in replay; the shared table and two private memfds in the daemon and the simulator.
 
-use lapis_config::{ClientId, Entry, Key, LineId, PoolId, SlotId};
+use lapis_config::{ClientId, Entry, GpuId, Key, LineId, PoolId, SlotId};
 
 /// Where a published block lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +20,18 @@ pub enum Tier {
     DramUnverified,
     /// Not in memory: readers ask the daemon.
     Elsewhere,
+    /// Not in DRAM, but on a GPU: for a host as `Elsewhere`.
     Hbm,
+}
+
+/// Where a block's copy on a GPU lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DevicePlace {
+    pub gpu: GpuId,
+    /// Over the GPU's own extents.
+    pub slot: SlotId,
+    /// 4 KiB units of the slot.
+    pub units: u32,
 }
 
 /// No free line within reach of either home of the key: the lines that could be evicted to make room.
@@ -127,4 +138,27 @@ pub trait Kept {
     /// For each of `slots` (all unpublished before): whether a reader still names it. Fences, then scans all hazard
     /// pages once. `named` is cleared first.
     fn named(&mut self, slots: &[SlotId], named: &mut Vec<bool>);
+
+    /// Whether there is a device table: without one no GPU is used, and none of what follows is called.
+    fn keeps_devices(&self) -> bool {
+        false
+    }
+    /// Where a GPU has a copy of the block, if readers find it: the place was set with the line's present generation.
+    fn device(&self, _line: LineId) -> Option<DevicePlace> {
+        None
+    }
+    /// Readers find the block's copy there, under the line's present generation, or do not any more, when this returns.
+    fn set_device(&mut self, _line: LineId, _place: Option<DevicePlace>) {}
+    /// The same of a GPU's slots as `slot_state` and those after it of DRAM's.
+    fn device_slot_state(&self, _gpu: GpuId, _slab: &Slab, _index: u32) -> SlotState {
+        SlotState::Aside
+    }
+    fn set_device_slot_state(&mut self, _gpu: GpuId, _slab: &Slab, _index: u32, _state: SlotState) {}
+    fn set_device_slab(&mut self, _gpu: GpuId, _slab: &Slab) {}
+    fn forget_device_slab(&mut self, _gpu: GpuId, _slab: &Slab) {}
+    /// `named` for slots of a GPU: whether a reader names them.
+    fn device_named(&mut self, _gpu: GpuId, slots: &[SlotId], named: &mut Vec<bool>) {
+        named.clear();
+        named.resize(slots.len(), true);
+    }
 }

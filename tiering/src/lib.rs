@@ -10,6 +10,7 @@ mod core;
 pub mod face;
 mod groups;
 mod hash;
+pub mod hbm;
 pub mod health;
 pub mod kept;
 mod log;
@@ -21,7 +22,7 @@ pub mod segments;
 mod tree;
 
 pub use crate::{
-    core::{Core, CoreOptions, FoundRecord, Piece, PoolCounts, PoolDef},
+    core::{Core, CoreOptions, FoundRecord, GpuCounts, Piece, PoolCounts, PoolDef},
     groups::Shares,
     log::LogOptions,
     plain::PlainKept,

@@ -7,12 +7,14 @@
 //! Invariant: segments leave in the order in which they were opened.
 
 mod list;
+mod near;
 mod open;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use lapis_config::{Key, LineId, PageIndex, PoolId, SegmentId, SsdPlace, Time, UNIT_BYTES};
 
+pub(crate) use self::near::Near;
 use self::open::Open;
 use crate::face::{Listed, Record};
 
@@ -29,6 +31,10 @@ const UNLISTED_MAX: u32 = LISTED_MAX as u32 * (CHUNK_PAGES - 2);
 /// Pages ready on a device ahead of need: what may be in flight, and at most one part in so many of the log.
 const AHEAD_PAGES: u32 = (256 << 20) / UNIT_BYTES as u32;
 const AHEAD_PART: u32 = 32;
+/// What a device that is far from the memory seems to have to do more than it has: about a millisecond of an SSD's.
+const FAR_PAGES: u64 = (8 << 20) / UNIT_BYTES;
+/// So far a device may fall behind the others for being far.
+const FAR_BEHIND_SEGMENTS: u64 = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogOptions {
@@ -98,6 +104,8 @@ struct Device {
     suspect: Vec<SegmentId>,
     /// Pages of records being written.
     flight_pages: u64,
+    /// Pages of records that were placed since the start.
+    placed_pages: u64,
 }
 
 #[derive(Debug)]
@@ -147,6 +155,7 @@ impl Log {
             spare: Vec::new(),
             suspect: Vec::new(),
             flight_pages: 0,
+            placed_pages: 0,
         });
     }
 
@@ -309,15 +318,12 @@ impl Log {
 
     // ---- Records ----
 
-    /// A place for a record of so many pages; `None` if no segment is ready for it now.
-    pub fn place(&mut self, pool: PoolId, line: LineId, pages: u32) -> Option<SsdPlace> {
+    /// A place for a record of so many pages; `None` if no segment is ready for it now. `is_far`: from the record's memory.
+    pub fn place(&mut self, pool: PoolId, line: LineId, pages: u32, is_far: impl Fn(u8) -> bool) -> Option<SsdPlace> {
         if pages > self.record_pages_max() || !self.has_sequences() {
             return None;
         }
-        let mut order: Vec<(u64, u8)> =
-            self.devices.iter().filter(|(_, d)| d.writable).map(|(&number, d)| (d.flight_pages, number)).collect();
-        order.sort_unstable();
-        for (_, number) in order {
+        for number in self.order(is_far) {
             let Some(segment) = self.open_on(number, pages) else { continue };
             let open = self.uses.get_mut(&segment).expect("an open segment is in use");
             let page = PageIndex(open.cursor);
@@ -325,11 +331,31 @@ impl Log {
             open.unlisted += 1;
             open.want_pool(pool);
             self.pools.insert(pool);
-            self.devices.get_mut(&number).expect("a known device").flight_pages += u64::from(pages);
+            let device = self.devices.get_mut(&number).expect("a known device");
+            device.flight_pages += u64::from(pages);
+            device.placed_pages += u64::from(pages);
             self.lines.get_mut(&segment).expect("made when it was opened").push(line);
             return Some(SsdPlace::new(segment, page));
         }
         None
+    }
+
+    /// Devices that can be written, the one with least to do first. A far one counts as if it had more to do, unless it has
+    /// been given so much less than the near ones that its room would be of no use.
+    fn order(&self, is_far: impl Fn(u8) -> bool) -> Vec<u8> {
+        let writable = || self.devices.iter().filter(|(_, device)| device.writable);
+        let near = writable().filter(|(number, _)| !is_far(**number));
+        let placed_near = near.map(|(_, device)| device.placed_pages).max().unwrap_or(0);
+        let behind = FAR_BEHIND_SEGMENTS * u64::from(self.options.segment_pages);
+        let rank = |number: u8, device: &Device| {
+            let (is_far, is_behind) = (is_far(number), device.placed_pages + behind < placed_near);
+            let burden = device.flight_pages + if is_far && !is_behind { FAR_PAGES } else { 0 };
+            // Of those with as much to do, one that must catch up comes first.
+            (burden, !(is_far && is_behind), number)
+        };
+        let mut order: Vec<_> = writable().map(|(&number, device)| rank(number, device)).collect();
+        order.sort_unstable();
+        order.into_iter().map(|(_, _, number)| number).collect()
     }
 
     /// The open segment of a device if it has room for so many pages; what is full is closed.

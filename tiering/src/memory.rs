@@ -6,6 +6,7 @@
 use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet},
+    ops::Range,
 };
 
 use lapis_config::{PoolId, SlotId, UNIT_BYTES};
@@ -134,6 +135,19 @@ impl Memory {
     #[inline]
     pub fn take(&mut self, shelf: Shelf) -> Option<(Slab, u32)> {
         let base = *self.of(shelf).open.first()?;
+        Some(self.take_of(shelf, base))
+    }
+
+    /// The same of a slab in one of some extents.
+    pub fn take_in(&mut self, shelf: Shelf, mut extents: impl Iterator<Item = Range<u32>>) -> Option<(Slab, u32)> {
+        let open = &self.of(shelf).open;
+        let base = extents.find_map(|extent| open.range(extent).next().copied())?;
+        Some(self.take_of(shelf, base))
+    }
+
+    /// A free slot of an open slab.
+    #[inline]
+    fn take_of(&mut self, shelf: Shelf, base: u32) -> (Slab, u32) {
         let at = self.at(base).expect("an open slab is there");
         let own = &mut self.shelves[shelf.0 as usize];
         let found = &mut self.slabs[at];
@@ -151,7 +165,7 @@ impl Memory {
         if found.free == 0 {
             own.open.remove(&base);
         }
-        Some((found.slab, index))
+        (found.slab, index)
     }
 
     /// Counts a taken slot as holding a block (`1`), or not any more (`-1`).
@@ -241,9 +255,26 @@ impl Memory {
             _ => return None,
         };
         let base = self.buddy.take(order).expect("a piece of that order or more is free");
-        let slab = Slab { base: SlotId(base), units: 1 << order, pool: self.of(shelf).pool, stride };
+        Some(self.add(shelf, base, order))
+    }
+
+    /// Makes a slab of the wanted size in one of some extents.
+    pub fn grow_in(
+        &mut self,
+        shelf: Shelf,
+        units_min: u32,
+        extents: impl Iterator<Item = Range<u32>> + Clone,
+    ) -> Option<Slab> {
+        let order = self.slab_order(self.of(shelf).stride, units_min)?;
+        let base = self.buddy.take_in(order, extents)?;
+        Some(self.add(shelf, base, order))
+    }
+
+    fn add(&mut self, shelf: Shelf, base: u32, order: u32) -> Slab {
+        let (pool, stride) = (self.of(shelf).pool, self.of(shelf).stride);
+        let slab = Slab { base: SlotId(base), units: 1 << order, pool, stride };
         self.insert(shelf, slab);
-        Some(slab)
+        slab
     }
 
     /// Takes over a slab of a former daemon; false if its memory is not there or is another's.

@@ -6,11 +6,11 @@ use std::{
 };
 
 use hashbrown::hash_table::{Entry, HashTable};
-use lapis_config::{Key, LineId, PoolId, SlotId};
+use lapis_config::{GpuId, Key, LineId, PoolId, SlotId};
 
 use crate::{
     hash::Mix,
-    kept::{Kept, KeyChange, Live, NoLine, Place, Slab, SlotState, Tier},
+    kept::{DevicePlace, Kept, KeyChange, Live, NoLine, Place, Slab, SlotState, Tier},
 };
 
 /// How many occupied lines a full table names, as its windows would.
@@ -26,6 +26,11 @@ pub struct PlainKept {
     slots: Vec<SlotState>,
     slabs: BTreeMap<u32, Slab>,
     hazards: BTreeSet<SlotId>,
+    /// Of each line that has had one: where a GPU has a copy, and the line's generation then.
+    devices: Vec<Option<(DevicePlace, u64)>>,
+    gpu_slots: BTreeMap<GpuId, Vec<SlotState>>,
+    gpu_slabs: BTreeMap<(GpuId, u32), Slab>,
+    gpu_hazards: BTreeSet<(GpuId, SlotId)>,
     learned: Option<Vec<u8>>,
     /// Since they were last taken, if somebody takes them.
     changes: Option<Vec<KeyChange>>,
@@ -43,6 +48,10 @@ impl PlainKept {
             slots: Vec::new(),
             slabs: BTreeMap::new(),
             hazards: BTreeSet::new(),
+            devices: Vec::new(),
+            gpu_slots: BTreeMap::new(),
+            gpu_slabs: BTreeMap::new(),
+            gpu_hazards: BTreeSet::new(),
             learned: None,
             changes: None,
         }
@@ -59,6 +68,20 @@ impl PlainKept {
 
     pub fn is_named(&self, slot: SlotId) -> bool {
         self.hazards.contains(&slot)
+    }
+
+    /// The same of a slot on a GPU.
+    pub fn name_on_gpu(&mut self, gpu: GpuId, slot: SlotId, named: bool) {
+        if named {
+            self.gpu_hazards.insert((gpu, slot));
+        } else {
+            self.gpu_hazards.remove(&(gpu, slot));
+        }
+    }
+
+    /// The recorded slabs of GPUs, in order of place.
+    pub fn gpu_slabs(&self) -> impl Iterator<Item = (GpuId, &Slab)> {
+        self.gpu_slabs.iter().map(|(&(gpu, _), slab)| (gpu, slab))
     }
 
     /// The recorded slabs, in order of place.
@@ -193,6 +216,52 @@ impl Kept for PlainKept {
     fn named(&mut self, slots: &[SlotId], named: &mut Vec<bool>) {
         named.clear();
         named.extend(slots.iter().map(|slot| self.hazards.contains(slot)));
+    }
+
+    fn keeps_devices(&self) -> bool {
+        true
+    }
+
+    fn device(&self, line: LineId) -> Option<DevicePlace> {
+        let &(place, generation) = self.devices.get(line.0 as usize)?.as_ref()?;
+        self.live(line).filter(|live| live.generation == generation).map(|_| place)
+    }
+
+    fn set_device(&mut self, line: LineId, place: Option<DevicePlace>) {
+        if self.devices.is_empty() {
+            self.devices.resize(self.lines.len(), None);
+        }
+        let generation = self.generations[line.0 as usize];
+        self.devices[line.0 as usize] = place.map(|place| (place, generation));
+    }
+
+    fn device_slot_state(&self, gpu: GpuId, slab: &Slab, index: u32) -> SlotState {
+        self.gpu_slots[&gpu][(slab.base.0 + index) as usize]
+    }
+
+    fn set_device_slot_state(&mut self, gpu: GpuId, slab: &Slab, index: u32, state: SlotState) {
+        let slots = self.gpu_slots.get_mut(&gpu).expect("a GPU with slabs");
+        slots[(slab.base.0 + index) as usize] = state;
+    }
+
+    fn set_device_slab(&mut self, gpu: GpuId, slab: &Slab) {
+        let (slots, end) = (self.gpu_slots.entry(gpu).or_default(), (slab.base.0 + slab.slots()) as usize);
+        if slots.len() < end {
+            slots.resize(end, SlotState::Free);
+        }
+        slots[slab.base.0 as usize..end].fill(SlotState::Free);
+        let former = self.gpu_slabs.insert((gpu, slab.base.0), *slab);
+        assert!(former.is_none(), "a slab is recorded once");
+    }
+
+    fn forget_device_slab(&mut self, gpu: GpuId, slab: &Slab) {
+        let former = self.gpu_slabs.remove(&(gpu, slab.base.0));
+        assert_eq!(former, Some(*slab), "only a recorded slab is forgotten");
+    }
+
+    fn device_named(&mut self, gpu: GpuId, slots: &[SlotId], named: &mut Vec<bool>) {
+        named.clear();
+        named.extend(slots.iter().map(|&slot| self.gpu_hazards.contains(&(gpu, slot))));
     }
 }
 

@@ -77,7 +77,7 @@ fn start(device: &str, news: &Sender<News>, writer: &TableWriter, mapping: Mappi
     let wake = Arc::new(move || news.send(News::Paths).unwrap_or_default());
     let mut paths = RdmaPaths::start(&RdmaOptions { devices: vec![device.to_owned()] }, wake)?;
     let blocks = Mapping::anonymous(UNIT_BYTES)?;
-    paths.submit(ToPaths::Memory { group: GROUP, first: SlotId(0), mapping: blocks });
+    paths.submit(ToPaths::Memory { group: GROUP, first: SlotId(0), mapping: blocks, node: None });
     paths.submit(ToPaths::Table { group: GROUP, mapping, shape: TableShape::of(writer.table()) });
     Ok(paths)
 }

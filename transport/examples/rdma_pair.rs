@@ -120,7 +120,7 @@ fn start(device: &str, news: Sender<News>) -> anyhow::Result<RdmaPaths> {
 }
 
 fn memory(mapping: &Mapping) -> ToPaths {
-    ToPaths::Memory { group: GROUP, first: SlotId(0), mapping: mapping.clone() }
+    ToPaths::Memory { group: GROUP, first: SlotId(0), mapping: mapping.clone(), node: None }
 }
 
 /// Tells of what comes on a connection until it ends.

@@ -1,7 +1,7 @@
 //! Reading and writing of fields, little-endian, without padding of its own. Pure: works on private copies.
 //! Invariant: a `Reader` never reads past its bytes and never allocates more than they justify.
 
-use lapis_config::{BATCH_KEYS_MAX, Key, PoolId, Refusal, SlotId};
+use lapis_config::{BATCH_KEYS_MAX, GPUS_MAX, GpuId, Key, PoolId, Refusal, SlotId};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Why bytes are no frame or message. The field's name is that of docs/formats.md.
@@ -90,7 +90,7 @@ impl<'a> Reader<'a> {
         self.rest = rest;
         Ok(taken)
     }
-    fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], CodeError> {
+    pub(crate) fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], CodeError> {
         let (taken, rest) = self.rest.split_first_chunk::<N>().ok_or(CodeError::Short { field })?;
         self.rest = rest;
         Ok(*taken)
@@ -121,6 +121,12 @@ impl<'a> Reader<'a> {
     }
     pub(crate) fn pool(&mut self) -> Result<PoolId, CodeError> {
         Ok(PoolId(self.u16("pool")?))
+    }
+    /// A GPU's number, as a u32.
+    pub(crate) fn gpu(&mut self) -> Result<GpuId, CodeError> {
+        let gpu = self.u32("gpu")?;
+        let beyond = CodeError::Limit { field: "gpu", value: gpu.into(), max: GPUS_MAX as u64 - 1 };
+        u8::try_from(gpu).ok().filter(|gpu| usize::from(*gpu) < GPUS_MAX).map(GpuId).ok_or(beyond)
     }
     pub(crate) fn key(&mut self, field: &'static str) -> Result<Key, CodeError> {
         Ok(Key::from_bytes(self.array(field)?))

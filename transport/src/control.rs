@@ -37,6 +37,7 @@ const CLIENT_SLEEPS_AT: usize = 2 * LINE;
 const ASKED_AT: usize = 3 * LINE;
 const HIT_AT: usize = 3 * LINE + 1;
 const HIT_BYTES_AT: usize = 3 * LINE + 2;
+const HIT_HBM_AT: usize = 3 * LINE + 3;
 const REQUESTS_TAIL_AT: usize = 4 * LINE;
 const REQUESTS_HEAD_AT: usize = 5 * LINE;
 const COMPLETIONS_TAIL_AT: usize = 6 * LINE;
@@ -86,6 +87,8 @@ pub struct Counters {
     pub asked: u64,
     pub hit: u64,
     pub bytes: u64,
+    /// Of `hit`: read in the memory of GPUs. Clients of minor versions below 2 say 0.
+    pub hit_hbm: u64,
 }
 
 /// The client's memory is not what this build expects.

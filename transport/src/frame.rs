@@ -4,7 +4,7 @@
 mod completion;
 mod request;
 
-use lapis_config::{Hint, HitPolicy, Key, PoolId, Refusal, SlotId, Wait};
+use lapis_config::{GpuId, Hint, HitPolicy, Key, PoolId, Refusal, SlotId, Wait};
 
 pub use crate::code::CodeError;
 
@@ -61,6 +61,12 @@ pub enum Request {
     Remove { token: u64, pool: PoolId, keys: Vec<Key> },
     /// Every block of the pool. Answered by `Removed`.
     Purge { token: u64, pool: PoolId },
+    /// Slots on a GPU, now or not at all. Answered by `Reserved`.
+    ReserveOnGpu { token: u64, gpu: GpuId, pool: PoolId, parent: ParentRef, keys: Vec<Key> },
+    /// Slots on a GPU that were filled; a sum of 0 is made by the daemon. Answered by `Committed`.
+    CommitOnGpu { token: u64, gpu: GpuId, pool: PoolId, items: Vec<CommitItem> },
+    /// Slots on a GPU given back unfilled. No answer.
+    AbortOnGpu { gpu: GpuId, slots: Vec<SlotId> },
 }
 
 /// Per item of a commit: 0 stored, 1 exists, else 16 + refusal code.

@@ -5,14 +5,14 @@
 mod to_client;
 mod to_daemon;
 
-use lapis_config::{ClientId, HAZARDS, PoolId, PoolShape, SlotId};
+use lapis_config::{ClientId, GpuId, HAZARDS, PoolId, PoolShape, SlotId};
 
 use crate::code::{CodeError, Reader, Writer, cut};
 
 /// Layout version of the table, the client memfd, the rings and these messages. A differing major is refused; a
 /// daemon serves any minor up to its own.
 pub const LAYOUT_MAJOR: u16 = 1;
-pub const LAYOUT_MINOR: u16 = 1;
+pub const LAYOUT_MINOR: u16 = 2;
 
 /// Largest message of the socket, bytes; a longer one is garbled.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 10;
@@ -28,6 +28,10 @@ pub const REASON_BYTES_MAX: usize = 1024;
 pub const STATUS_BYTES_MAX: usize = 32 << 10;
 /// Most slots in `Resume::writing`.
 pub const WRITING_MAX: usize = HAZARDS;
+/// Most slots in `Resume::writing_on_gpus`: what fits beside those.
+pub const WRITING_ON_GPUS_MAX: usize = 3072;
+/// Most GPUs of a daemon.
+pub const GPUS_MAX: usize = lapis_config::GPUS_MAX;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"LPIS");
 
@@ -103,16 +107,20 @@ pub struct Resume {
     pub secret: u64,
     /// Slots that some thread of the client may still be writing; all its other grants are given back.
     pub writing: Vec<SlotId>,
+    /// The same on GPUs; none unless the `Hello` asks for GPUs.
+    pub writing_on_gpus: Vec<(GpuId, SlotId)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToDaemon {
-    /// First message of an engine's connection. `writes_by_dma`: granted slots wait a grace after death.
+    /// First message of an engine's connection. `writes_by_dma`: granted slots wait a grace after death. `gpus`: the client
+    /// wants to be told of the daemon's memory on GPUs, and writes by DMA.
     Hello {
         resume: Option<Resume>,
         name: String,
         may_put: bool,
         writes_by_dma: bool,
+        gpus: bool,
     },
     OpenPool {
         token: u64,
@@ -166,6 +174,28 @@ impl Default for CallDefaults {
     }
 }
 
+/// Extents of the daemon's memory on a GPU, in the order of its slots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GpuExtents {
+    /// Bytes of each; a descriptor each comes with the message.
+    Descriptors(Vec<u64>),
+    /// Bytes and handle (CUDA IPC) of each.
+    Handles(Vec<(u64, [u8; 64])>),
+}
+
+impl GpuExtents {
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Descriptors(extents) => extents.len(),
+            Self::Handles(extents) => extents.len(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToClient {
     /// Descriptors, in this order: table (read-only), the client's own memfd, the doorbells to the daemon and to the
@@ -186,6 +216,21 @@ pub enum ToClient {
     Extents {
         first: u32,
         extents_bytes: Vec<u64>,
+    },
+    /// After the extents, to a client that asked for GPUs: how many `Gpu` follow, one each at least. With descriptors of the
+    /// device table (read-only) and of the client's page of device hazards, unless the group uses no GPUs.
+    Devices {
+        gpus: u32,
+    },
+    /// What the daemon has on a GPU, or a part of it: at most 64 extents a message, `last` on the final one of the GPU.
+    Gpu {
+        /// As the device table calls it.
+        gpu: GpuId,
+        /// As the daemon's driver counts them.
+        index: u16,
+        last: bool,
+        uuid: [u8; 16],
+        extents: GpuExtents,
     },
     Pool {
         token: u64,

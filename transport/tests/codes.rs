@@ -1,10 +1,13 @@
 //! Frames and messages as bytes: what is encoded is decoded the same, and no bytes make the decoders panic.
 
-use lapis_config::{ClientId, Fingerprint, Hint, HitPolicy, Key, PoolId, PoolKind, PoolShape, Refusal, SlotId, Wait};
+use lapis_config::{
+    ClientId, Fingerprint, GpuId, Hint, HitPolicy, Key, PoolId, PoolKind, PoolShape, Refusal, SlotId, Wait,
+};
 use lapis_transport::{
     frame::{COMMIT_ITEMS_MAX, CodeError, CommitItem, Completion, ParentRef, PutResult, Request, ReserveResult},
     hello::{
-        CallDefaults, Geometry, HelloError, LAYOUT_MAJOR, LAYOUT_MINOR, Resume, STATUS_BYTES_MAX, ToClient, ToDaemon,
+        CallDefaults, Geometry, GpuExtents, HelloError, LAYOUT_MAJOR, LAYOUT_MINOR, Resume, STATUS_BYTES_MAX, ToClient,
+        ToDaemon,
     },
     ring::frame_words,
 };
@@ -22,6 +25,10 @@ fn slot() -> impl Strategy<Value = SlotId> {
     any::<u32>().prop_map(SlotId)
 }
 
+fn gpu() -> impl Strategy<Value = GpuId> {
+    (0u8..64).prop_map(GpuId)
+}
+
 fn refusal() -> impl Strategy<Value = Refusal> {
     prop::sample::select(Refusal::ALL.to_vec())
 }
@@ -37,6 +44,15 @@ fn item() -> impl Strategy<Value = CommitItem> {
         parent,
         bytes,
         sum,
+    })
+}
+
+fn items() -> impl Strategy<Value = Vec<CommitItem>> {
+    vec(item(), 0..20).prop_map(|mut items| {
+        if let Some(first) = items.first_mut().filter(|first| first.parent == ParentRef::Previous) {
+            first.parent = ParentRef::None;
+        }
+        items
     })
 }
 
@@ -58,12 +74,21 @@ fn request() -> impl Strategy<Value = Request> {
     let (token, number) = (any::<u64>(), any::<u32>());
     let wait = prop::sample::select(vec![Wait::Present, Wait::Filling, Wait::Absent]);
     prop_oneof![
-        (token, pool(), vec(item(), 0..20)).prop_map(|(token, pool, mut items)| {
-            if let Some(first) = items.first_mut().filter(|first| first.parent == ParentRef::Previous) {
-                first.parent = ParentRef::None;
-            }
-            Request::Commit { token, pool, items }
+        (token, pool(), items()).prop_map(|(token, pool, items)| Request::Commit { token, pool, items }),
+        (token, gpu(), pool(), items()).prop_map(|(token, gpu, pool, items)| Request::CommitOnGpu {
+            token,
+            gpu,
+            pool,
+            items
         }),
+        (token, gpu(), pool(), parent(), keys()).prop_map(|(token, gpu, pool, parent, keys)| Request::ReserveOnGpu {
+            token,
+            gpu,
+            pool,
+            parent,
+            keys
+        }),
+        (gpu(), vec(slot(), 0..40)).prop_map(|(gpu, slots)| Request::AbortOnGpu { gpu, slots }),
         (token, pool(), number, any::<u32>(), any::<u64>()).prop_map(
             |(token, pool, slot_bytes, count, deadline_us)| {
                 Request::Refill { token, pool, slot_bytes, count, deadline_us }
@@ -122,8 +147,15 @@ fn completion() -> impl Strategy<Value = Completion> {
 }
 
 fn to_daemon() -> impl Strategy<Value = ToDaemon> {
-    let resume = (any::<u64>(), any::<u32>(), any::<u64>(), vec(slot(), 0..20))
-        .prop_map(|(table_id, client, secret, writing)| Resume { table_id, client: ClientId(client), secret, writing });
+    let resume = (any::<u64>(), any::<u32>(), any::<u64>(), vec(slot(), 0..20), vec((gpu(), slot()), 0..20)).prop_map(
+        |(table_id, client, secret, writing, writing_on_gpus)| Resume {
+            table_id,
+            client: ClientId(client),
+            secret,
+            writing,
+            writing_on_gpus,
+        },
+    );
     let kind = prop::sample::select(vec![PoolKind::Chain, PoolKind::Object]);
     let shape = (any::<[u8; 32]>(), "[a-z/é]{0,20}", kind, any::<u64>(), any::<u16>()).prop_map(
         |(namespace, label, kind, block_bytes, pieces)| PoolShape {
@@ -135,12 +167,27 @@ fn to_daemon() -> impl Strategy<Value = ToDaemon> {
         },
     );
     prop_oneof![
-        (prop::option::of(resume), ".{0,60}", any::<bool>(), any::<bool>()).prop_map(
-            |(resume, name, may_put, writes_by_dma)| ToDaemon::Hello { resume, name, may_put, writes_by_dma }
+        (prop::option::of(resume), ".{0,60}", any::<[bool; 3]>()).prop_map(
+            |(mut resume, name, [may_put, writes_by_dma, gpus])| {
+                resume.iter_mut().filter(|_| !gpus).for_each(|resume| resume.writing_on_gpus.clear());
+                ToDaemon::Hello { resume, name, may_put, writes_by_dma, gpus }
+            }
         ),
         (any::<u64>(), shape).prop_map(|(token, shape)| ToDaemon::OpenPool { token, shape }),
         Just(ToDaemon::Bye),
         Just(ToDaemon::Status),
+    ]
+}
+
+fn gpu_extents() -> impl Strategy<Value = GpuExtents> {
+    let handle = any::<[u8; 32]>().prop_map(|half| {
+        let mut whole = [0; 64];
+        whole[32..].copy_from_slice(&half);
+        whole
+    });
+    prop_oneof![
+        vec(any::<u64>(), 0..=64).prop_map(GpuExtents::Descriptors),
+        vec((any::<u64>(), handle), 0..=64).prop_map(GpuExtents::Handles),
     ]
 }
 
@@ -166,6 +213,9 @@ fn to_client() -> impl Strategy<Value = ToClient> {
         ),
         (any::<u32>(), vec(any::<u64>(), 0..=64))
             .prop_map(|(first, extents_bytes)| ToClient::Extents { first, extents_bytes }),
+        (0u32..=64).prop_map(|gpus| ToClient::Devices { gpus }),
+        (gpu(), any::<u16>(), any::<bool>(), any::<[u8; 16]>(), gpu_extents())
+            .prop_map(|(gpu, index, last, uuid, extents)| ToClient::Gpu { gpu, index, last, uuid, extents }),
         (any::<u64>(), pool(), any::<u32>()).prop_map(|(token, pool, slot_bytes)| ToClient::Pool {
             token,
             pool,

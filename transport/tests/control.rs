@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use lapis_arena::Mapping;
-use lapis_config::{Key, PoolId, SlotId};
+use lapis_config::{GpuId, Key, PoolId, SlotId};
 use lapis_transport::{
     control::{BYTES, ControlClient, ControlDaemon, Counters, HAZARDS_OFFSET, TOUCHES, Touch, Warning},
     frame::{Completion, Request},
@@ -87,7 +87,8 @@ fn touches_are_told_once_oldest_first_and_lost_ones_are_counted() {
     let mapping = Mapping::anonymous(BYTES).expect("memory");
     let mut daemon = ControlDaemon::new(mapping.clone());
     let client = ControlClient::new(&mapping).expect("fresh memory");
-    let touch = |n: u32| Touch { line: n, bind_low: n + 1, hit: n % 100, asked: 100 };
+    let gpu = |n: u32| (!n.is_multiple_of(3)).then_some(GpuId((n % 64) as u8));
+    let touch = |n: u32| Touch { line: n, bind_low: n + 1, hit: n % 100, asked: 100, gpu: gpu(n) };
     let drained = |daemon: &mut ControlDaemon, max| {
         let mut seen = Vec::new();
         let lost = daemon.drain_touches(max, &mut |touch| seen.push(touch));
@@ -112,8 +113,8 @@ fn a_daemon_that_comes_back_finds_hazards_counters_and_empty_rings() {
     assert!(daemon.push_completion(&Completion::Got { token: 1, hit: 0 }));
     assert_eq!(completions.pop(), Ok(Some(Completion::Got { token: 1, hit: 0 })));
     client.hazards().set(17, SlotId(4));
-    client.count(Counters { asked: 5, hit: 3, bytes: 100 });
-    client.count(Counters { asked: 1, hit: 1, bytes: 50 });
+    client.count(Counters { asked: 5, hit: 3, bytes: 100, hit_hbm: 2 });
+    client.count(Counters { asked: 1, hit: 1, bytes: 50, hit_hbm: 0 });
     daemon.set_expelled();
     assert_eq!(client.warning(), Warning::Expelled);
     drop(daemon);
@@ -122,7 +123,7 @@ fn a_daemon_that_comes_back_finds_hazards_counters_and_empty_rings() {
     let mut named = Vec::new();
     daemon.hazards().each(&mut |slot| named.push(slot));
     assert_eq!(named, [SlotId(4)]);
-    assert_eq!(daemon.counters(), Counters { asked: 6, hit: 4, bytes: 150 });
+    assert_eq!(daemon.counters(), Counters { asked: 6, hit: 4, bytes: 150, hit_hbm: 2 });
     daemon.reset();
     let (mut requests, mut completions) = client.rings();
     assert_eq!((daemon.pop_request(), completions.pop(), client.warning()), (Ok(None), Ok(None), Warning::None));

@@ -17,7 +17,7 @@ use lapis_transport::peers::{
     name::{ShortName, pool_name},
 };
 
-const SEEDS: u64 = 60;
+const SEEDS: u64 = 30;
 const SECOND: u64 = 1_000_000;
 const CHAINS: u64 = 40;
 const DEPTH: u64 = 12;

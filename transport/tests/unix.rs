@@ -110,7 +110,7 @@ fn welcome() -> ToClient {
 }
 
 fn hello(name: &str) -> ToDaemon {
-    ToDaemon::Hello { resume: None, name: name.to_owned(), may_put: true, writes_by_dma: false }
+    ToDaemon::Hello { resume: None, name: name.to_owned(), may_put: true, writes_by_dma: false, gpus: false }
 }
 
 fn received(client: &mut ClientSocket) -> (ToClient, Vec<OwnedFd>) {

@@ -19,6 +19,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
+use lapis_config::Controller;
 
 use self::raw::Took;
 pub(super) use self::raw::cpu_of_process;
@@ -80,6 +81,12 @@ pub struct Ground {
 impl Ground {
     fn new(file: Option<&Path>) -> anyhow::Result<Self> {
         if let Some(file) = file {
+            ensure!(
+                !Controller::is_meant(file),
+                "{} is a controller of SPDK, and the bench measures over files of its own: give the controller back to the \
+                 kernel (scripts/setup.sh reset) and name a file on it; ssd_rate measures a controller (docs/spdk.md)",
+                file.display()
+            );
             ensure!(!file.exists(), "{} is there already: the bench makes its file, and removes it", file.display());
             return Ok(Self { base: file.to_owned(), _folder: None });
         }
@@ -164,4 +171,10 @@ impl Rounds {
 pub fn at_least(figure: &mut Figure, least: f64, what: &str) {
     let met = figure.ratio.is_some_and(|ratio| ratio >= least);
     figure.goal = Some(Goal::new(format!(">= {least} x {what}"), met));
+}
+
+#[test]
+fn a_controller_is_no_place_for_files_and_what_is_to_be_done_is_said() {
+    let refused = Ground::new(Some(Path::new("pci:0000:65:00.0"))).err().expect("no file").to_string();
+    assert!(refused.contains("pci:0000:65:00.0") && refused.contains("ssd_rate"), "{refused}");
 }

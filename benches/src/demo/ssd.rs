@@ -1,12 +1,20 @@
 //! The demo's SSD tier: how large its file may be, what the daemon says of it, and blocks that are only there, read back.
 
-use std::{env, time::Duration};
+use std::{
+    env,
+    fs::File,
+    io::{Seek, SeekFrom},
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::{Context, ensure};
 use lapis_client::{Client, GetOptions, Pool, session::Session};
 use lapis_config::{Bytes, Key, SSD_BYTES_MIN};
+use lapis_ssd::passthrough::block_beside;
 use serde_json::Value;
 
+use super::DemoArgs;
 use crate::{host::Host, limits::PrivateBlocks, pattern::Pattern, stop::Stop};
 
 /// Of the file where there is room.
@@ -31,6 +39,41 @@ pub fn size(text: &str) -> Result<u64, String> {
         "0" => Ok(0),
         text => lapis_config::size(text).map_err(|mistake| mistake.to_string()),
     }
+}
+
+/// What the demo's daemon is given.
+#[derive(Debug)]
+pub struct Tier {
+    /// Of a file of its own.
+    pub bytes: Option<u64>,
+    /// Of the daemon.
+    pub flags: Vec<String>,
+    /// `None`: there is no tier.
+    pub name: Option<String>,
+    pub note: Option<String>,
+}
+
+/// The tier that is asked for: a file, or devices. Those get a log of the demo's own: a daemon's is refused.
+pub fn tier(args: &DemoArgs) -> anyhow::Result<Tier> {
+    let mut flags = vec!["--ssd-engine".into(), args.ssd_engine.clone()];
+    if args.ssd_paths.is_empty() {
+        let (bytes, note) = bytes(args.ssd)?;
+        let name = bytes.map(|bytes| format!("{} on SSD", Bytes(bytes)));
+        return Ok(Tier { bytes, flags, name, note });
+    }
+    let paths: Vec<String> = args.ssd_paths.iter().map(|path| path.display().to_string()).collect();
+    flags.extend(["--ssd-paths".into(), paths.join(","), "--ssd-instance".into(), "demo".into()]);
+    // The daemon's index is made for so much on each; all of a device is used in any case.
+    if let Some(bytes) = args.ssd_paths.iter().filter_map(|path| device_bytes(path)).max() {
+        flags.extend(["--ssd-bytes".into(), Bytes(bytes.max(SSD_BYTES_MIN)).to_string()]);
+    }
+    let name = Some(format!("{} by {}", paths.join(", "), args.ssd_engine));
+    Ok(Tier { bytes: None, flags, name, note: None })
+}
+
+fn device_bytes(path: &Path) -> Option<u64> {
+    let block = block_beside(path);
+    File::open(block.as_deref().unwrap_or(path)).and_then(|mut device| device.seek(SeekFrom::End(0))).ok()
 }
 
 /// Bytes of the file, `None` for none, and what is to be said of that.

@@ -5,7 +5,8 @@
 // Rules, for all that follows:
 //
 // - A function answers LAPIS_OK or a negative LAPIS_E_ code. What failed is told by lapis_last_error(). A failed call
-//   changed nothing, but for LAPIS_E_LATE and LAPIS_E_PANIC, and wrote null where it was to write a handle.
+//   changed nothing, but for LAPIS_E_LATE, LAPIS_E_GPU, LAPIS_E_GPU_BUSY and LAPIS_E_PANIC, and wrote null where it was to
+//   write a handle.
 // - Calls take batches: `keys_count` keys, 1 to LAPIS_KEYS_MAX, and answer into lists of as many elements, which the
 //   caller provides. Misses and refused puts are values there.
 // - Lists, texts, buffers and places for answers are the caller's; they must be good until the call returns (with a
@@ -13,13 +14,15 @@
 //   be initialised, and nobody may write it meanwhile. None of it may lie in a view or a slot.
 // - A handle is freed once, by the one function that its creator names. Freeing null does nothing. A handle that was
 //   freed is not to be used again.
-// - Clients and pools may be used by any threads at the same time; views, tickets and reservations by one at a time.
-//   No handle is to be freed while another thread uses it.
-// - Pools, views, tickets and reservations may be freed after their client was closed, in any order.
+// - Clients, pools and what lapis_get_device() and lapis_get_device_pieces() give may be used by any threads at the same
+//   time; views, tickets and reservations by one at a time. No handle is to be freed while another thread uses it.
+// - All other handles may be freed after their client was closed, in any order.
 // - In a forked child the parent's handles are of no use but to be freed, which does no harm to the parent: calls answer
 //   LAPIS_E_CLOSED. Connect anew there.
-// - Structs begin with their size, so that fields can be added: set it, and zero all else, by LAPIS_INIT.
-// - No call outlives its deadline by more than a copy. Without a daemon, hits in memory go on, all else answers at once.
+// - Structs begin with their size, so that fields can be added: set it, and zero all else, by LAPIS_INIT. In a list all
+//   have the same.
+// - No call outlives its deadline by more than a copy, but the first one on a GPU, which opens it, and lapis_open_gpu(). Without a daemon, hits
+//   in memory go on, all else answers at once.
 // - The library writes nothing and installs no signal handlers; only a bug of its own (LAPIS_E_PANIC) prints to standard
 //   error. It starts threads of its own for each client.
 
@@ -100,6 +103,12 @@
 // The system has no memory, no descriptors or no threads left, or forbids the use of them.
 #define LAPIS_E_SYSTEM -17
 
+// A GPU or its driver: it is not there, was lost, or refused. lapis_last_error() says which, and what to do.
+#define LAPIS_E_GPU -18
+
+// A GPU has no memory left for what the call needs, or the system has not. Transient.
+#define LAPIS_E_GPU_BUSY -19
+
 // What became of a key of a put: stored by this call.
 #define LAPIS_STORED 1
 
@@ -156,7 +165,7 @@
 
 // Of this header. The upper half rises when a program compiled before would not run any more (as does the number in
 // the shared library's name), the lower half when something was added.
-#define LAPIS_ABI_VERSION 1
+#define LAPIS_ABI_VERSION 3
 
 // Ask for memory that can only be read: every put is refused, and so are removals and hints.
 #define LAPIS_CONNECT_READ_ONLY 1
@@ -166,6 +175,10 @@
 
 // Devices write into reserved slots: after the death of this process the daemon waits a grace before it reuses them.
 #define LAPIS_CONNECT_WRITES_BY_DMA 4
+
+// Ask for the daemon's memory on GPUs, where lapis_get_device() finds blocks and lapis_put_device() puts them; without it
+// both go by way of DRAM. Implies LAPIS_CONNECT_WRITES_BY_DMA.
+#define LAPIS_CONNECT_GPUS 8
 
 // When the bytes of a hit in memory are checked against their sum: as a level above says; at first the daemon's
 // configuration.
@@ -236,6 +249,12 @@ typedef struct lapis_bytes_t lapis_bytes_t;
 
 // A connection to the daemon of this host, kept up by itself. Any thread may use it at any time.
 typedef struct lapis_client_t lapis_client_t;
+
+// The copies that a get put on a stream. Any thread may use it at any time.
+typedef struct lapis_device_got_t lapis_device_got_t;
+
+// The copies of a get in pieces. Any thread may use it at any time.
+typedef struct lapis_device_load_t lapis_device_load_t;
 
 // A get under way. One thread at a time may use it.
 typedef struct lapis_get_ticket_t lapis_get_ticket_t;
@@ -378,6 +397,24 @@ typedef struct lapis_put_options_t {
     // Microseconds, or LAPIS_DEADLINE_...
     int64_t deadline_us;
 } lapis_put_options_t;
+
+// A part of every block that goes to places of its own, such as a layer's. All zero but the size is no piece.
+typedef struct lapis_device_piece_t {
+    // Set by LAPIS_INIT.
+    size_t size;
+    // Bytes of a block before it.
+    uint64_t offset;
+    uint64_t bytes;
+    // As lapis_get_device() has them, each for an equal part of the piece.
+    const unsigned long long *addresses;
+    size_t addresses_count;
+    // Of 4 bytes in memory that the GPU reaches, a multiple of 4: written when the piece is over. 0: no flag.
+    unsigned long long flag;
+    // What is written there.
+    uint32_t flag_value;
+    // 0.
+    uint32_t unused;
+} lapis_device_piece_t;
 
 #ifdef __cplusplus
 extern "C" {
@@ -530,6 +567,142 @@ int lapis_put_from_vectors(const struct lapis_pool_t *pool,
                            const struct lapis_put_options_t *options,
                            int32_t *results,
                            size_t *stored);
+
+// Takes CUDA's driver from a file, instead of libcuda.so or libcuda.so.1 as the loader finds it; before the first call
+// that needs it, and for the life of the process. Without this call the driver is looked for at the first call on a GPU;
+// this library is linked with none. LAPIS_E_GPU where it cannot be loaded, or another one is.
+int lapis_load_cuda(const char *path);
+
+// Opens a GPU ahead of the first call there: maps what the daemon has on it (LAPIS_CONNECT_GPUS), and registers the daemon's
+// memory in DRAM with the driver. Returns when all of that is registered or `deadline_us` are over; 0 does not wait. The
+// opening itself is waited for at any rate. Of `bytes` so many are registered then, and the rest goes on behind; both may
+// be null. A GPU that is open already is only looked at.
+//
+// Calls on a GPU do the same where nobody has before, within their own deadlines: what is not registered in time is a miss.
+// So does a client that connects to a daemon with other memory, as after a cold start. `device` is as lapis_get_device()
+// has it. LAPIS_E_GPU and LAPIS_E_GPU_BUSY, also where there is no driver or it refuses to register.
+int lapis_open_gpu(const struct lapis_client_t *client,
+                   uint32_t device,
+                   uint64_t deadline_us,
+                   uint64_t *registered_bytes,
+                   uint64_t *bytes);
+
+// lapis_get_into() into the memory of a GPU, on the caller's stream: when this returns, all copies are on it, behind what
+// was there, so blocks are there for whatever is put on the stream afterwards. What the daemon has on that GPU, or on
+// another one that it reaches (peer to peer), is copied from there (LAPIS_CONNECT_GPUS), what is in DRAM from where it
+// lies; for the rest the daemon is asked, within the deadline.
+//
+// `addresses` are those of CUdeviceptr: one for each key, or the same number for each, and each gets an equal part of what
+// is asked of a block. Each is memory of the stream's GPU with room for its part, which nobody frees, nor reads or writes
+// other than on this stream, before what is put on the stream has ended. `device` is the GPU as the driver counts them in
+// this process (CUdevice, cudaGetDevice()); `stream` is a CUstream or cudaStream_t of its primary context, null for the
+// default stream.
+//
+// `hit_bytes` and `hits` are as lapis_get_into() has them. `got` tells of the copies; ask lapis_device_got_still_valid()
+// when they have ended and before the bytes are believed. Freed by lapis_device_got_free().
+//
+// Sums are checked of what comes from DRAM, and were of what lies on a GPU when it came there; with LAPIS_VERIFY_ALWAYS
+// blocks come from DRAM. The first call opens the GPU and registers memory of the host with the driver, which may take
+// longer than a default deadline: blocks that are not registered by then are misses (lapis_open_gpu()). LAPIS_E_GPU and LAPIS_E_GPU_BUSY, also
+// where there is no driver: copies may be on the stream all the same.
+int lapis_get_device(const struct lapis_pool_t *pool,
+                     const struct lapis_key_t *keys,
+                     size_t keys_count,
+                     const unsigned long long *addresses,
+                     size_t addresses_count,
+                     uint32_t device,
+                     void *stream,
+                     const struct lapis_get_options_t *options,
+                     uint32_t *hit_bytes,
+                     size_t *hits,
+                     struct lapis_device_got_t **got);
+
+// Whether all copies of a get have ended.
+int lapis_device_got_is_over(const struct lapis_device_got_t *got,
+                             bool *over);
+
+// Whether what was copied is what was asked for; ask when the copies have ended. False once the GPU is lost, or the daemon
+// gave the client up or came back cold: then the bytes may be anything.
+int lapis_device_got_still_valid(const struct lapis_device_got_t *got,
+                                 bool *valid);
+
+// Frees the handle, whether the copies have ended or not: they go on, and what they read stays pinned until then. Null is
+// no mistake.
+int lapis_device_got_free(struct lapis_device_got_t *got);
+
+// lapis_put_from() out of the memory of a GPU, on the caller's stream, behind what is on it: when this returns, the blocks
+// are read and stored. Into the daemon's memory on that GPU as far as there is room (LAPIS_CONNECT_GPUS), else to DRAM.
+// Arguments are as lapis_get_device() and lapis_put_from() have them; nobody frees the addresses' memory, or writes it other
+// than on this stream, before what is put on the stream has ended.
+int lapis_put_device(const struct lapis_pool_t *pool,
+                     const struct lapis_key_t *keys,
+                     size_t keys_count,
+                     const struct lapis_key_t *parent,
+                     const unsigned long long *addresses,
+                     size_t addresses_count,
+                     uint32_t device,
+                     void *stream,
+                     const struct lapis_put_options_t *options,
+                     int32_t *results,
+                     size_t *stored);
+
+// lapis_get_device() in pieces, for engines that begin with the first layer while the others arrive: the first piece of all
+// blocks is copied first, then the second of all, in the order of `pieces`, to addresses of its own each. Pieces are bytes
+// of a block and need not cover it. Copies go on a stream of the client's own, behind what is on `stream` now. When this
+// returns all are asked for; blocks that were not in memory were waited for, within the deadline, and in that time those
+// that were there have been copied whole.
+//
+// Behind each piece its flag is written (cuStreamWriteValue32): a stream of the caller's waits for it by
+// cuStreamWaitValue32 with CU_STREAM_WAIT_VALUE_GEQ, also before this is called, but then not `stream`, nor one that it
+// waits for: the copies come behind it. Or, without a flag, lapis_device_load_wait_piece() once this has returned. Until then
+// nobody looks at an address of the piece, frees it, or reads or writes it, but what is on `stream` when this is called;
+// nor does anybody free the flag's memory.
+//
+// A flag says that its piece is over, not that all blocks came: which did is in `hit_bytes`. It is written too where blocks
+// are missing, and where this fails with LAPIS_E_GPU or LAPIS_E_GPU_BUSY after copies were begun. None is written by a call
+// that is refused for what it asks (all other codes), where the GPU or its driver is not to be had or is lost (nothing runs
+// there then), or where the driver refuses the flag itself: who waits before calling writes the flags itself then.
+//
+// Arguments are as lapis_get_device() has them; pieces of `options` are not heeded, and a hit has so many bytes as all
+// pieces. `load` tells of the copies; ask lapis_device_load_still_valid() when all are over and before the bytes are
+// believed. Freed by lapis_device_load_free().
+int lapis_get_device_pieces(const struct lapis_pool_t *pool,
+                            const struct lapis_key_t *keys,
+                            size_t keys_count,
+                            const struct lapis_device_piece_t *pieces,
+                            size_t pieces_count,
+                            uint32_t device,
+                            void *stream,
+                            const struct lapis_get_options_t *options,
+                            uint32_t *hit_bytes,
+                            size_t *hits,
+                            struct lapis_device_load_t **load);
+
+// What is put on the stream after this waits, on its GPU, until the piece `piece`, counted from 0, and those before it are
+// there; nobody waits here. `device` and `stream` are as lapis_get_device() has them, and may be of another GPU than the
+// copies. LAPIS_E_GPU if a GPU is lost: then nothing runs there.
+int lapis_device_load_wait_piece(const struct lapis_device_load_t *load,
+                                 size_t piece,
+                                 uint32_t device,
+                                 void *stream);
+
+// Whether the copies of a piece, and of those before it, have ended.
+int lapis_device_load_is_piece_over(const struct lapis_device_load_t *load,
+                                    size_t piece,
+                                    bool *over);
+
+// Whether all copies have ended.
+int lapis_device_load_is_over(const struct lapis_device_load_t *load,
+                              bool *over);
+
+// Whether what was copied is what was asked for; ask when all copies have ended. False once the GPU is lost, or one that was
+// read from, or the daemon gave the client up or came back cold: then the bytes may be anything.
+int lapis_device_load_still_valid(const struct lapis_device_load_t *load,
+                                  bool *valid);
+
+// Frees the handle, whether the copies have ended or not: they go on, and so do flags; what is read stays pinned until then.
+// Null is no mistake.
+int lapis_device_load_free(struct lapis_device_load_t *load);
 
 // Asks for slots. Parent and options are those of lapis_put_from(). `results` and `places` have one element a key:
 // LAPIS_RESERVED and where the block is to be written, block_bytes of it; or LAPIS_EXISTS or a LAPIS_REFUSED_ value and

@@ -24,6 +24,9 @@ pub const LAPIS_CONNECT_READ_ONLY: u32 = 1;
 pub const LAPIS_CONNECT_NO_POPULATE: u32 = 2;
 /// Devices write into reserved slots: after the death of this process the daemon waits a grace before it reuses them.
 pub const LAPIS_CONNECT_WRITES_BY_DMA: u32 = 4;
+/// Ask for the daemon's memory on GPUs, where lapis_get_device() finds blocks and lapis_put_device() puts them; without it
+/// both go by way of DRAM. Implies LAPIS_CONNECT_WRITES_BY_DMA.
+pub const LAPIS_CONNECT_GPUS: u32 = 8;
 
 /// When the bytes of a hit in memory are checked against their sum: as a level above says; at first the daemon's
 /// configuration.
@@ -119,7 +122,8 @@ pub unsafe extern "C" fn lapis_connect(
 /// # Safety
 /// As for [`raw::growing`], and the name in it is good.
 unsafe fn connect_options(from: *const lapis_connect_options_t) -> Result<ConnectOptions, CallError> {
-    const KNOWN: u32 = LAPIS_CONNECT_READ_ONLY | LAPIS_CONNECT_NO_POPULATE | LAPIS_CONNECT_WRITES_BY_DMA;
+    const KNOWN: u32 =
+        LAPIS_CONNECT_READ_ONLY | LAPIS_CONNECT_NO_POPULATE | LAPIS_CONNECT_WRITES_BY_DMA | LAPIS_CONNECT_GPUS;
     // SAFETY: the caller's promise.
     let from = unsafe { raw::growing_or_zero(from, "options") }?;
     if from.flags & !KNOWN != 0 {
@@ -130,6 +134,7 @@ unsafe fn connect_options(from: *const lapis_connect_options_t) -> Result<Connec
         may_put: from.flags & LAPIS_CONNECT_READ_ONLY == 0,
         populate: from.flags & LAPIS_CONNECT_NO_POPULATE == 0,
         writes_by_dma: from.flags & LAPIS_CONNECT_WRITES_BY_DMA != 0,
+        gpus: from.flags & LAPIS_CONNECT_GPUS != 0,
         verify: verify(from.verify, "options.verify")?,
         ..ConnectOptions::default()
     };
@@ -269,6 +274,7 @@ pub unsafe extern "C" fn lapis_status(
     })
 }
 
-fn client(client: Option<&lapis_client_t>) -> Result<&Client, CallError> {
+/// What a handle stands for.
+pub fn client(client: Option<&lapis_client_t>) -> Result<&Client, CallError> {
     client.map(|client| &*client.client).ok_or(CallError::Null { argument: "client" })
 }

@@ -45,6 +45,10 @@ pub const LAPIS_E_CONNECT: c_int = -15;
 pub const LAPIS_E_PROTOCOL: c_int = -16;
 /// The system has no memory, no descriptors or no threads left, or forbids the use of them.
 pub const LAPIS_E_SYSTEM: c_int = -17;
+/// A GPU or its driver: it is not there, was lost, or refused. lapis_last_error() says which, and what to do.
+pub const LAPIS_E_GPU: c_int = -18;
+/// A GPU has no memory left for what the call needs, or the system has not. Transient.
+pub const LAPIS_E_GPU_BUSY: c_int = -19;
 
 /// What became of a key of a put: stored by this call.
 pub const LAPIS_STORED: i32 = 1;
@@ -92,7 +96,9 @@ pub extern "C" fn lapis_code_text(code: c_int) -> *const c_char {
 /// Whether the same call may succeed later without a change of what is asked.
 #[unsafe(no_mangle)]
 pub extern "C" fn lapis_code_is_transient(code: c_int) -> bool {
-    guard::value(false, || matches!(code, LAPIS_E_VIEWS | LAPIS_E_LATE | LAPIS_E_GONE | LAPIS_E_ABSENT))
+    guard::value(false, || {
+        matches!(code, LAPIS_E_VIEWS | LAPIS_E_LATE | LAPIS_E_GONE | LAPIS_E_ABSENT | LAPIS_E_GPU_BUSY)
+    })
 }
 
 /// What the result of a put's or a reserve's key means, in a few words.
@@ -116,6 +122,7 @@ pub fn of_client(error: &ClientError) -> c_int {
             LAPIS_E_BUFFER
         }
         ClientError::Pieces { .. } | ClientError::Range { .. } => LAPIS_E_RANGE,
+        ClientError::Flag { .. } => LAPIS_E_ARGUMENT,
         ClientError::Kind { .. } | ClientError::ForeignPool { .. } => LAPIS_E_KIND,
         ClientError::Name { .. } | ClientError::Label { .. } => LAPIS_E_NAME,
         ClientError::Views { .. } => LAPIS_E_VIEWS,
@@ -126,6 +133,8 @@ pub fn of_client(error: &ClientError) -> c_int {
         ClientError::Connect { .. } => LAPIS_E_CONNECT,
         ClientError::Welcome { .. } | ClientError::NoDescriptor { .. } | ClientError::Control(_) => LAPIS_E_PROTOCOL,
         ClientError::Memory(_) | ClientError::Io { .. } => LAPIS_E_SYSTEM,
+        ClientError::Gpu { is_transient: true, .. } => LAPIS_E_GPU_BUSY,
+        ClientError::Gpu { .. } => LAPIS_E_GPU,
     }
 }
 
@@ -191,6 +200,8 @@ fn code_text(code: c_int) -> &'static CStr {
         LAPIS_E_CONNECT => c"connecting failed",
         LAPIS_E_PROTOCOL => c"the daemon is of another release",
         LAPIS_E_SYSTEM => c"the system refused",
+        LAPIS_E_GPU => c"a GPU or its driver is not there, or refused",
+        LAPIS_E_GPU_BUSY => c"a GPU has no room for it now",
         _ => c"no code of this library",
     }
 }
@@ -217,7 +228,7 @@ mod tests {
 
     use super::*;
 
-    const CODES: std::ops::RangeInclusive<c_int> = LAPIS_E_SYSTEM..=LAPIS_OK;
+    const CODES: std::ops::RangeInclusive<c_int> = LAPIS_E_GPU_BUSY..=LAPIS_OK;
 
     #[test]
     fn a_refusal_has_the_number_that_goes_over_the_wire_and_a_text() {
@@ -252,6 +263,8 @@ mod tests {
             ClientError::Gone,
             ClientError::Connect { path: "/nowhere".into(), source: nobody },
             ClientError::Welcome { what: "nothing" },
+            ClientError::Gpu { op: "a copy", reason: String::new(), is_transient: false },
+            ClientError::Gpu { op: "a copy", reason: String::new(), is_transient: true },
         ];
         for error in errors {
             assert_eq!(lapis_code_is_transient(of_client(&error)), error.is_transient(), "{error}");

@@ -23,6 +23,9 @@ mod get;
 mod look;
 mod put;
 
+mod device;
+mod load;
+
 mod reserve;
 mod ticket;
 mod view;
@@ -43,6 +46,8 @@ const _: () = {
     by_any_threads::<client::lapis_client_t>();
     by_any_threads::<pool::lapis_pool_t>();
     by_any_threads::<bytes::lapis_bytes_t>();
+    by_any_threads::<device::lapis_device_got_t>();
+    by_any_threads::<load::lapis_device_load_t>();
     by_one_after_the_other::<view::lapis_views_t>();
     by_one_after_the_other::<ticket::lapis_get_ticket_t>();
     by_one_after_the_other::<ticket::lapis_put_ticket_t>();

@@ -206,6 +206,43 @@ pub unsafe fn growing_or_zero<T: Growing>(from: *const T, argument: &'static str
     unsafe { growing(from, argument) }
 }
 
+/// A list of structs of any version, each as long as the first says that it is.
+///
+/// # Safety
+/// As for [`growing`], of each.
+pub unsafe fn growing_list<T: Growing>(
+    list: *const T,
+    count: usize,
+    argument: &'static str,
+) -> Result<Vec<T>, CallError> {
+    if list.is_null() {
+        return Err(CallError::Null { argument });
+    }
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    // SAFETY: the caller's promise: there is a first.
+    let step = unsafe { size_of_theirs(list, argument) }?;
+    if !step.is_multiple_of(align_of::<T>()) {
+        return Err(CallError::Value { argument, found: step as u64, expected: "a size that LAPIS_INIT sets" });
+    }
+    // Few enough for an isize.
+    fits::<[u8; STRUCT_BYTES_MAX]>(count, argument)?;
+    let one = |index: usize| {
+        // SAFETY: the caller's promise: there are so many of that size, each of which begins at a multiple of its alignment.
+        let from = unsafe { list.byte_add(index * step) };
+        // SAFETY: as above.
+        let found = unsafe { size_of_theirs(from, argument) }?;
+        if found != step {
+            let expected = "the same size in all of the list";
+            return Err(CallError::Value { argument, found: found as u64, expected });
+        }
+        // SAFETY: as above.
+        unsafe { growing(from, argument) }
+    };
+    (0..count).map(one).collect()
+}
+
 /// Fills a struct of any version with as much as it has room for. Its size stays, what this library does not know becomes
 /// zero.
 ///
@@ -312,6 +349,21 @@ mod tests {
     fn what_an_older_program_does_not_know_is_zero() {
         assert_eq!(read(&[16, 5]).expect("the first version"), Ours { size: 16, first: 5, added: 0 });
         assert_eq!(read(&[24, 5, 6]).expect("this version"), Ours { size: 24, first: 5, added: 6 });
+    }
+
+    #[test]
+    fn a_list_has_the_step_of_the_program_that_made_it() {
+        // SAFETY: as in `read`, of each.
+        let read = |words: &[usize], count| unsafe { growing_list::<Ours>(words.as_ptr().cast(), count, "ours") };
+        let fields = |list: Vec<Ours>| list.iter().map(|ours| (ours.first, ours.added)).collect::<Vec<_>>();
+        assert_eq!(fields(read(&[16, 5, 16, 7], 2).expect("the first version")), [(5, 0), (7, 0)]);
+        assert_eq!(fields(read(&[24, 5, 6, 24, 7, 8], 2).expect("this one")), [(5, 6), (7, 8)]);
+        assert_eq!(fields(read(&[32, 5, 6, 0, 32, 7, 8, 0], 2).expect("a newer one")), [(5, 6), (7, 8)]);
+        assert!(matches!(read(&[32, 5, 6, 0, 32, 7, 8, 9], 2), Err(CallError::Newer { .. })));
+        assert!(matches!(read(&[24, 5, 6, 16, 7, 8], 2), Err(CallError::Value { found: 16, .. })));
+        assert!(matches!(read(&[20, 5, 6], 1), Err(CallError::Value { found: 20, .. })));
+        assert!(matches!(read(&[0, 5, 6], 1), Err(CallError::Size { found: 0, .. })));
+        assert_eq!(fields(read(&[0], 0).expect("none")), []);
     }
 
     #[test]

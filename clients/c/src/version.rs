@@ -6,7 +6,7 @@ use crate::guard;
 
 /// Of this header. The upper half rises when a program compiled before would not run any more (as does the number in
 /// the shared library's name), the lower half when something was added.
-pub const LAPIS_ABI_VERSION: u32 = 0x0000_0001;
+pub const LAPIS_ABI_VERSION: u32 = 0x0000_0003;
 
 const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
     Ok(version) => version,

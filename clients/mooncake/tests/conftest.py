@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 import pytest
 from lapis_mooncake import codes
 
-_HOST = pathlib.Path(__file__).resolve().parents[2] / "python/tests/host.py"
-_spec = importlib.util.spec_from_file_location("host", _HOST)
-assert _spec is not None and _spec.loader is not None
-sys.modules["host"] = _module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_module)
+_PYTHON = pathlib.Path(__file__).resolve().parents[2] / "python/tests"
+for _name in ("host", "cuda"):
+    _spec = importlib.util.spec_from_file_location(_name, _PYTHON / f"{_name}.py")
+    assert _spec is not None and _spec.loader is not None
+    sys.modules[_name] = _module = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(_module)
 
 import host as pair  # noqa: E402
 from mooncake.store import MooncakeDistributedStore  # noqa: E402

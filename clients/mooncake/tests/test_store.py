@@ -249,7 +249,7 @@ def test_addresses_that_are_no_host_memory_answer_a_code_and_one_warning(store, 
     assert store.register_buffer(device, 4096) == INVALID
     assert store.put_from("b", device, 100) == TRANSFER and store.is_exist("b") == 0
     assert store.get_into("a", device, 100) == TRANSFER
-    assert sum("Lapis does not reach device memory" in line for line in caplog.messages) == 1
+    assert sum("are no readable memory of the host" in line for line in caplog.messages) == 1
 
 
 def test_memory_that_is_not_registered_is_copied_by_the_kernel(store):

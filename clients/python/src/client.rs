@@ -19,8 +19,10 @@ use pyo3::{
 
 use crate::{
     buffers::{Memory, Role},
+    device::{self, DeviceGot, DeviceObjects},
     errors::{closed, exception, forked},
     keys::{Batch, parent_key},
+    load::{self, DeviceLoad},
     objects,
     pool::Pool,
     results::{Got, Present, Put},
@@ -67,7 +69,8 @@ impl Client {
 #[pymethods]
 impl Client {
     #[new]
-    #[pyo3(signature = (path, *, name=None, may_put=true, populate=true, verify=None))]
+    #[pyo3(signature = (path, *, name=None, may_put=true, populate=true, verify=None, gpus=false))]
+    #[allow(clippy::too_many_arguments, reason = "named in Python")]
     fn new(
         py: Python<'_>,
         path: PathBuf,
@@ -75,11 +78,12 @@ impl Client {
         may_put: bool,
         populate: bool,
         verify: Option<Verify>,
+        gpus: bool,
     ) -> PyResult<Self> {
         let defaults = ConnectOptions::default();
         let name = name.unwrap_or(defaults.name.clone());
         let (verify, interrupted) = (verify.map(Into::into), Some(interrupted as fn() -> bool));
-        let options = ConnectOptions { name, may_put, populate, verify, interrupted, ..defaults };
+        let options = ConnectOptions { name, may_put, populate, verify, interrupted, gpus, ..defaults };
         let connected = detached(py, || client::Client::connect(&path, options))?;
         Ok(Self {
             client: RwLock::new(Some(connected)),
@@ -276,6 +280,114 @@ impl Client {
         detached(py, || client.put_from(pool, &keys, parent, unsafe { memory.src() }, &options)).map(Put)
     }
 
+    // ---- On GPUs ----
+
+    /// Opens a GPU ahead of the first call there: maps what the daemon has on it (`gpus=True`), and registers the daemon's memory
+    /// in DRAM with the driver. Returns when all of that is registered or the deadline, in seconds, is over: how many bytes
+    /// are, and how many there are; the rest goes on behind. The opening itself is waited for at any rate. A GPU that is open
+    /// already is only looked at.
+    ///
+    /// Calls on a GPU do the same where nobody has before, within their own deadlines: what is not registered in time is a miss.
+    /// So does a client that connects to a daemon with other memory, as after a cold start. device: as in `get_device`. Raises
+    /// GpuError, also where there is no driver or it refuses to register.
+    #[pyo3(signature = (device, *, deadline=60.0))]
+    fn open_gpu(&self, py: Python<'_>, device: &Bound<'_, PyAny>, deadline: f64) -> PyResult<(u64, u64)> {
+        let (client, device) = (self.client()?, whole("device", device)?);
+        device::open(py, &client, device, seconds("deadline", deadline)?)
+    }
+
+    /// `get_into` into the memory of a GPU, on the caller's stream: when this returns, all copies are on it, so blocks are there
+    /// for whatever is put on the stream afterwards. The CPU waits for the daemon alone, and only for what is in no memory.
+    ///
+    /// dst: a list of addresses, `tensor.data_ptr()`: one for each key, or the same number for each; each gets an equal part
+    /// of what is asked of a block. stream: `torch.cuda.current_stream().cuda_stream`, or 0 for the default stream. device: its
+    /// GPU as this process counts them, `tensor.device.index`. The memory stays, and is used on this stream alone, until what
+    /// is on it has ended. pieces, wait, deadline, verify: as in `get_into`; with `Verify.ALWAYS` blocks come from DRAM, as
+    /// nobody checks sums on a GPU.
+    ///
+    /// The daemon's memory on that GPU, and on others that it reaches (peer to peer), is read by a client with `gpus=True`;
+    /// without, blocks come from DRAM. The first call opens the GPU and registers memory of the host with the driver: what is
+    /// not registered within the deadline is a miss (`open_gpu`).
+    /// Ask `DeviceGot.still_valid` when the copies have ended. Raises GpuError, also where there is no driver; copies may be on
+    /// the stream all the same.
+    #[pyo3(signature = (pool, keys, dst, stream, *, device, pieces=None, wait=Wait::Present, deadline=None, verify=None))]
+    #[allow(clippy::too_many_arguments, reason = "named in Python")]
+    fn get_device<'py>(
+        &self,
+        py: Python<'py>,
+        pool: &Bound<'py, Pool>,
+        keys: &Bound<'py, PyAny>,
+        dst: &Bound<'py, PyAny>,
+        stream: &Bound<'py, PyAny>,
+        device: &Bound<'py, PyAny>,
+        pieces: Option<&Bound<'py, PyAny>>,
+        wait: Wait,
+        deadline: Option<f64>,
+        verify: Option<Verify>,
+    ) -> PyResult<Bound<'py, DeviceGot>> {
+        let options = get_options(pieces, wait, deadline, verify)?;
+        let (client, pool, keys) = (self.client()?, self.own(pool)?, Batch::of(keys)?);
+        let to = device::Places::of("dst", dst, stream, device)?;
+        device::get(py, &client, pool, &keys, &to, &options)
+    }
+
+    /// `get_device` in pieces, for engines that begin with the first layer while the others arrive: the first piece of all
+    /// blocks is copied first, then the second of all, on a stream of the client's own, behind what is on `stream` now. When
+    /// this returns all copies are asked for; blocks that were in no memory were waited for, within the deadline.
+    ///
+    /// pieces: a list of (offset, nbytes, addresses) in bytes of a block; addresses as `dst` in `get_device`, each an equal part
+    /// of the piece. Or (offset, nbytes, addresses, (address, value)): a flag of 4 bytes in memory that the GPU reaches, where
+    /// the value is written when the piece is over, whatever became of its blocks. stream, device, wait, deadline, verify: as in
+    /// `get_device`. Until its piece is over nobody frees an address's memory, or reads or writes it, but what is on `stream` now.
+    ///
+    /// The answer tells of each piece: `wait_piece(n, stream)` has a stream wait for it. Ask `still_valid` when all is over.
+    /// Raises GpuError, also where there is no driver; copies may be under way all the same, and flags are written then, too,
+    /// unless the GPU is lost.
+    #[pyo3(signature = (pool, keys, pieces, stream, *, device, wait=Wait::Present, deadline=None, verify=None))]
+    #[allow(clippy::too_many_arguments, reason = "named in Python")]
+    fn get_device_pieces<'py>(
+        &self,
+        py: Python<'py>,
+        pool: &Bound<'py, Pool>,
+        keys: &Bound<'py, PyAny>,
+        pieces: &Bound<'py, PyAny>,
+        stream: &Bound<'py, PyAny>,
+        device: &Bound<'py, PyAny>,
+        wait: Wait,
+        deadline: Option<f64>,
+        verify: Option<Verify>,
+    ) -> PyResult<Bound<'py, DeviceLoad>> {
+        let options = get_options(None, wait, deadline, verify)?;
+        let (client, pool, keys) = (self.client()?, self.own(pool)?, Batch::of(keys)?);
+        let pieces = load::Pieces::of(pieces, stream, device)?;
+        load::get(py, &client, pool, &keys, &pieces, &options)
+    }
+
+    /// `put_from` out of the memory of a GPU, on the caller's stream, behind what is on it: when this returns, the blocks are read
+    /// and stored.
+    ///
+    /// src, stream, device: as `dst` and the others in `get_device`. parent, deadline: as in `put_from`. A client with `gpus=True`
+    /// puts into the daemon's memory on that GPU as far as there is room; all else goes to DRAM. Raises GpuError.
+    #[pyo3(signature = (pool, keys, src, stream, *, device, parent=None, deadline=None))]
+    #[allow(clippy::too_many_arguments, reason = "named in Python")]
+    fn put_device(
+        &self,
+        py: Python<'_>,
+        pool: &Bound<'_, Pool>,
+        keys: &Bound<'_, PyAny>,
+        src: &Bound<'_, PyAny>,
+        stream: &Bound<'_, PyAny>,
+        device: &Bound<'_, PyAny>,
+        parent: Option<&Bound<'_, PyAny>>,
+        deadline: Option<f64>,
+    ) -> PyResult<Put> {
+        let options = PutOptions { deadline: crate::words::deadline(deadline)? };
+        let (client, pool, keys) = (self.client()?, self.own(pool)?, Batch::of(keys)?);
+        let parent = parent.map(parent_key).transpose()?;
+        let from = device::Places::of("src", src, stream, device)?;
+        device::put(py, &client, pool, &keys, parent, &from, &options)
+    }
+
     /// Begins a `get_into`: a `Ticket` that holds `dst` and copies when it is polled. `aget_into` does it all.
     #[pyo3(signature = (pool, keys, dst, *, pieces=None, wait=Wait::Present, deadline=None, verify=None))]
     #[allow(clippy::too_many_arguments, reason = "named in Python")]
@@ -469,6 +581,31 @@ impl Client {
         deadline: Option<f64>,
     ) -> PyResult<Vec<Option<i64>>> {
         objects::get_many_into(py, &self.client()?, self.own(pool)?, names, dst, offsets, deadline)
+    }
+
+    /// `get_objects_into` memory of a GPU, on the caller's stream: when this returns, all copies are on it. Objects come from where
+    /// they lie, in DRAM or on the GPU; those of several parts (over 64 MiB) are only told of.
+    ///
+    /// names, deadline: as in `get_objects_into`; dst, offsets: too, but addresses of the GPU's memory alone. stream, device: as in
+    /// `get_device`. Ask `DeviceObjects.still_valid` when the copies have ended. Raises GpuError, also where there is no driver.
+    #[pyo3(signature = (pool, names, dst, stream, *, device, offsets=None, deadline=None))]
+    #[allow(clippy::too_many_arguments, reason = "named in Python")]
+    fn get_objects_device<'py>(
+        &self,
+        py: Python<'py>,
+        pool: &Bound<'py, Pool>,
+        names: &Bound<'py, PyAny>,
+        dst: &Bound<'py, PyAny>,
+        stream: &Bound<'py, PyAny>,
+        device: &Bound<'py, PyAny>,
+        offsets: Option<Vec<Vec<u64>>>,
+        deadline: Option<f64>,
+    ) -> PyResult<Bound<'py, DeviceObjects>> {
+        let options = get_options(None, Wait::Present, deadline, None)?;
+        let (client, pool) = (self.client()?, self.own(pool)?);
+        let to = device::device_objects(dst, offsets)?;
+        let stream = device::stream_of(stream, whole("device", device)?)?;
+        device::get_objects(py, &client, pool, names, (&to, &stream), &options)
     }
 
     /// For each of 1 to 8192 names (bytes or None, in_memory), without reading it; None if it is not there. No bytes are

@@ -40,6 +40,12 @@ create_exception!(
 create_exception!(lapis_kv, ClosedError, LapisError, "The client was closed.");
 create_exception!(
     lapis_kv,
+    GpuError,
+    LapisError,
+    "A GPU or its driver: it is not there, was lost, or refused. Transient where memory is short."
+);
+create_exception!(
+    lapis_kv,
     ProtocolError,
     LapisError,
     "Daemon and client do not understand each other, or memory failed."
@@ -59,6 +65,7 @@ pub(crate) fn exception(py: Python<'_>, error: ClientError) -> PyErr {
         | ClientError::VectorBytes { .. }
         | ClientError::Pieces { .. }
         | ClientError::Range { .. }
+        | ClientError::Flag { .. }
         | ClientError::Kind { .. }
         | ClientError::ForeignPool { .. }
         | ClientError::Name { .. }
@@ -74,6 +81,7 @@ pub(crate) fn exception(py: Python<'_>, error: ClientError) -> PyErr {
         | ClientError::Memory(_)
         | ClientError::Control(_)
         | ClientError::Io { .. } => ProtocolError::new_err(text),
+        ClientError::Gpu { .. } => GpuError::new_err(text),
     };
     match raised.value(py).setattr("is_transient", error.is_transient()) {
         Ok(()) => raised,

@@ -4,8 +4,10 @@
 
 mod buffers;
 mod client;
+mod device;
 mod errors;
 mod keys;
+mod load;
 mod objects;
 mod pool;
 mod results;
@@ -20,11 +22,13 @@ mod _lapis {
     #[pymodule_export]
     use crate::{
         client::{Client, status_json},
+        device::{DeviceGot, DeviceObjects, load_cuda},
         errors::{
-            ClosedError, ConnectError, ForkedError, GoneError, LapisError, LateError, ProtocolError, RefusedError,
-            ViewsError,
+            ClosedError, ConnectError, ForkedError, GoneError, GpuError, LapisError, LateError, ProtocolError,
+            RefusedError, ViewsError,
         },
         keys::{key_of, pack_keys},
+        load::DeviceLoad,
         pool::Pool,
         results::{Got, Present, Put},
         ticket::Ticket,

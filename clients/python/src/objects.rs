@@ -220,7 +220,7 @@ fn places(objects: &Bound<'_, PyAny>, names: usize, role: Role) -> PyResult<Vec<
     Ok(places)
 }
 
-fn object_names(names: &Bound<'_, PyAny>) -> PyResult<Vec<Vec<u8>>> {
+pub(crate) fn object_names(names: &Bound<'_, PyAny>) -> PyResult<Vec<Vec<u8>>> {
     names.try_iter()?.map(|name| object_name(&name?)).collect()
 }
 

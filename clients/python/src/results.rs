@@ -11,10 +11,15 @@ use crate::words::PutStatus;
 
 /// A Python index of a list of that length.
 pub(crate) fn index(index: isize, len: usize) -> PyResult<usize> {
+    index_of("key", index, len)
+}
+
+/// The same of a list of other things, which `what` is one of.
+pub(crate) fn index_of(what: &str, index: isize, len: usize) -> PyResult<usize> {
     let at = if index < 0 { index.checked_add_unsigned(len) } else { Some(index) };
     at.and_then(|at| usize::try_from(at).ok())
         .filter(|at| *at < len)
-        .ok_or_else(|| PyIndexError::new_err(format!("key {index} of {len}")))
+        .ok_or_else(|| PyIndexError::new_err(format!("{what} {index} of {len}")))
 }
 
 fn mask(py: Python<'_>, len: usize, is_set: impl Fn(usize) -> bool) -> PyResult<Bound<'_, PyBytes>> {
@@ -74,7 +79,7 @@ impl Present {
 
 /// What a get found. `got[i]` tells whether key `i` was a hit; where it was not, nothing in `dst` is to be looked at.
 /// True if all were hits.
-#[pyclass(frozen, module = "lapis_kv")]
+#[pyclass(frozen, subclass, module = "lapis_kv")]
 pub(crate) struct Got(pub client::Got);
 
 #[pymethods]

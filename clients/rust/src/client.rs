@@ -3,6 +3,8 @@
 //!
 //! Invariant: no call outlives its deadline by more than a copy, whatever the daemon does.
 
+#[cfg(feature = "cuda")]
+mod device;
 mod link;
 mod object;
 mod populate;
@@ -27,6 +29,8 @@ use lapis_transport::{
     socket,
 };
 
+#[cfg(feature = "cuda")]
+pub use self::device::{DeviceGot, DeviceLoad, DeviceObjects};
 pub use self::object::NewObject;
 pub use self::ticket::{GetTicket, PutTicket};
 use self::{
@@ -54,6 +58,8 @@ pub struct ConnectOptions {
     pub may_put: bool,
     /// Devices write into reserved slots: after the death of this process the daemon waits a grace before it reuses them.
     pub writes_by_dma: bool,
+    /// Ask for the daemon's memory on GPUs; without the feature `cuda` nothing is asked. Implies `writes_by_dma`.
+    pub gpus: bool,
     /// Instead of what the daemon's configuration says.
     pub verify: Option<Verify>,
     /// Map all memory ahead, in the background.
@@ -67,7 +73,7 @@ impl Default for ConnectOptions {
     fn default() -> Self {
         let name = std::env::args().next().unwrap_or_default();
         let name = name.rsplit('/').next().unwrap_or_default().to_owned();
-        Self { name, may_put: true, writes_by_dma: false, verify: None, populate: true, interrupted: None }
+        Self { name, may_put: true, writes_by_dma: false, gpus: false, verify: None, populate: true, interrupted: None }
     }
 }
 
@@ -103,6 +109,8 @@ impl Client {
             mail: Mail::default(),
             stop: Arc::default(),
             threads: Mutex::default(),
+            #[cfg(feature = "cuda")]
+            flights: device::Flights::default(),
             birthplace: Birthplace::here(),
         });
         populate::start(&shared, &session);
@@ -446,6 +454,10 @@ impl Drop for Inner {
         self.shared.stop.store(true, Ordering::Relaxed);
         if !self.shared.birthplace.is_here() {
             // The threads are the parent's.
+            #[cfg(feature = "cuda")]
+            if !self.shared.flights.forget() {
+                std::mem::forget(self.shared.clone());
+            }
             return;
         }
         self.shared.waiters.nudge.raise();
@@ -456,5 +468,7 @@ impl Drop for Inner {
                 tracing::error!("a thread of the client had panicked");
             }
         }
+        #[cfg(feature = "cuda")]
+        self.shared.flights.end();
     }
 }

@@ -26,6 +26,8 @@ pub enum ClientError {
     VectorBytes { block: usize, expected: u64, found: u64 },
     #[error("pieces {first} to {end} of a block that has {pieces}")]
     Pieces { first: u16, end: u16, pieces: u16 },
+    #[error("a flag at {at:#x}, expected a multiple of four")]
+    Flag { at: u64 },
     #[error("{bytes} bytes at {offset} of a block of {block_bytes}")]
     Range { offset: u64, bytes: usize, block_bytes: u64 },
     /// This call is for pools of the other kind.
@@ -60,6 +62,9 @@ pub enum ClientError {
     Memory(#[from] ArenaError),
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// Of a GPU or its driver; what to do is said. Only with the feature `cuda`.
+    #[error("{op}: {reason}")]
+    Gpu { op: &'static str, reason: String, is_transient: bool },
     #[error("{op}")]
     Io { op: &'static str, source: io::Error },
 }
@@ -69,10 +74,21 @@ impl ClientError {
         Self::Io { op, source: source.into() }
     }
 
+    #[cfg(feature = "cuda")]
+    pub(crate) fn gpu(op: &'static str) -> impl Fn(lapis_arena::hbm::HbmError) -> Self {
+        move |error| Self::Gpu { op, reason: error.to_string(), is_transient: error.is_transient() }
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn no_cuda(error: lapis_arena::hbm::NoCuda) -> Self {
+        Self::Gpu { op: "loading CUDA's driver", reason: error.to_string(), is_transient: false }
+    }
+
     /// True if the same call may succeed later without a change of what is asked.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Views { .. } | Self::Late { .. } | Self::Gone => true,
+            Self::Gpu { is_transient, .. } => *is_transient,
             // Nobody is there yet.
             Self::Connect { source: TransportError::Path { source, .. }, .. } => {
                 matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)

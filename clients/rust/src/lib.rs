@@ -58,6 +58,8 @@ mod sums;
 mod vectors;
 
 pub use client::{Client, ConnectOptions, GetTicket, NewObject, PutTicket, drain, status};
+#[cfg(feature = "cuda")]
+pub use client::{DeviceGot, DeviceLoad, DeviceObjects};
 pub use error::ClientError;
 pub use fork::Birthplace;
 pub use keys::{KEY_BYTES, Keys};
@@ -66,6 +68,11 @@ pub use lapis_transport::frame::{PutResult, ReserveResult};
 pub use namespace::Namespace;
 pub use pool::{Pool, Pools};
 pub use present::Present;
+#[cfg(feature = "cuda")]
+pub use session::device::{
+    DeviceFlag, DeviceObject, DeviceObjectStatus, DevicePiece, DevicePtr, DeviceRange, DeviceStream, GpuOpened,
+    load_cuda,
+};
 pub use session::{
     BlockStatus, GetOptions, Got, ObjectDst, ObjectInfo, ObjectStatus, Put, PutOptions, Reservation, Session, Verify,
     View, Views,

@@ -9,6 +9,8 @@
 mod calls;
 mod commits;
 mod connection;
+#[cfg(feature = "cuda")]
+pub(crate) mod device;
 mod get;
 mod maps;
 pub(crate) mod object;
@@ -31,7 +33,7 @@ use std::{
 };
 
 use lapis_arena::{Access, Found, Mapping, memfd};
-use lapis_config::{ClientId, HitPolicy, Key, POOLS_MAX, PoolId};
+use lapis_config::{ClientId, GpuId, HitPolicy, Key, POOLS_MAX, PoolId};
 use lapis_transport::{
     control::{self, Completions, ControlClient, Counters, Touch},
     hello::{CallDefaults, Geometry, ToClient},
@@ -99,6 +101,8 @@ impl Welcome {
 /// A client of one daemon, from its welcome until the daemon knows it no more.
 pub struct Session {
     // Declared in the order in which they are to go: everything mapped first, then what tells the daemon so.
+    #[cfg(feature = "cuda")]
+    gpus: device::Gpus,
     maps: Arc<Maps>,
     control: ControlClient,
     pins: Pins,
@@ -152,6 +156,8 @@ impl Session {
         former: Option<&Session>,
     ) -> Result<Self, ClientError> {
         let shared = former.map(|former| &former.maps).filter(|maps| maps.serve(welcome)).cloned();
+        #[cfg(feature = "cuda")]
+        let gpus = former.map_or_else(device::Gpus::default, |former| former.gpus.successor(shared.is_some()));
         let maps = match shared {
             Some(maps) => maps,
             None => Arc::new(Maps::open(welcome, table)?),
@@ -160,6 +166,8 @@ impl Session {
         let control = ControlClient::new(&Mapping::shared(control, control::BYTES, Access::ReadWrite)?)?;
         let (requests, completions) = control.rings();
         Ok(Self {
+            #[cfg(feature = "cuda")]
+            gpus,
             pins: Pins::new(control.hazards()),
             completions: Mutex::new(completions),
             calls: Mutex::new(Calls::new(requests)),
@@ -276,7 +284,7 @@ impl Session {
             |pool, limit| self.present(pool, &keys[..limit]),
         );
         self.counts.looked_up(keys.len(), matched);
-        self.control.count(Counters { asked: (keys.len() - matched) as u64, hit: 0, bytes: 0 });
+        self.control.count(Counters { asked: (keys.len() - matched) as u64, ..Counters::default() });
         matched
     }
 
@@ -303,17 +311,28 @@ impl Session {
     /// Tells the daemon of a call's hits: one entry for the deepest line, and counters that lose nothing.
     #[inline]
     fn report(&self, deepest: Option<Found>, hit: usize, asked: usize, bytes: u64) {
-        self.control.count(Counters { asked: asked as u64, hit: hit as u64, bytes });
-        self.counts.got(asked, hit, bytes);
+        self.report_into(None, deepest, Counters { asked: asked as u64, hit: hit as u64, bytes, hit_hbm: 0 });
+    }
+
+    /// The same of bytes that went into the memory of a GPU that the daemon knows.
+    #[inline]
+    fn report_into(&self, gpu: Option<GpuId>, deepest: Option<Found>, all: Counters) {
+        self.control.count(all);
+        self.counts.got(all);
         if let Some(found) = deepest.filter(|_| self.is_connected()) {
-            let [hit, asked] = [hit, asked].map(|count| count as u32);
-            self.control.touch(Touch { line: found.line.0, bind_low: found.bind as u32, hit, asked });
+            let [hit, asked] = [all.hit, all.asked].map(|count| count as u32);
+            self.control.touch(Touch { line: found.line.0, bind_low: found.bind as u32, hit, asked, gpu });
         }
     }
 
     #[inline]
+    fn verify_of(&self, verify: Option<Verify>) -> Verify {
+        verify.unwrap_or(self.verify)
+    }
+
+    #[inline]
     fn must_check(&self, found: &Found, verify: Option<Verify>) -> bool {
-        found.state == lapis_arena::LineState::Unverified || verify.unwrap_or(self.verify) == Verify::Always
+        found.state == lapis_arena::LineState::Unverified || self.verify_of(verify) == Verify::Always
     }
 
     #[inline]
@@ -343,6 +362,8 @@ impl Drop for Session {
         let last = self.last.get_mut().unwrap_or_else(PoisonError::into_inner);
         if !self.birthplace.is_here() {
             std::mem::forget(last.take());
+            #[cfg(feature = "cuda")]
+            self.gpus.forget();
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use lapis_transport::frame::PutResult;
+use lapis_transport::{control::Counters, frame::PutResult};
 
 macro_rules! counts {
     ($($(#[$doc:meta])* $name:ident,)+) => {
@@ -58,10 +58,10 @@ impl Counts {
     }
 
     #[inline]
-    pub fn got(&self, asked: usize, hit: usize, bytes: u64) {
-        self.blocks_asked.fetch_add(asked as u64, Relaxed);
-        self.blocks_hit.fetch_add(hit as u64, Relaxed);
-        self.bytes_hit.fetch_add(bytes, Relaxed);
+    pub fn got(&self, all: Counters) {
+        self.blocks_asked.fetch_add(all.asked, Relaxed);
+        self.blocks_hit.fetch_add(all.hit, Relaxed);
+        self.bytes_hit.fetch_add(all.bytes, Relaxed);
     }
 
     pub fn put(&self, results: &[PutResult]) {

@@ -1,5 +1,7 @@
 //! Names of devices. Pure.
 
+use std::path::PathBuf;
+
 use super::{Described, Raw, Unit};
 use crate::mistake::Mistake;
 
@@ -44,5 +46,31 @@ impl Unit for Devices {
     fn show(&self, value: &Vec<String>) -> String {
         let words: Vec<String> = value.iter().map(|name| format!("{name:?}")).collect();
         format!("[{}]", words.join(", "))
+    }
+}
+
+/// A folder with libraries; "auto" is wherever they usually are.
+pub struct LibraryFolder;
+
+impl Described for LibraryFolder {
+    fn hint(&self) -> &'static str {
+        "FOLDER"
+    }
+    fn bounds(&self) -> String {
+        "an absolute path, or \"auto\"".into()
+    }
+}
+
+impl Unit for LibraryFolder {
+    type Value = Option<PathBuf>;
+    fn read(&self, raw: &Raw) -> Result<Option<PathBuf>, Mistake> {
+        match raw.text("a folder, like \"/usr/local/lib\"")? {
+            "auto" => Ok(None),
+            text if text.starts_with('/') && !text.contains('\0') => Ok(Some(text.into())),
+            text => Err(Mistake::NotA { given: text.into(), expected: "an absolute path of a folder" }),
+        }
+    }
+    fn show(&self, value: &Option<PathBuf>) -> String {
+        value.as_ref().map_or("auto".into(), |folder| folder.display().to_string())
     }
 }

@@ -13,6 +13,7 @@ use std::{
 };
 
 use lapis_config::{Bytes, Options, SSD_BYTES_MIN, UNIT_BYTES};
+use lapis_ssd::passthrough::block_beside;
 use rustix::{
     fs::{AtFlags, FlockOperation, OFlags, StatxFlags},
     io::Errno,
@@ -75,7 +76,11 @@ pub(super) fn probe(path: &Path) -> Probe {
     let place = match std::fs::metadata(path) {
         Ok(metadata) if metadata.file_type().is_file() => existing(path, Kind::File),
         Ok(metadata) if metadata.file_type().is_block_device() => existing(path, Kind::Block),
-        Ok(_) => Ok(Place { kind: Kind::Other, ..Place::EMPTY }),
+        // The generic device of an NVMe namespace is another name of its block device.
+        Ok(_) => match block_beside(path) {
+            Some(block) => existing(&block, Kind::Block),
+            None => Ok(Place { kind: Kind::Other, ..Place::EMPTY }),
+        },
         Err(error) if error.kind() == io::ErrorKind::NotFound => new(path),
         Err(error) => Err(error),
     };
@@ -203,7 +208,7 @@ fn unopened(options: &Options, error: &io::Error) -> Finding {
 fn wrong_with(options: &Options, place: &Place) -> Vec<Finding> {
     let of_tier = of_tier(options);
     if place.kind == Kind::Other {
-        let found = "is neither a file nor a block device";
+        let found = "is neither a file nor a block device nor an NVMe namespace";
         return vec![Finding::bad(of_tier, CHECK, found, "choose another with ssd.paths")];
     }
     let mut wrong = Vec::new();

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use lapis_config::{ClientId, Time, UNIT_BYTES};
+use lapis_config::{ClientId, Time};
 use lapis_transport::{
     frame::Request,
     hello::ToClient,
@@ -81,9 +81,12 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         for _ in 0..FRAMES_PER_TURN {
             let Some(client) = self.groups[index].clients.get_mut(&id) else { return };
             match client.control.pop_request() {
-                Ok(Some(request @ (Request::Commit { .. } | Request::Abort { .. }))) => {
-                    self.request(now, index, id, request);
-                }
+                Ok(Some(
+                    request @ (Request::Commit { .. }
+                    | Request::Abort { .. }
+                    | Request::CommitOnGpu { .. }
+                    | Request::AbortOnGpu { .. }),
+                )) => self.request(now, index, id, request),
                 Ok(Some(_)) => {}
                 // A frame cut short by its writer's death ends the ring like an empty one.
                 Ok(None) | Err(_) => return,
@@ -157,21 +160,19 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         );
     }
 
-    /// Under pressure (slots wait for readers), a client over its bound of pinned bytes is warned, then expelled.
+    /// Under pressure (slots in DRAM or on a GPU wait for readers), a client over its bound of pinned bytes is warned, then expelled.
     pub(super) fn watch_pins(&mut self, now: Time, index: usize) {
         let group = &mut self.groups[index];
-        let waited_for = group.core.slots_named() > 0;
-        if !(waited_for || group.pins.is_watching()) || !group.pins.due(now) {
+        if !group.pins.due(now) {
             return;
         }
-        let mut pinned = Vec::new();
-        for client in group.clients.values().filter(|client| waited_for && !client.expelled) {
-            let mut bytes = 0;
-            group.core.kept().hazards_of(client.id, &mut |slot| {
-                bytes += u64::from(group.core.slot_units(slot).unwrap_or(0)) * UNIT_BYTES;
-            });
-            pinned.push((client.id, bytes));
+        let waiting = group.waiting();
+        if !(waiting.is_anywhere() || group.pins.is_watching()) {
+            return;
         }
+        let counted = group.clients.values().filter(|client| waiting.is_anywhere() && !client.expelled);
+        let pinned: Vec<(ClientId, u64)> =
+            counted.map(|client| (client.id, group.pinned_bytes(client.id, &waiting))).collect();
         let verdicts = group.pins.judge(now, &pinned);
         for id in verdicts.warn {
             if let Some(client) = group.clients.get(&id) {

@@ -72,8 +72,8 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         }
         let before: u64 = extents[..extent].iter().map(Extent::bytes).sum();
         let first = SlotId((before / UNIT_BYTES) as u32);
-        let mapping = own.mapping.clone();
-        self.movers.submit(Job::Paths(ToPaths::Memory { group: index, first, mapping }));
+        let (mapping, node) = (own.mapping.clone(), self.groups[index].options.spread.node_of(extent));
+        self.movers.submit(Job::Paths(ToPaths::Memory { group: index, first, mapping, node }));
     }
 
     /// Others come and go; who stays keeps its connections.

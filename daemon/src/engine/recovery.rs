@@ -26,7 +26,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
     pub(super) fn device_found(&mut self, now: Time, device: usize, found: Found) {
         let Some(tier) = &mut self.tier else { return };
         if tier.drives[device].reopening {
-            return self.reopen(device, found);
+            return self.reopen(now, device, &found);
         }
         let Phase::Reading(all) = &mut tier.phase else { return };
         all[device] = Some(found);
@@ -152,6 +152,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
             for number in 0..plan.superblocks.len() {
                 if device.is_none_or(|device| device == number) {
                     core.device_added(number as u8);
+                    core.device_at(number as u8, tier.options.nodes.get(number).copied().flatten());
                 }
             }
             for &(segment, opened) in &tell.segments {

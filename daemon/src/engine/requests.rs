@@ -5,7 +5,7 @@ use std::time::Duration;
 use lapis_config::{ClientId, LineId, PoolId, Refusal, Time};
 use lapis_tiering::face::{Caller, CommitItem, Parent, Put, Reply, Reserved};
 use lapis_transport::{
-    frame::{Completion, ParentRef, PutResult, Request, ReserveResult},
+    frame::{self, Completion, ParentRef, PutResult, Request, ReserveResult},
     hello::ToClient,
     wire::Wire,
 };
@@ -53,9 +53,12 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         let group = &mut self.groups[index];
         let Some(client) = group.clients.get_mut(&id) else { return busy };
         let core = &mut group.core;
-        let mut touches = 0;
+        let (mut touches, uses_gpus) = (0, client.uses_gpus);
         client.control.drain_touches(TOUCHES_PER_TURN, &mut |touch| {
-            core.touched(now, LineId(touch.line), touch.bind_low, touch.hit, touch.asked);
+            match touch.gpu.filter(|_| uses_gpus) {
+                Some(gpu) => core.read_into(now, gpu, LineId(touch.line), touch.bind_low, touch.hit),
+                None => core.touched(now, LineId(touch.line), touch.bind_low, touch.hit, touch.asked),
+            }
             touches += 1;
         });
         busy |= touches == TOUCHES_PER_TURN;
@@ -80,22 +83,20 @@ impl<W: Wire, M: Movers> Engine<W, M> {
         let until = |deadline_us| now.after(Duration::from_micros(deadline_us).min(DEADLINE_MAX));
         let answer = match request {
             Request::Commit { token, pool, items } => {
-                let items: Vec<CommitItem> = items
-                    .iter()
-                    .map(|item| CommitItem {
-                        slot: item.slot,
-                        key: item.key,
-                        parent: parent(item.parent),
-                        bytes: item.bytes,
-                        sum: item.sum,
-                    })
-                    .collect();
                 self.puts.clear();
-                core.commit(now, id, pool, &items, &mut self.puts);
+                core.commit(now, id, pool, &commit_items(&items), &mut self.puts);
                 let results = self.puts.iter().map(|put| put_result(*put)).collect();
                 Some((id, Completion::Committed { token, results }))
             }
-            Request::Refill { token, .. } | Request::Reserve { token, .. } if draining => {
+            Request::CommitOnGpu { token, gpu, pool, items } => {
+                self.puts.clear();
+                core.commit_on_gpu(now, id, gpu, pool, &commit_items(&items), &mut self.puts);
+                let results = self.puts.iter().map(|put| put_result(*put)).collect();
+                Some((id, Completion::Committed { token, results }))
+            }
+            Request::Refill { token, .. } | Request::Reserve { token, .. } | Request::ReserveOnGpu { token, .. }
+                if draining =>
+            {
                 refused(token, Refusal::Draining)
             }
             Request::Remove { token, .. } | Request::Purge { token, .. } if !may_put => {
@@ -112,6 +113,14 @@ impl<W: Wire, M: Movers> Engine<W, M> {
             }
             Request::Abort { slots } => {
                 core.abort(now, id, &slots);
+                None
+            }
+            Request::ReserveOnGpu { token, gpu, pool, parent: of, keys } => {
+                core.reserve_on_gpu(now, caller(token), gpu, pool, &keys, parent(of));
+                None
+            }
+            Request::AbortOnGpu { gpu, slots } => {
+                core.abort_on_gpu(now, id, gpu, &slots);
                 None
             }
             Request::Get { token, asks, wait, deadline_us, keys } => {
@@ -182,7 +191,25 @@ impl<W: Wire, M: Movers> Engine<W, M> {
 
 /// Whether more frames follow this one at once: a batch of puts comes in parts.
 fn is_of_put(request: &Request) -> bool {
-    matches!(request, Request::Commit { .. } | Request::Refill { .. } | Request::Reserve { .. })
+    matches!(
+        request,
+        Request::Commit { .. }
+            | Request::Refill { .. }
+            | Request::Reserve { .. }
+            | Request::CommitOnGpu { .. }
+            | Request::ReserveOnGpu { .. }
+    )
+}
+
+fn commit_items(items: &[frame::CommitItem]) -> Vec<CommitItem> {
+    let of = |item: &frame::CommitItem| CommitItem {
+        slot: item.slot,
+        key: item.key,
+        parent: parent(item.parent),
+        bytes: item.bytes,
+        sum: item.sum,
+    };
+    items.iter().map(of).collect()
 }
 
 fn parent(parent: ParentRef) -> Parent {

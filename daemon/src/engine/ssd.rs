@@ -7,10 +7,11 @@ use lapis_config::{OpId, PoolId, SegmentId, SlotId, Time, UNIT_BYTES};
 use lapis_ssd::{
     device::Memory,
     drive::{FromDrive, ToDrive},
-    format::{Nonce, Record, SegmentUse, Superblock},
+    format::{Nonce, Record, SegmentUse},
     volume::{
         Command, Listing, Report,
         open::{Found, SEQUENCES_RESERVED},
+        returned::plan_return,
     },
 };
 use lapis_tiering::{
@@ -27,7 +28,7 @@ use crate::{
 };
 
 /// Bits of an operation's number that are its core's; above them the group.
-const CORE_BITS: u32 = 48;
+pub(super) const CORE_BITS: u32 = 48;
 /// In place of a group: the tier's own operations.
 const OWN: u64 = 0xffff;
 
@@ -41,9 +42,19 @@ impl<W: Wire, M: Movers> Engine<W, M> {
             tier.drives[device].heard = now;
         }
         match said {
-            FromDrive::Started { engine, bytes } => {
+            FromDrive::Started { engine, why, bytes } => {
                 let Some(tier) = &mut self.tier else { return };
-                (tier.drives[device].engine, tier.drives[device].bytes) = (Some(engine), bytes);
+                let drive = &mut tier.drives[device];
+                (drive.engine, drive.engine_why, drive.bytes) = (Some(engine), why, bytes);
+                drive.health.found(now);
+            }
+            FromDrive::Vanished => {
+                tracing::error!(
+                    device = self.device_name(device),
+                    "a device is gone: another is looked for at its path"
+                );
+                let Some(tier) = &mut self.tier else { return };
+                tier.drives[device].health.vanished(now);
             }
             FromDrive::Counted(counters) => {
                 let Some(tier) = &mut self.tier else { return };
@@ -324,28 +335,24 @@ impl<W: Wire, M: Movers> Engine<W, M> {
                 self.tier.as_mut().expect("a tier with devices").drives[device].reopening = true;
                 self.movers.submit(Job::Drive { device, to: ToDrive::Reopen });
             }
+            Care::Renew => self.movers.submit(Job::Drive { device, to: ToDrive::Renew }),
         }
     }
 
-    /// A device that was out is ours still: it goes on in the same log. What was removed meanwhile could come back from
-    /// it, so it begins empty.
-    pub(super) fn reopen(&mut self, device: usize, found: Found) {
+    /// A device that was out is ours still, or another one is in its place: it goes on in the same log. What was removed
+    /// meanwhile could come back from it, so it begins empty.
+    pub(super) fn reopen(&mut self, now: Time, device: usize, found: &Found) {
+        let sequence = self.groups.iter().map(|group| group.core.sequence()).max().unwrap_or(0) + 1;
         let tier = self.tier.as_mut().expect("looked up by the caller");
         let plan = tier.plan.as_ref().expect("it was opened before");
-        let before = &plan.superblocks[device];
-        let Found::Formatted { superblock, .. } = found else {
-            tracing::error!(device = tier.options.names[device], "a device came back with something else on it");
-            tier.drives[device].reopening = false;
-            tier.drives[device].health = lapis_tiering::health::DeviceHealth::default();
-            return;
-        };
-        let superblock = Superblock {
-            write: superblock.write.max(before.write) + 1,
-            sequence_formatted: self.groups.iter().map(|group| group.core.sequence()).max().unwrap_or(0) + 1,
-            sequence_reserved: tier.reserved,
-            ..before.clone()
-        };
-        self.movers.submit(Job::Drive { device, to: ToDrive::Open(Box::new(superblock)) });
+        match plan_return(found, &plan.superblocks[device], sequence, tier.reserved) {
+            Ok(superblock) => self.movers.submit(Job::Drive { device, to: ToDrive::Open(Box::new(superblock)) }),
+            Err(error) => {
+                tracing::error!(device = tier.options.names[device], %error, "what came back in a device's place is not used");
+                tier.drives[device].reopening = false;
+                tier.drives[device].health.refused(now);
+            }
+        }
     }
 
     pub(super) fn tier_timeout(&self) -> Option<Time> {
@@ -354,7 +361,7 @@ impl<W: Wire, M: Movers> Engine<W, M> {
 }
 
 /// An operation's name among all groups.
-fn wide(group: usize, op: OpId) -> OpId {
+pub(super) fn wide(group: usize, op: OpId) -> OpId {
     assert!(op.0 < 1 << CORE_BITS, "fewer operations than a daemon lives to see");
     OpId((group as u64) << CORE_BITS | op.0)
 }

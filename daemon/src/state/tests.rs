@@ -1,6 +1,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use lapis_arena::memfd::{self, Huge};
+use lapis_config::SlotId;
 
 use super::*;
 

@@ -68,8 +68,11 @@ pub struct WriteBudget {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Device {
     pub path: String,
-    /// "uring" or "threads"; `None` until it is open.
+    /// "passthrough", "passthrough-polled", "uring" or "threads"; `None` until it is open.
     pub engine: Option<String>,
+    /// Why it is not a faster one, where "auto" passed over some.
+    #[serde(default)]
+    pub engine_why: Option<String>,
     pub bytes: u64,
     /// "well", "degraded" (erring or stalling: not written) or "out" (neither read nor written).
     pub state: String,
@@ -143,6 +146,7 @@ impl Device {
         Self {
             path: tier.options.names[device].clone(),
             engine: drive.engine.map(Into::into),
+            engine_why: drive.engine_why.clone(),
             bytes: drive.bytes,
             state: state_of(drive).into(),
             load: alone.then(|| Load::of(tier, device)),

@@ -1,4 +1,6 @@
-//! Opening a path as a device: a regular file, created and really allocated, or a block device. Locked either way.
+//! Opening a path as a device: a regular file, created and really allocated, or a block device. Locked either way. The
+//! generic device of an NVMe namespace is another name for its block device, which is what is opened and claimed: so two
+//! users of one namespace find each other, whichever name they have.
 //!
 //! Invariant: content that was there is never changed here: allocation only fills what lies beyond the former end, and
 //! a file that holds something else than a log is not touched at all.
@@ -23,6 +25,7 @@ use super::{Memory, transfer};
 use crate::{
     SsdError,
     format::{PAGE_BYTES, superblock},
+    passthrough::block_beside,
     volume::open::SEGMENTS_START,
 };
 
@@ -65,7 +68,11 @@ impl DeviceFile {
 
     fn open_as(path: &Path, bytes: Option<u64>, direct: bool) -> Result<Self, SsdError> {
         let is_new = bytes.is_some() && !path.exists();
-        let (fd, direct) = open(path, bytes.is_some(), direct)?;
+        let block = block_beside(path);
+        if let Some(block) = block.as_ref().filter(|block| !block.exists()) {
+            return Err(SsdError::NoBlock { path: path.into(), block: block.clone() });
+        }
+        let (fd, direct) = open(block.as_deref().unwrap_or(path), bytes.is_some(), direct)?;
         lock(&fd, path)?;
         let opened = Self::locked(fd, path, bytes, direct);
         if is_new && opened.is_err() {

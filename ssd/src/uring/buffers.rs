@@ -10,7 +10,7 @@ use lapis_config::REGISTER_BYTES;
 const BUFFERS_MAX: u32 = 1 << 14;
 
 #[derive(Default)]
-pub(super) struct Buffers {
+pub(crate) struct Buffers {
     /// By address; they do not overlap.
     buffers: Vec<Buffer>,
     /// Keeps them mapped.
@@ -27,20 +27,20 @@ struct Buffer {
 
 impl Buffers {
     /// The buffer in which all of the range lies.
-    pub(super) fn find(&self, address: usize, bytes: usize) -> Option<u16> {
+    pub(crate) fn find(&self, address: usize, bytes: usize) -> Option<u16> {
         let after = self.buffers.partition_point(|buffer| buffer.address <= address);
         let buffer = self.buffers.get(after.checked_sub(1)?)?;
         let fits = address + bytes <= buffer.address + buffer.bytes;
         fits.then_some(buffer.index)
     }
 
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.buffers.iter().map(|buffer| buffer.bytes).sum()
     }
 
     /// Registers a mapping, in buffers that no slot straddles. The kernel allocates and pins all of its pages now: up
     /// to seconds a GiB for fresh memory. What was registered before an error stays so.
-    pub(super) fn register(&mut self, submitter: &Submitter<'_>, mapping: &Mapping) -> Result<(), ArenaError> {
+    pub(crate) fn register(&mut self, submitter: &Submitter<'_>, mapping: &Mapping) -> Result<(), ArenaError> {
         let refused = |op, bytes: usize, source| ArenaError::Io { op, bytes: bytes as u64, source };
         if mapping.is_empty() || self.find(mapping.as_ptr(0) as usize, 0).is_some() {
             return Ok(());

@@ -199,7 +199,8 @@ impl Client {
         let resume = self.session.as_ref().and_then(|session| session.resume());
         cx.note(format_args!("hello, resumes {:?}", resume.as_ref().map(|r| (r.client, r.writing.len()))));
         let (may_put, writes_by_dma) = (self.manners != Manners::Reads, cx.percent(20));
-        cx.net.send(conn, &ToDaemon::Hello { resume, name: format!("sim {}", self.pid.pid), may_put, writes_by_dma });
+        let name = format!("sim {}", self.pid.pid);
+        cx.net.send(conn, &ToDaemon::Hello { resume, name, may_put, writes_by_dma, gpus: false });
         self.link = Link::Greeting { conn, welcome: None, fresh: None, pools: 0, asked: 0 };
     }
 

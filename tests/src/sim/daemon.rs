@@ -104,6 +104,7 @@ fn options(plan: &Plan, rng: &mut Rng) -> EngineOptions {
         },
         huge: Huge::Never,
         lock: false,
+        spread: Default::default(),
         pin_bytes_max: if heavy { 256 << 10 } else { u64::MAX },
         pin_age_max: Duration::from_millis(300),
         core: CoreOptions {
@@ -118,6 +119,7 @@ fn options(plan: &Plan, rng: &mut Rng) -> EngineOptions {
         ssd_floor_bytes: if limited && index == 0 { share + plan.segment_bytes } else { 0 },
         ssd_ceiling_bytes: if limited && index > 0 { share } else { 0 },
         // Ghosts are few: they are forgotten too.
+        hbm_bytes: 0,
         policy: if plan.lines.is_multiple_of(2) { PolicyName::Hazq } else { PolicyName::Lru },
         ghost_bytes: 1024,
     };
@@ -129,6 +131,7 @@ fn options(plan: &Plan, rng: &mut Rng) -> EngineOptions {
         magazine_bytes_max,
         tier: plan.has_ssd().then(|| TierOptions {
             names: (0..plan.devices).map(|device| format!("disk {device}")).collect(),
+            nodes: Vec::new(),
             identity: Identity::default(),
             segment_bytes_min: plan.segment_bytes,
             list_after_us: plan.list_after_us,

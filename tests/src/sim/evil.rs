@@ -136,13 +136,19 @@ fn speak(client: &Client, cx: &mut Context<'_>) {
         1 => return cx.net.send(conn, &ToDaemon::Status),
         2 => {
             let client = client.session.as_ref().map(|session| session.client()).unwrap_or_default();
-            let resume =
-                Resume { table_id: cx.rng.u64(..), client, secret: cx.rng.u64(..), writing: vec![slot(cx.rng)] };
+            let resume = Resume {
+                table_id: cx.rng.u64(..),
+                client,
+                secret: cx.rng.u64(..),
+                writing: vec![slot(cx.rng)],
+                writing_on_gpus: Vec::new(),
+            };
             let hello = ToDaemon::Hello {
                 resume: Some(resume),
                 name: "somebody else".into(),
                 may_put: true,
                 writes_by_dma: false,
+                gpus: false,
             };
             return cx.net.send(conn, &hello);
         }

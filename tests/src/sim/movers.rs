@@ -37,14 +37,29 @@ pub struct Hardware<'a> {
 struct SimDrive {
     drive: Drive<Faulty>,
     inbox: VecDeque<ToDrive>,
+    disk: Disk,
+    slot: Slot,
     /// When its thread looks at the inbox.
     looks: Time,
     /// It had its first turn, and reads what is on the device.
     began: bool,
 }
 
+/// What is where a device was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Slot {
+    /// The device, answering or not.
+    Device,
+    /// Nothing: it was pulled, and whoever has it open has a dead one for ever.
+    Empty,
+    /// It again, or a blank one, to be opened anew.
+    Other { blank: bool },
+}
+
 pub struct SimMovers {
     rng: Rng,
+    queue: usize,
+    faults: Faults,
     fuse: Fuse,
     now: Time,
     /// With how much of it is done.
@@ -67,11 +82,12 @@ impl SimMovers {
                 device.vanish();
             }
             let drive = Drive::new(device, WallClock { wall_s: 1_700_000_000, at: now });
-            SimDrive { drive, inbox: VecDeque::new(), looks: now, began: false }
+            let (inbox, disk) = (VecDeque::new(), disk.clone());
+            SimDrive { drive, inbox, disk, slot: Slot::Device, looks: now, began: false }
         });
         let drives = drives.collect();
-        let hosts = hardware.hosts.clone();
-        Self { rng, fuse, now, waiting: Vec::new(), count, drives, done: VecDeque::new(), hosts }
+        let (hosts, queue, faults) = (hardware.hosts.clone(), hardware.queue, hardware.faults.clone());
+        Self { rng, queue, faults, fuse, now, waiting: Vec::new(), count, drives, done: VecDeque::new(), hosts }
     }
 
     /// Does a piece of any job. What it came to is found by the engine's next turn.
@@ -94,6 +110,7 @@ impl SimMovers {
             Job::Verify { group, op, block } => {
                 (Done::Verified { group: *group, op: *op, outcome: movers::check(block) }, true)
             }
+            Job::Sum { group, op, block } => (Done::Summed { group: *group, op: *op, sum: block.make_sums() }, true),
             Job::Merge { scans, groups, device } => {
                 (Done::Merged { recovered: recover::merge(std::mem::take(scans), groups), device: *device }, true)
             }
@@ -114,7 +131,7 @@ impl SimMovers {
     /// When a drive has something to do, and which; hung ones never do.
     pub fn drive_due(&mut self) -> Option<(Time, usize)> {
         let due = |(at, own): (usize, &mut SimDrive)| {
-            let device = own.drive.device_mut().next_due();
+            let device = if own.drive.is_vacant() { None } else { own.drive.device_mut().next_due() };
             let wants = !own.began || !own.inbox.is_empty() || own.looks > self.now;
             let looks = wants.then_some(own.looks);
             device.into_iter().chain(looks).min().map(|due| (due, at))
@@ -127,11 +144,26 @@ impl SimMovers {
         self.now = now;
         let own = &mut self.drives[at];
         own.began = true;
-        own.drive.device_mut().advance(now);
-        for message in own.inbox.drain(..) {
-            own.drive.tell(now, message);
+        if !own.drive.is_vacant() {
+            own.drive.device_mut().advance(now);
         }
         let mut said = Vec::new();
+        for message in own.inbox.drain(..) {
+            let renews = matches!(message, ToDrive::Renew);
+            own.drive.tell(now, message);
+            if let (true, true, Slot::Other { blank }) = (renews, own.drive.is_vacant(), own.slot) {
+                if blank {
+                    own.disk.discard(0, own.disk.bytes() as usize);
+                    own.disk.flushed(own.disk.landed());
+                }
+                let mut device = Faulty::new(&own.disk, self.queue, self.faults.clone(), self.rng.u64(..));
+                device.keep_places_apart();
+                device.advance(now);
+                said.push(FromDrive::Started { engine: "faulty", why: None, bytes: own.disk.bytes() });
+                own.drive.renew(device);
+                own.slot = Slot::Device;
+            }
+        }
         own.drive.kick();
         while own.drive.poll(now, &mut said) {}
         own.looks = now;
@@ -140,16 +172,50 @@ impl SimMovers {
         told
     }
 
-    pub fn device(&mut self, now: Time, at: usize) -> &mut Faulty {
+    /// `None`: the daemon has let go of it.
+    pub fn device(&mut self, now: Time, at: usize) -> Option<&mut Faulty> {
         self.now = now;
-        let device = self.drives[at].drive.device_mut();
+        let own = &mut self.drives[at];
+        if own.drive.is_vacant() {
+            return None;
+        }
+        own.looks = now.after(std::time::Duration::from_micros(1));
+        let device = own.drive.device_mut();
         device.advance(now);
-        self.drives[at].looks = now.after(std::time::Duration::from_micros(1));
-        self.drives[at].drive.device_mut()
+        Some(device)
+    }
+
+    /// The device is pulled, and the kernel says so.
+    pub fn pull(&mut self, now: Time, at: usize) {
+        if let Some(device) = self.device(now, at) {
+            device.vanish();
+        }
+        self.drives[at].slot = Slot::Empty;
+        self.done.push_back(Done::Drive { device: at, from: FromDrive::Vanished });
+    }
+
+    /// It, or a blank one, is there again; false if it was not pulled.
+    pub fn plug(&mut self, at: usize, blank: bool) -> bool {
+        let own = &mut self.drives[at];
+        if own.slot == Slot::Empty {
+            own.slot = Slot::Other { blank };
+        }
+        own.slot != Slot::Device
+    }
+
+    /// From now on devices do this wrong.
+    pub fn set_faults(&mut self, now: Time, faults: &Faults) {
+        self.faults = faults.clone();
+        for at in 0..self.drives.len() {
+            if let Some(device) = self.device(now, at) {
+                device.set_faults(faults.clone());
+            }
+        }
     }
 
     pub fn hung(&mut self) -> usize {
-        self.drives.iter_mut().map(|own| own.drive.device_mut().hung()).sum()
+        let open = self.drives.iter_mut().filter(|own| !own.drive.is_vacant());
+        open.map(|own| own.drive.device_mut().hung()).sum()
     }
 
     /// Nothing is with any device, and nothing waits for it.
@@ -175,7 +241,7 @@ fn told(device: usize, from: &FromDrive) -> String {
         }
         FromDrive::Found(found) => format!("device {device}: {found:?}"),
         FromDrive::Failed(reason) => format!("device {device}: failed: {reason}"),
-        FromDrive::Started { .. } | FromDrive::Counted(_) | FromDrive::Scanning { .. } => {
+        FromDrive::Started { .. } | FromDrive::Vanished | FromDrive::Counted(_) | FromDrive::Scanning { .. } => {
             format!("device {device}: {from:?}")
         }
     }

@@ -86,7 +86,8 @@ fn a_client_of_another_layout_is_refused_by_both_versions() {
         net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).expect("a socket");
     net::connect(&socket, &SocketAddrUnix::new(host.socket()).expect("a path")).expect("the daemon listens");
     let mut hello = Vec::new();
-    ToDaemon::Hello { resume: None, name: "old".into(), may_put: true, writes_by_dma: false }.encode(&mut hello);
+    ToDaemon::Hello { resume: None, name: "old".into(), may_put: true, writes_by_dma: false, gpus: false }
+        .encode(&mut hello);
     let other = LAYOUT_MAJOR + 6;
     hello[4..6].copy_from_slice(&other.to_le_bytes());
     net::send(&socket, &hello, SendFlags::empty()).expect("sent");

@@ -12,11 +12,19 @@ use std::{
 const SOURCES: [&str; 8] = ["Cargo.toml", "benches", "clients/rust", "config", "daemon", "ssd", "tiering", "transport"];
 /// What the C library is made of.
 const C_SOURCES: [&str; 6] = ["Cargo.toml", "clients/c", "clients/rust", "config", "tiering/arena", "transport"];
+/// What the stand-in for CUDA is made of.
+const CUDA_SOURCES: [&str; 2] = ["Cargo.toml", "tests/cuda"];
 
 /// Its path.
 pub fn lapis() -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| find_or_build("lapis", &SOURCES, &["-p", "lapis", "--bin", "lapis"])).clone()
+}
+
+/// The stand-in for the CUDA driver's library.
+pub fn cuda_stand_in() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| find_or_build("libcuda.so", &CUDA_SOURCES, &["-p", "lapis-cuda-standin", "--lib"])).clone()
 }
 
 /// How the C library is built: with the features that `cargo test --workspace` gave what it stands on, which is not built

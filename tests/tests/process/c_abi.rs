@@ -14,7 +14,8 @@ use tempfile::TempDir;
 
 use super::{
     alone, binary,
-    machine::{MIB, host, nothing_held, status_when},
+    gpus::{Bed, registered},
+    machine::{MIB, at, host, nothing_held, status_when},
 };
 
 const DRAM: u64 = 64 * MIB;
@@ -182,6 +183,34 @@ fn a_program_lives_on_without_its_daemon_and_with_another_one() {
     assert_eq!(next().as_deref(), Some("back"));
     let status = child.wait().expect("our child");
     assert!(status.success(), "{status}");
+}
+
+#[test]
+fn blocks_go_to_and_from_gpus_and_a_host_without_a_driver_is_told_so() {
+    let _alone = alone();
+    let (bed, installed) = (Bed::new(&[("DEVICES", "2")]), Installed::new());
+    let mut host = bed.host(&[]);
+    registered(&host, 2);
+    let program = installed.compile_test("devices", Link::Shared);
+    let mut command = installed.command(&program);
+    command.env("LAPIS_CUDA_DEVICES", "2").env("LAPIS_CUDA_MISUSES", bed.misuses());
+    command.arg(host.socket()).arg(binary::cuda_stand_in());
+    assert_eq!(binary::run(&mut command), (Some(0), "all on GPUs\n".to_owned(), String::new()));
+    // They went to the GPU's own slots, but for the one that was there.
+    status_when(&host.socket(), "blocks that were put on a GPU", |status| at(status, "/hbm/puts") == 5);
+    let said = installed.run(&program, &host);
+    if said != "no driver\n" {
+        eprintln!("{said}: what a host without one is told is not looked at");
+    }
+    host.stop_daemon().expect("it ends");
+}
+
+#[test]
+fn the_library_needs_no_driver_to_be_loaded() {
+    let library = fs::read(binary::c_library().join("liblapis.so")).expect("a library");
+    let names = |name: &[u8]| library.windows(name.len()).any(|part| part == name);
+    // What it needs is named in its table of strings, each name between zeros.
+    assert!(names(b"\0libc.so.6\0") && !names(b"\0libcuda.so.1\0") && !names(b"\0libcuda.so\0"));
 }
 
 /// A client's threads run its code: it must not go with a plugin that loaded it.

@@ -10,13 +10,20 @@ mod c_abi;
 mod certificates;
 mod client_kills;
 mod daemon_kills;
+mod device_roles;
+mod devices;
 mod etcd;
 mod expelled;
 mod filter;
 mod floods;
+mod fsck;
+mod gpu_demo;
+mod gpu_roles;
+mod gpus;
 mod groups;
 mod machine;
 mod many_hosts;
+mod nvme;
 mod offline;
 mod peers;
 mod quiet;
@@ -24,18 +31,20 @@ mod rdma;
 mod replay_daemon;
 mod roles;
 mod signals;
+mod spdk;
 mod ssd;
 mod ssd_damage;
 mod ssd_devices;
 mod ssd_kills;
 mod ssd_starts;
 mod ssd_stops;
+mod topology;
 mod unread_answers;
 mod worker;
 
 use std::{
     env,
-    sync::{Mutex, PoisonError},
+    sync::{PoisonError, RwLock},
     thread,
     time::{Duration, Instant},
 };
@@ -51,10 +60,16 @@ fn the_clients_of_these_tests_run_in_processes_of_their_own() {
     roles::run_if_asked();
 }
 
-/// One at a time: each needs all the CPUs there are.
+static TURNS: RwLock<()> = RwLock::new(());
+
+/// No other test meanwhile: it needs all the CPUs there are.
 fn alone() -> impl Drop {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    TURNS.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Beside others of its kind: it waits for most of its time.
+fn beside() -> impl Drop {
+    TURNS.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Looks until there is something.

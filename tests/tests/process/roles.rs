@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use super::{
     PATIENCE,
     blocks::{self, SMALL, bytes_of, get, keys, wrong_bytes},
-    quiet,
+    device_roles, gpu_roles, quiet,
     worker::{ARGUMENTS, MARK, ROLE},
 };
 
@@ -45,7 +45,11 @@ pub fn run_if_asked() {
         "forker" => forker(&words),
         "hits" => hits(&words, &tally),
         "stranger" => stranger(&words),
-        other => panic!("no role {other:?}"),
+        other => match (other.strip_prefix("gpu "), other.strip_prefix("device ")) {
+            (Some(role), _) => gpu_roles::run(role, &words.0[0]),
+            (None, Some(role)) => device_roles::run(role, &words.0),
+            (None, None) => panic!("no role {other:?}"),
+        },
     }
     tally.say();
 }
@@ -129,7 +133,7 @@ fn add(count: &AtomicU64, more: usize) {
     count.fetch_add(more as u64, Ordering::Relaxed);
 }
 
-fn say(value: &Value) {
+pub fn say(value: &Value) {
     let mut output = std::io::stdout().lock();
     writeln!(output, "{MARK}{value}").and_then(|()| output.flush()).expect("somebody listens");
 }

@@ -18,6 +18,16 @@ use super::{
     machine::{MIB, status_when},
 };
 
+#[path = "../../../ssd/tests/standin/build.rs"]
+mod build;
+
+/// The stand-in for SPDK.
+mod standin {
+    pub use super::build::build;
+
+    pub const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../ssd/tests/standin");
+}
+
 /// The least that the configuration takes for a path.
 pub const FILE: u64 = 512 * MIB;
 /// Little memory, so that blocks go to SSD.
@@ -27,25 +37,68 @@ pub const FILL: u64 = 2 * DRAM / SMALL as u64;
 /// What a daemon says when its tier serves.
 const SERVES: &str = "the SSD tier serves";
 
-/// Files for a tier; gone with this.
+/// Files for a tier, gone with this; or devices in their place.
 pub struct Files {
-    folder: TempDir,
-    count: usize,
+    paths: Vec<PathBuf>,
+    engine: &'static str,
+    /// Controllers are drives of SPDK's stand-in, which lies here.
+    spdk: Option<PathBuf>,
+    _folder: TempDir,
 }
 
 impl Files {
     pub fn new(count: usize) -> Self {
-        Self { folder: tempfile::tempdir().expect("a folder"), count }
+        let folder = tempfile::tempdir().expect("a folder");
+        let paths = (0..count).map(|index| folder.path().join(format!("{index}.ssd"))).collect();
+        Self { paths, engine: "auto", spdk: None, _folder: folder }
+    }
+
+    /// Devices, driven so.
+    pub fn over(paths: Vec<PathBuf>, engine: &'static str) -> Self {
+        Self { paths, engine, spdk: None, _folder: tempfile::tempdir().expect("a folder") }
+    }
+
+    /// Controllers of SPDK's stand-in, one with sectors of 512 bytes and then one with 4096. `None`: no C compiler.
+    pub fn controllers(count: usize) -> Option<Self> {
+        let folder = tempfile::tempdir().expect("a folder");
+        standin::build(Path::new(standin::SOURCES), folder.path())?;
+        let address = |index| format!("0000:0{index}:00.0");
+        for index in 0..count {
+            let drive = folder.path().join(format!("{}.{}", address(index), [512, 4096][index % 2]));
+            File::create(drive).and_then(|file| file.set_len(FILE)).expect("a sparse file");
+        }
+        let paths = (0..count).map(|index| format!("pci:{}", address(index)).into()).collect();
+        Some(Self { paths, engine: "auto", spdk: Some(folder.path().to_owned()), _folder: folder })
     }
 
     pub fn path(&self, index: usize) -> PathBuf {
-        self.folder.path().join(format!("{index}.ssd"))
+        self.paths[index].clone()
+    }
+
+    /// What goes wrong with a controller, as the stand-in's plans say it, from the next daemon on.
+    pub fn plan(&self, index: usize, plan: &str) {
+        let folder = self.spdk.as_ref().expect("controllers of the stand-in");
+        fs::write(folder.join(format!("0000:0{index}:00.0.plan")), plan).expect("room");
+    }
+
+    /// Where the stand-in's libraries are.
+    pub fn spdk(&self) -> Option<PathBuf> {
+        self.spdk.clone()
     }
 
     /// Flags of `lapis serve` that name them.
     pub fn flags(&self) -> Vec<String> {
-        let paths: Vec<String> = (0..self.count).map(|index| self.path(index).display().to_string()).collect();
-        ["--ssd-paths", &paths.join(","), "--ssd-bytes", &format!("{FILE}B")].map(String::from).into()
+        let paths: Vec<String> = self.paths.iter().map(|path| path.display().to_string()).collect();
+        let mut flags = vec!["--ssd-paths".to_owned(), paths.join(",")];
+        // What a test asks for itself is given once.
+        if self.engine != "auto" {
+            flags.extend(["--ssd-engine".to_owned(), self.engine.to_owned()]);
+        }
+        flags.extend(match &self.spdk {
+            Some(library) => ["--ssd-spdk-library".to_owned(), library.display().to_string()],
+            None => ["--ssd-bytes".to_owned(), format!("{FILE}B")],
+        });
+        flags
     }
 
     /// A running host over these files, with more flags; it may not serve from them yet.
@@ -131,7 +184,7 @@ impl Entries {
 pub fn fill(host: &Host, client: &Client, pool: &Pool) -> Vec<u64> {
     assert_eq!(blocks::put_all(client, pool, 0..FILL), [], "refused puts");
     let on_ssd = Entries::of(host).on_ssd(client, pool, 0..FILL);
-    assert!(on_ssd.len() as u64 >= FILL * 2 / 5, "{} of {FILL} blocks", on_ssd.len());
+    assert!(on_ssd.len() as u64 >= FILL * 2 / 5, "{} of {FILL} blocks; {}", on_ssd.len(), host.daemon_log());
     on_ssd
 }
 

@@ -13,7 +13,7 @@ use lapis_client::{Client, GetOptions, Pool};
 use rustix::process::geteuid;
 
 use super::{
-    PATIENCE, alone, asked,
+    PATIENCE, asked, beside,
     blocks::{self, SMALL, get, keys},
     machine::{adopted, connect},
     ssd::{DRAM, FILE, FILL, Files, Served, fill, says, serves},
@@ -91,7 +91,7 @@ fn written(file: &File) -> Vec<u64> {
 
 #[test]
 fn a_daemon_over_damaged_files_gives_right_blocks_or_none() {
-    let _alone = alone();
+    let _beside = beside();
     let mut scene = Scene::new();
     let (served, all) = scene.start();
     assert_eq!(all, scene.ids.len(), "{served:?}");
@@ -122,7 +122,7 @@ fn a_daemon_over_damaged_files_gives_right_blocks_or_none() {
 
 #[test]
 fn a_file_that_was_cut_off_is_a_shorter_cache() {
-    let _alone = alone();
+    let _beside = beside();
     let mut scene = Scene::new();
     scene.file().set_len(100 * MIB).expect("it can be cut off");
     let (served, read) = scene.start();
@@ -131,7 +131,7 @@ fn a_file_that_was_cut_off_is_a_shorter_cache() {
 
 #[test]
 fn a_file_that_shrinks_under_a_daemon_costs_the_device_and_not_the_service() {
-    let _alone = alone();
+    let _beside = beside();
     let mut scene = Scene::new();
     // Nothing is read before: on a slow disk fewer blocks got there than memory takes, and all would be in memory by now.
     scene.start_cold();
@@ -201,7 +201,7 @@ fn take_room(folder: &Path) {
 
 #[test]
 fn a_disk_that_runs_full_is_a_device_that_fails_and_dram_serves_on() {
-    let _alone = alone();
+    let _beside = beside();
     let Some(disk) = Loop::new(FILE + FILE / 4) else { return };
     let path = disk.path().join("0.ssd");
     File::create(&path).and_then(|file| file.set_len(FILE)).expect("a sparse file");

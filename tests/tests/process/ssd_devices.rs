@@ -13,11 +13,11 @@ use lapis_client::{Client, GetOptions, Pool};
 use super::{
     PATIENCE, alone,
     blocks::{self, SMALL, get, keys},
-    machine::{adopted, connect, host_with, status},
+    machine::{adopted, connect, host_with, status, status_when},
     ssd::{DRAM, Entries, FILL, fill, says, serves},
 };
 
-const DEADLINE: Duration = Duration::from_millis(500);
+pub const DEADLINE: Duration = Duration::from_millis(500);
 /// Under an emulated processor, with the machine's other work.
 const LATE: Duration = Duration::from_secs(5);
 
@@ -87,14 +87,19 @@ impl Drop for Mapped {
     }
 }
 
-fn wipe(device: &str) {
+pub fn wipe(device: &str) {
     use std::io::Write;
     let mut file = fs::File::options().write(true).open(device).expect("a block device");
     file.write_all(&vec![0; 8 << 20]).and_then(|()| file.sync_all()).expect("it takes zeros");
 }
 
 fn over(path: &str) -> (Host, Client, Pool, Vec<u64>) {
-    let mut host = host_with(DRAM, &["--ssd-paths", path, "--ssd-bytes", "512MiB"]);
+    over_by(path, "auto")
+}
+
+/// A host over these paths, driven so, with what is on SSD of what was put.
+pub fn over_by(paths: &str, engine: &str) -> (Host, Client, Pool, Vec<u64>) {
+    let mut host = host_with(DRAM, &["--ssd-paths", paths, "--ssd-bytes", "512MiB", "--ssd-engine", engine]);
     serves(&mut host, 1);
     let client = connect(&mut host);
     let pool = blocks::pool(&client, SMALL);
@@ -103,7 +108,7 @@ fn over(path: &str) -> (Host, Client, Pool, Vec<u64>) {
 }
 
 /// Reads these by a deadline; how many are hits. No byte is wrong.
-fn read(client: &Client, pool: &Pool, ids: &[u64], deadline: Duration) -> usize {
+pub fn read(client: &Client, pool: &Pool, ids: &[u64], deadline: Duration) -> usize {
     let options = GetOptions { deadline: Some(deadline), ..GetOptions::default() };
     let keys: Vec<_> = ids.iter().flat_map(|id| keys(*id..*id + 1)).collect();
     let started = Instant::now();
@@ -113,18 +118,18 @@ fn read(client: &Client, pool: &Pool, ids: &[u64], deadline: Duration) -> usize 
     got.hits
 }
 
-fn read_all(client: &Client, pool: &Pool, ids: &[u64]) -> usize {
+pub fn read_all(client: &Client, pool: &Pool, ids: &[u64]) -> usize {
     ids.chunks(32).map(|ids| read(client, pool, ids, PATIENCE)).sum()
 }
 
-fn only_on_ssd(client: &Client, pool: &Pool, ids: &[u64]) -> Vec<u64> {
+pub fn only_on_ssd(client: &Client, pool: &Pool, ids: &[u64]) -> Vec<u64> {
     let session = client.session().expect("here");
     let there = |id: &u64| session.find(pool, &keys(*id..*id + 1)[0]).is_some_and(|found| !found.state.is_readable());
     ids.iter().copied().filter(there).collect()
 }
 
 /// Puts and hits in memory go on, and the daemon answers.
-fn serves_on(host: &mut Host, client: &Client, pool: &Pool, first: u64) {
+pub fn serves_on(host: &mut Host, client: &Client, pool: &Pool, first: u64) {
     for batch in blocks::batches(first..first + 128) {
         let started = Instant::now();
         blocks::put(client, pool, &keys(batch.clone()));
@@ -136,7 +141,7 @@ fn serves_on(host: &mut Host, client: &Client, pool: &Pool, first: u64) {
 }
 
 /// New blocks reach the device again.
-fn written_again(host: &Host, client: &Client, pool: &Pool, first: u64) {
+pub fn written_again(host: &Host, client: &Client, pool: &Pool, first: u64) {
     blocks::put_all(client, pool, first..first + FILL);
     let on_ssd = Entries::of(host).on_ssd(client, pool, first..first + FILL);
     assert!(on_ssd.len() as u64 > FILL / 4, "{} blocks of {FILL} are on SSD\n{}", on_ssd.len(), host.log_tail());
@@ -233,6 +238,39 @@ fn a_device_that_fails_now_and_then_gives_right_blocks_or_none() {
     }
     mapped.becomes("linear", "0");
     serves_on(&mut host, &client, &pool, 30_000);
+    well(&host);
+    written_again(&host, &client, &pool, 40_000);
+}
+
+/// All of the tier is written, by what the daemon says.
+fn well(host: &Host) {
+    let is_well = |status: &serde_json::Value| status["ssd"]["devices"][0]["state"] == "well";
+    status_when(&host.socket(), "the device to be well", is_well);
+}
+
+#[test]
+fn a_device_that_is_slow_gives_its_blocks_later_and_one_that_is_too_slow_is_not_written_until_it_is_itself_again() {
+    let _alone = alone();
+    let Some(device) = device() else { return };
+    let mapped = Mapped::new(&device, "lapis-slow");
+    let (mut host, client, pool, ids) = over(&mapped.path());
+    mapped.becomes("delay", &format!("0 200 {device} 0 200"));
+    let outside = only_on_ssd(&client, &pool, &ids);
+    assert_eq!(read(&client, &pool, &outside[..32], PATIENCE), 32, "late, not lost");
+    serves_on(&mut host, &client, &pool, 10_000);
+    well(&host);
+    assert!(!host.daemon_log().contains("it is not written"), "{}", host.log_tail());
+    mapped.becomes("delay", &format!("0 5000 {device} 0 5000"));
+    assert!(read(&client, &pool, &outside[32..40], DEADLINE) < 8, "it takes 5 s");
+    serves_on(&mut host, &client, &pool, 11_000);
+    says(&host, &["WARN", "it is not written"]);
+    mapped.becomes("linear", "0");
+    says(&host, &["INFO", "well again"]);
+    well(&host);
+    let there = only_on_ssd(&client, &pool, &ids);
+    assert!(there.len() * 2 > outside.len(), "{} of {} blocks are left", there.len(), outside.len());
+    assert_eq!(read_all(&client, &pool, &there), there.len());
+    written_again(&host, &client, &pool, 20_000);
 }
 
 #[test]

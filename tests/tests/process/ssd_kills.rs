@@ -149,15 +149,20 @@ fn send(worker: &Worker, signal: Signal) {
     kill_process(pid, signal).expect("our child");
 }
 
-fn kills(files: usize) {
+fn kills(files: &Files) {
     let _alone = alone();
-    let kills = asked("LAPIS_SSD_KILLS", 8).div_ceil(2);
-    let files = Files::new(files);
-    let mut scene = Scene::new(&files);
+    kills_over(files, asked("LAPIS_SSD_KILLS", 8).div_ceil(2));
+}
+
+/// So many kills of a daemon over these.
+pub fn kills_over(files: &Files, kills: u64) {
+    let mut scene = Scene::new(files);
     for round in 0..kills {
         scene.round(round, round % 2 == 1);
     }
     let flooded: Vec<Value> = scene.flooders.drain(..).map(Worker::finish).collect();
+    let log = scene.host.daemon_log();
+    assert!(!log.contains("MISUSE"), "SPDK was called wrongly: {log}");
     let Sums { counted, found, read, removed, mut starts } = scene.sums;
     println!("{kills} kills of the daemon, every other one with all memory; {} workers: {flooded:?}", flooded.len());
     println!("{counted} blocks counted as on SSD when they came, {found} found, {read} read; {removed} removed");
@@ -171,10 +176,17 @@ fn kills(files: usize) {
 
 #[test]
 fn killed_daemons_lose_no_block_that_counted_as_on_their_ssd_and_give_no_wrong_byte() {
-    kills(1);
+    kills(&Files::new(1));
 }
 
 #[test]
 fn nor_do_they_over_two_ssds() {
-    kills(2);
+    kills(&Files::new(2));
+}
+
+#[test]
+fn nor_do_they_over_controllers_of_spdk() {
+    if let Some(controllers) = Files::controllers(2) {
+        kills(&controllers);
+    }
 }

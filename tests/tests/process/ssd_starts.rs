@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use twox_hash::XxHash3_64;
 
 use super::{
-    LOOK_EVERY, PATIENCE, alone, binary,
+    LOOK_EVERY, PATIENCE, beside, binary,
     blocks::{self, SMALL, get, keys},
     machine::connect,
     ssd::{DRAM, FILE, FILL, Files, answers, fill, says, serves},
@@ -121,7 +121,7 @@ fn a_file_of_somebody_else_is_refused_and_left_as_it_is() {
 
 #[test]
 fn a_second_daemon_on_a_file_is_refused_and_the_first_one_goes_on() {
-    let _alone = alone();
+    let _beside = beside();
     let files = Files::new(1);
     let mut host = files.serving(DRAM, &[]);
     let client = connect(&mut host);
@@ -141,7 +141,7 @@ fn a_second_daemon_on_a_file_is_refused_and_the_first_one_goes_on() {
 
 #[test]
 fn a_log_of_another_instance_or_of_more_devices_is_refused_with_both_values() {
-    let _alone = alone();
+    let _beside = beside();
     let files = Files::new(2);
     let blocks = written(&files);
     let folder = tempfile::tempdir().expect("a folder");
@@ -162,7 +162,7 @@ fn a_log_of_another_instance_or_of_more_devices_is_refused_with_both_values() {
 
 #[test]
 fn without_a_tier_that_is_not_required_the_daemon_serves_dram_alone_and_says_so() {
-    let _alone = alone();
+    let _beside = beside();
     let files = Files::new(1);
     written(&files);
     let before = seen(&files.path(0));
@@ -191,7 +191,7 @@ fn told(socket: &UnixDatagram, within: Duration) -> Option<String> {
 
 #[test]
 fn systemd_hears_that_a_daemon_is_ready_when_its_devices_were_accepted_and_not_before() {
-    let _alone = alone();
+    let _beside = beside();
     let files = Files::new(1);
     written(&files);
     let folder = tempfile::tempdir().expect("a folder");

@@ -26,7 +26,7 @@ fn a_client_that_reads_no_answer_is_disconnected_and_the_daemon_lives_on() {
     let mut host = host(64 * MIB);
     let before = status_when(&host.socket(), "an answer", |_| true);
     let mut socket = socket::connect(&host.socket()).expect("the daemon listens");
-    let hello = ToDaemon::Hello { resume: None, name: "deaf".into(), may_put: true, writes_by_dma: false };
+    let hello = ToDaemon::Hello { resume: None, name: "deaf".into(), may_put: true, writes_by_dma: false, gpus: false };
     socket.send(&hello).expect("room");
     let (welcome, fds) = socket.recv_timeout(PATIENCE).expect("an answer").expect("in time");
     assert!(matches!(welcome, ToClient::Welcome { .. }), "{welcome:?}");

@@ -24,6 +24,9 @@ pub enum ArenaError {
     /// The header promises more lines than the memory holds, or a count no table has.
     #[error("the block table has {lines} lines in {words} words of memory")]
     TableGeometry { lines: u64, words: u64 },
+    /// It belongs to another block table, or was made by another version: make a new one.
+    #[error("the device table has another {what}: {found}, expected {expected}")]
+    DeviceTable { what: &'static str, found: u64, expected: u64 },
 }
 
 impl ArenaError {

@@ -19,6 +19,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{ArenaError, copy, memfd};
 
+/// Most NUMA nodes that the kernel counts (CONFIG_NODES_SHIFT = 10).
+const NODES_MAX: usize = 1024;
+/// `HUGETLBFS_MAGIC`.
+const HUGETLBFS: u64 = 0x9584_58f6;
+
 /// Whether stores are possible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -36,6 +41,7 @@ pub struct Mapping {
 struct Inner {
     raw: MmapRaw,
     access: Access,
+    is_hugetlb: bool,
 }
 
 impl fmt::Debug for Mapping {
@@ -55,7 +61,8 @@ impl Mapping {
             Access::ReadOnly => options.map_raw_read_only(fd.as_raw_fd()),
             Access::ReadWrite => options.map_raw(fd.as_raw_fd()),
         };
-        Ok(Self { inner: Arc::new(Inner { raw: raw.map_err(failed)?, access }) })
+        let is_hugetlb = rustix::fs::fstatfs(fd).is_ok_and(|found| found.f_type as u64 == HUGETLBFS);
+        Ok(Self { inner: Arc::new(Inner { raw: raw.map_err(failed)?, access, is_hugetlb }) })
     }
 
     /// Memory of this process alone; for tests and simulation.
@@ -63,7 +70,7 @@ impl Mapping {
         let failed = |e| ArenaError::io("mmap", bytes, e);
         let len = usize::try_from(bytes).map_err(|_| failed(std::io::ErrorKind::OutOfMemory.into()))?;
         let map = MmapOptions::new().len(len).map_anon().map_err(failed)?;
-        Ok(Self { inner: Arc::new(Inner { raw: map.into(), access: Access::ReadWrite }) })
+        Ok(Self { inner: Arc::new(Inner { raw: map.into(), access: Access::ReadWrite, is_hugetlb: false }) })
     }
 
     /// Bytes mapped.
@@ -73,6 +80,11 @@ impl Mapping {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Whether it is made of reserved huge pages, which the kernel neither splits nor swaps.
+    pub fn is_hugetlb(&self) -> bool {
+        self.inner.is_hugetlb
     }
 
     pub fn is_writable(&self) -> bool {
@@ -189,6 +201,41 @@ impl Mapping {
         if let Err(error) = advised {
             tracing::debug!(%error, bytes = self.len(), "no transparent huge pages");
         }
+    }
+
+    /// Has memory that is not there yet come from a NUMA node as long as that has some. Of shared memory: for every process
+    /// that maps it, and by its descriptor too, until the memory goes. What is there stays where it is.
+    pub fn prefer_node(&self, node: u32) -> Result<(), ArenaError> {
+        const BITS: usize = u64::BITS as usize;
+        let failed = |e: std::io::Error| ArenaError::io("placing memory at a NUMA node (mbind)", self.len() as u64, e);
+        let mut mask = [0u64; NODES_MAX / BITS];
+        let word = mask.get_mut(node as usize / BITS).ok_or_else(|| failed(std::io::ErrorKind::InvalidInput.into()))?;
+        *word |= 1 << (node as usize % BITS);
+        let (address, bits) = (self.as_ptr(0), NODES_MAX + 1);
+        // SAFETY: the range is the mapping's own and whole pages, the mask is read as `bits` says and outlives the call;
+        // no content changes.
+        let done = unsafe {
+            libc::syscall(libc::SYS_mbind, address, self.len(), libc::MPOL_PREFERRED, mask.as_ptr(), bits, 0)
+        };
+        if done == 0 { Ok(()) } else { Err(failed(std::io::Error::last_os_error())) }
+    }
+
+    /// The NUMA node that the memory was asked of last, by whatever process; `None` if it was of none, or the kernel does not
+    /// say.
+    pub fn preferred_node(&self) -> Option<u32> {
+        // `MPOL_F_ADDR`, which the crate libc lacks.
+        const BY_ADDRESS: usize = 2;
+        let (mut mode, mut mask) = (0i32, [0u64; NODES_MAX / u64::BITS as usize]);
+        // SAFETY: both results are ours and as large as is said; the address is mapped.
+        let done = unsafe {
+            let (mode, mask) = (&raw mut mode, mask.as_mut_ptr());
+            libc::syscall(libc::SYS_get_mempolicy, mode, mask, NODES_MAX, self.as_ptr(0), BY_ADDRESS)
+        };
+        if done != 0 || mode != libc::MPOL_PREFERRED {
+            return None;
+        }
+        let word = mask.iter().position(|word| *word != 0)?;
+        Some(word as u32 * u64::BITS + mask[word].trailing_zeros())
     }
 
     /// Maps the pages of a range for reading, so that the first copy takes no faults. Blocks for about 0.1 s a GiB.
@@ -384,6 +431,30 @@ mod tests {
         a.pages_ahead().map_in(4096, || true);
         b.touch(0..8192, 4096, Advice::LinuxPopulateRead);
         assert_eq!(b.load64(8, Ordering::Acquire), 16, "populating changes nothing");
+    }
+
+    #[test]
+    fn memory_knows_whether_it_is_made_of_reserved_huge_pages() {
+        let (fd, pages) = memfd::create("test", 2 << 20, Huge::Try).expect("memory");
+        let mapping = Mapping::shared(fd.as_fd(), 2 << 20, Access::ReadWrite).expect("address space");
+        assert_eq!(mapping.is_hugetlb(), pages == memfd::Pages::Hugetlb, "{pages}");
+        let small = Mapping::shared(memory(4096).as_fd(), 4096, Access::ReadOnly).expect("address space");
+        assert!(!small.is_hugetlb() && !Mapping::anonymous(4096).expect("memory").is_hugetlb());
+    }
+
+    #[test]
+    fn memory_is_asked_of_a_node_by_every_mapping_of_it() {
+        let fd = memory(1 << 20);
+        let mapping = || Mapping::shared(fd.as_fd(), 1 << 20, Access::ReadWrite).expect("address space");
+        let (one, other) = (mapping(), mapping());
+        assert_eq!(one.preferred_node(), None);
+        match one.prefer_node(0) {
+            Ok(()) => assert_eq!(other.preferred_node(), Some(0), "the memory has it, not the mapping"),
+            // A kernel without NUMA, or a container that must not.
+            Err(error) => println!("skipped: {error:?}"),
+        }
+        assert!(one.prefer_node(NODES_MAX as u32).is_err());
+        other.populate_write(0..1 << 20).expect("memory");
     }
 
     #[test]

@@ -50,6 +50,7 @@ pub enum LineState {
     Unverified = 3,
     /// Not in memory: ask the daemon.
     Elsewhere = 4,
+    /// In the memory of a GPU and not in DRAM: the device table says where, and hosts ask the daemon.
     Hbm = 5,
 }
 
@@ -68,7 +69,7 @@ impl LineState {
     /// True if the bytes can be read at the line's slot.
     #[inline]
     pub fn is_readable(self) -> bool {
-        self != Self::Elsewhere
+        matches!(self, Self::Dram | Self::Unverified)
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::cmp::Reverse;
 
-use lapis_config::{ClientId, LineId, SlotId, Time};
+use lapis_config::{ClientId, GpuId, LineId, SlotId, Time};
 
 use super::{Core, CoreOptions, clients::Client};
 use crate::{
@@ -23,6 +23,7 @@ pub(super) struct Adopting {
     lines: Vec<LineId>,
     /// Clients that came back, or were proven gone, before all was adopted.
     pub resumed: Vec<(ClientId, Vec<SlotId>)>,
+    pub resumed_on_gpus: Vec<(ClientId, Vec<(GpuId, SlotId)>)>,
     pub gone: Vec<ClientId>,
 }
 
@@ -52,7 +53,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.clients.insert(id, Client::new(may_put, false, self.now));
     }
 
-    /// A live line. One whose slot fits no slab of its pool, or is another line's, is unpublished.
+    /// A live line. One whose slot fits no slab of its pool, or is another line's, and that no GPU has, is unpublished.
     pub fn adopt_line(&mut self, line: LineId, live: Live) {
         let in_dram = matches!(live.place.tier, Tier::Dram | Tier::DramUnverified);
         let found = self.memory.locate(live.place.slot).filter(|(found, index)| {
@@ -61,11 +62,16 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 && found.is_free(*index)
                 && u64::from(live.place.bytes) <= u64::from(found.slab.stride) * lapis_config::UNIT_BYTES
         });
-        let Some((found, index)) = found else {
-            self.kept.unpublish(line);
+        let slab = found.map(|(found, index)| (found.slab, index));
+        let on_gpu = (slab.is_some() || live.place.tier == Tier::Hbm) && self.adopt_copy(line, &live);
+        let Some((slab, index)) = slab else {
+            if on_gpu {
+                self.adopting.as_mut().expect("lines are told while adopting").lines.push(line);
+            } else {
+                self.forget_line(line);
+            }
             return;
         };
-        let slab = found.slab;
         self.memory.take_at(slab.base.0, index);
         self.memory.count_used(live.place.slot, 1);
         self.kept.set_slot_state(&slab, index, SlotState::Used(line));
@@ -82,6 +88,9 @@ impl<K: Kept, P: Policy> Core<K, P> {
         order.sort_unstable();
         for &(last_use, _, line) in &order {
             let live = self.kept.live(line).expect("adopted");
+            if live.place.tier == Tier::Hbm {
+                continue;
+            }
             let shelf = self.shelf_of_line(line);
             let used = Time(u64::from(last_use) * 100_000);
             self.policy.enters(&mut self.kept, shelf, line, used);
@@ -93,9 +102,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
             self.policy.learned(&saved, now);
         }
         self.adopt_slots();
+        self.adopt_slots_on_gpus();
         for (id, writing) in adopting.resumed {
             self.client_resumed(id, &writing);
         }
+        self.resume_on_gpus(adopting.resumed_on_gpus);
         for id in adopting.gone {
             self.client_gone(id);
         }
@@ -113,7 +124,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let depths = self.depths(&lines);
         let parents: Vec<LineId> = lines.iter().map(|&line| LineId(self.kept.entry(line).parent)).collect();
         for &line in &lines {
-            self.enter(line, &[Step::Adopt]);
+            let in_dram = self.kept.live(line).expect("adopted").place.tier != Tier::Hbm;
+            self.enter(line, if in_dram { &[Step::Adopt] } else { &[] });
             // A clock that a former life was ahead of must not keep a block for ever.
             let entry = self.kept.entry_mut(line);
             entry.last_use = entry.last_use.min(now);

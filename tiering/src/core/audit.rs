@@ -25,6 +25,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             self.audit_line(line)?;
         }
         self.audit_ssd()?;
+        self.audit_gpus()?;
         self.audit_lists(&lines)?;
         self.audit_holds()?;
         self.audit_clients()
@@ -111,7 +112,10 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let (mut reading, mut dropped) = (BTreeSet::new(), BTreeSet::new());
         for op in self.ops.values() {
             match *op {
-                Op::Read { slot, .. } => drop(reading.insert(slot)),
+                Op::Read { slot, .. } | Op::CopyIn { slot, .. } | Op::Sum { slot, .. } => drop(reading.insert(slot)),
+                Op::CopyOut { from, is_stray: true, .. } if self.ssd.strays.get(&from).is_some_and(|of| of.left) => {
+                    dropped.insert(from);
+                }
                 Op::Write { line: None, slot, .. } if self.ssd.strays.get(&slot).is_some_and(|of| of.left) => {
                     dropped.insert(slot);
                 }
@@ -131,13 +135,20 @@ impl<K: Kept, P: Policy> Core<K, P> {
                     *strays.entry(slot).or_insert(0) += 1;
                     (slot, None)
                 }
-                Op::Read { slot, .. } => (slot, None),
+                Op::Read { slot, .. } | Op::CopyIn { slot, .. } | Op::Sum { slot, .. } => (slot, None),
+                Op::CopyOut { from, is_stray, .. } => {
+                    if is_stray {
+                        *strays.entry(from).or_insert(0) += 1;
+                    }
+                    (from, None)
+                }
                 _ => continue,
             };
             let state = self.memory.locate(slot).map(|(found, index)| self.kept.slot_state(&found.slab, index));
             let left = self.ssd.strays.get(&slot).is_some_and(|stray| stray.left);
             let right = match (op, state) {
-                (Op::Read { .. }, state) => state == Some(SlotState::IoIn),
+                (Op::Read { .. } | Op::CopyIn { .. } | Op::Sum { .. }, state) => state == Some(SlotState::IoIn),
+                (Op::CopyOut { is_stray: false, .. }, state) => matches!(state, Some(SlotState::Used(_))) && !left,
                 (_, Some(SlotState::Used(line))) => used_by.is_none_or(|by| by == line) && !left,
                 (_, state) => used_by.is_none() && left && state == Some(SlotState::Aside),
             };
@@ -173,11 +184,12 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 blocks += 1;
                 bytes += u64::from(self.pages_of(&live)) * UNIT_BYTES;
             }
+            let is_dram = matches!(live.place.tier, Tier::Dram | Tier::DramUnverified);
             let right = match copy {
-                Copy::Absent => place.is_some() && live.place.tier == Tier::Elsewhere,
-                Copy::Filling => live.place.tier == Tier::Elsewhere && self.ssd.fetching.contains_key(&line),
-                Copy::Clean => place.is_some() && live.place.tier != Tier::Elsewhere,
-                Copy::Dirty => !place.is_some() && live.place.tier != Tier::Elsewhere,
+                Copy::Absent => (place.is_some() || self.is_on_gpu(line)) && !is_dram,
+                Copy::Filling => !is_dram && self.ssd.fetching.contains_key(&line),
+                Copy::Clean => place.is_some() && is_dram,
+                Copy::Dirty => !place.is_some() && is_dram,
                 Copy::Moving => !place.is_some() && self.ssd.moving.contains_key(&line),
             };
             if !right {
@@ -201,7 +213,13 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
         let writing = self.ops.values().filter(|op| matches!(op, Op::Write { line: Some(_), .. })).count();
         let moving = self.ssd.moving.values().filter(|moving| moving.op.is_some()).count();
-        let reading = self.ops.values().filter(|op| matches!(op, Op::Read { line: Some(_), .. })).count();
+        let is_reading = |op: &&Op| {
+            matches!(
+                op,
+                Op::Read { line: Some(_), .. } | Op::CopyIn { line: Some(_), .. } | Op::Sum { line: Some(_), .. }
+            )
+        };
+        let reading = self.ops.values().filter(is_reading).count();
         if writing != moving || reading != self.ssd.fetching.len() {
             return Err("blocks under way to or from SSD are counted wrongly".into());
         }
@@ -278,6 +296,10 @@ impl<K: Kept, P: Policy> Core<K, P> {
             return Err(format!("{in_magazines} units in magazines, {} counted", self.magazine_units));
         }
         let mut short = self.puts.units_short(|shelf| u64::from(self.memory.of(shelf).stride));
+        for named in self.clients.values().flat_map(|client| client.gpu_grants.values().flatten()) {
+            *filling.entry((named.pool, named.key)).or_insert(0) += 1;
+            *reserved.entry(named.reservation).or_insert(0) += 1;
+        }
         for (id, client) in &self.clients {
             let (mut units, mut units_reserved) = (0, short.remove(id).unwrap_or(0));
             for (&slot, grant) in &client.grants {

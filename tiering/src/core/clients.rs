@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use hashbrown::hash_map::Entry;
-use lapis_config::{ClientId, Key, PoolId, SlotId, Time};
+use lapis_config::{ClientId, GpuId, Key, PoolId, SlotId, Time};
 
 use super::{Core, hold::Got};
 use crate::{
@@ -21,6 +21,11 @@ pub(super) struct Client {
     pub connected: bool,
     /// Slots that it may be writing, and what for.
     pub grants: Map<SlotId, Grant>,
+    /// Slots on GPUs that it may be writing; `None`: of a former daemon.
+    pub gpu_grants: BTreeMap<(GpuId, SlotId), Option<Named>>,
+    /// Slots on GPUs that it says it is writing and does not have: of memory that a former daemon had. It gives them back by
+    /// their numbers, so until then no slot on a GPU is granted to it, which could have one of these.
+    pub gpu_ghosts: BTreeSet<(GpuId, SlotId)>,
     /// Of those, slots that no reserve named a key for: per shelf.
     pub magazine: BTreeMap<Shelf, u32>,
     pub magazine_units: u64,
@@ -53,6 +58,8 @@ impl Client {
             fetches: false,
             connected,
             grants: Map::default(),
+            gpu_grants: BTreeMap::new(),
+            gpu_ghosts: BTreeSet::new(),
             magazine: BTreeMap::new(),
             magazine_units: 0,
             reserved_units: 0,
@@ -113,9 +120,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
             self.end_grant(id, slot);
             self.free(slot);
         }
+        self.client_gone_from_gpus(id);
         self.clients.remove(&id);
         // Its pins ended with it: what waits for those does not wait for the next look.
         self.settle_all();
+        self.look_aside_on_gpus();
         self.run();
     }
 
@@ -182,15 +191,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             Some(named) => {
                 let (found, _) = self.memory.locate(slot).expect("a granted slot");
                 client.reserved_units -= u64::from(found.slab.stride);
-                let Entry::Occupied(mut count) = self.filling.entry((named.pool, named.key)) else {
-                    panic!("counted when it was granted")
-                };
-                *count.get_mut() -= 1;
-                if *count.get() == 0 {
-                    count.remove();
-                    self.woken.push((named.pool, named.key));
-                }
-                self.end_reserved(named.reservation);
+                self.end_named(named);
             }
             None => {
                 let (found, _) = self.memory.locate(slot).expect("a granted slot");
@@ -205,6 +206,19 @@ impl<K: Kept, P: Policy> Core<K, P> {
             }
         }
         grant
+    }
+
+    /// A slot is not being filled for its key any more.
+    pub(super) fn end_named(&mut self, named: Named) {
+        let Entry::Occupied(mut count) = self.filling.entry((named.pool, named.key)) else {
+            panic!("counted when it was granted")
+        };
+        *count.get_mut() -= 1;
+        if *count.get() == 0 {
+            count.remove();
+            self.woken.push((named.pool, named.key));
+        }
+        self.end_reserved(named.reservation);
     }
 
     /// Takes a free slot for a client; its state is kept before anyone hears of it.

@@ -6,7 +6,7 @@ use super::{Core, HELD, room::Patience};
 use crate::{
     copies::Step,
     face::{Caller, CommitItem, Parent, Put},
-    kept::{Kept, Place, SlotState, Tier},
+    kept::{Kept, Live, Place, SlotState, Tier},
     policy::{Policy, Request, Shelf, Stored, Use},
 };
 
@@ -52,7 +52,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     /// What the chain that begins with the first of some items is a part of.
-    fn storing(&self, pool: PoolId, items: &[CommitItem]) -> Request {
+    pub(super) fn storing(&self, pool: PoolId, items: &[CommitItem]) -> Request {
         let more = items[1..].iter().take_while(|item| item.parent == Parent::Previous).count();
         let above = match items[0].parent {
             Parent::Key(key) => self.kept.find(pool, &key),
@@ -100,7 +100,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     /// A block that lost its parent, or was found without it, has one again.
-    fn adopt_parent(&mut self, line: LineId, pool: PoolId, parent: Parent, before: Option<(LineId, u64)>) {
+    pub(super) fn adopt_parent(&mut self, line: LineId, pool: PoolId, parent: Parent, before: Option<(LineId, u64)>) {
         if self.kept.entry(line).parent != LineId::NONE.0 {
             return;
         }
@@ -141,19 +141,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         if u64::from(item.bytes) > room.min(u64::from(stride) * UNIT_BYTES) {
             return Err(Refusal::TooLarge);
         }
-        let parent = match item.parent {
-            Parent::None => None,
-            // A line of this batch may have made room for a later one.
-            Parent::Previous => {
-                let (line, generation) = previous.ok_or(Refusal::NoParent)?;
-                let live = self.kept.live(line).filter(|live| live.generation == generation);
-                Some((line, live.ok_or(Refusal::NoParent)?))
-            }
-            Parent::Key(key) => {
-                let line = self.kept.find(pool, &key).ok_or(Refusal::NoParent)?;
-                Some((line, self.kept.live(line).expect("found")))
-            }
-        };
+        let parent = self.parent_of(pool, item, previous)?;
         let place = Place { slot: item.slot, bytes: item.bytes, sum: item.sum, tier: Tier::Dram };
         let line = self.publish_line(pool, item, place, parent.map(|(line, _)| line))?;
         let (found, index) = self.memory.locate(item.slot).expect("a granted slot");
@@ -177,6 +165,28 @@ impl<K: Kept, P: Policy> Core<K, P> {
         Ok((line, self.kept.live(line).expect("just published").generation))
     }
 
+    /// The block above an item, if it has one.
+    pub(super) fn parent_of(
+        &self,
+        pool: PoolId,
+        item: &CommitItem,
+        previous: Option<(LineId, u64)>,
+    ) -> Result<Option<(LineId, Live)>, Refusal> {
+        Ok(match item.parent {
+            Parent::None => None,
+            // A line of this batch may have made room for a later one.
+            Parent::Previous => {
+                let (line, generation) = previous.ok_or(Refusal::NoParent)?;
+                let live = self.kept.live(line).filter(|live| live.generation == generation);
+                Some((line, live.ok_or(Refusal::NoParent)?))
+            }
+            Parent::Key(key) => {
+                let line = self.kept.find(pool, &key).ok_or(Refusal::NoParent)?;
+                Some((line, self.kept.live(line).expect("found")))
+            }
+        })
+    }
+
     pub(super) fn count_block(&mut self, pool: PoolId, stride: u32) {
         self.counts.blocks += 1;
         self.counts.slots_used += 1;
@@ -187,7 +197,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     /// Publishes; where both windows of the key are full, the coldest block in them makes room.
-    fn publish_line(
+    pub(super) fn publish_line(
         &mut self,
         pool: PoolId,
         item: &CommitItem,

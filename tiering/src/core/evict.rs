@@ -3,7 +3,7 @@
 
 use lapis_config::{LineId, PoolId, SlotId};
 
-use super::{Core, HELD, PINNED};
+use super::{Core, HELD, PINNED, fetch::Came};
 use crate::{
     copies::{Copy, Step, step_dram},
     kept::{Kept, Live, Place, SlotState, Tier},
@@ -142,9 +142,10 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
     }
 
-    /// A leaf of DRAM leaves it: a clean block stays on SSD, another is dropped, with what is below it on SSD.
+    /// A leaf of DRAM leaves it: a clean block stays on SSD, one with a copy on a GPU there; another is dropped, with what
+    /// is below it.
     pub(super) fn leave(&mut self, line: LineId) {
-        if Copy::of_dram(self.kept.entry(line)) == Copy::Clean {
+        if Copy::of_dram(self.kept.entry(line)) == Copy::Clean || self.is_on_gpu(line) {
             return self.demote(line);
         }
         let live = self.kept.live(line).expect("a live line leaves");
@@ -156,15 +157,19 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.drop_subtree(line);
     }
 
-    /// The block is on SSD alone from now on. Its slot is in limbo until `settle`.
+    /// The block is on SSD or a GPU alone from now on. Its slot is in limbo until `settle`.
     fn demote(&mut self, line: LineId) {
         assert!(self.tree.is_dram_leaf(&self.kept, line), "a parent stays in DRAM as long as its children");
         let live = self.kept.live(line).expect("a live line is demoted");
         self.leave_dram(line, &live);
-        self.kept.rebind(line, Place { slot: SlotId(0), tier: Tier::Elsewhere, ..live.place });
+        let tier = self.tier_outside_dram(line);
+        self.rebind(line, Place { slot: SlotId(0), tier, ..live.place });
         self.tree.moved(&mut self.kept, line);
         self.counts.evictions += 1;
-        self.counts.demotions += 1;
+        if self.kept.entry(line).ssd != 0 {
+            self.counts.demotions += 1;
+        }
+        self.counts.hbm_demotions += u64::from(tier == Tier::Hbm);
         self.cool_kin(live.pool, &live.key);
         let parent = LineId(self.kept.entry(line).parent);
         if parent.is_some() {
@@ -192,6 +197,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
         self.memory.count_used(slot, -1);
         self.end_write(line);
+        self.stray_fills(slot);
         if !self.is_kept_for_devices(slot) {
             self.limbo.push(slot);
         }
@@ -227,6 +233,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         if self.in_dram(line) {
             self.leave_dram(line, &live);
         }
+        self.drop_from_gpu(line);
         let mut entry = *self.kept.entry(line);
         self.leave_ssd(line, &live, &mut entry, true);
         if entry.flags & HELD != 0 {
@@ -240,7 +247,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.counts.lines_used -= 1;
         self.retired_line(line);
         if fetched {
-            self.fetch_ended(line, false);
+            self.fetch_ended(line, Came::Not);
         }
         if evicted {
             self.counts.evictions += 1;
@@ -281,7 +288,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     }
 
     /// Asks once for all slots in limbo, and for some that are aside, whether a reader names them: those are aside, the
-    /// others free.
+    /// others free. The same on GPUs.
     pub(super) fn settle(&mut self) {
         let fresh = self.limbo.len();
         let again = self.aside.len().min(ASIDE_PER_BATCH);
@@ -308,6 +315,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         (self.limbo, self.named) = (limbo, named);
         self.limbo.clear();
         self.look_aside_later();
+        self.settle_gpus();
     }
 
     fn set_aside(&mut self, slot: SlotId) {

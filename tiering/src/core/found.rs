@@ -93,10 +93,13 @@ impl<K: Kept, P: Policy> Core<K, P> {
     fn found_again(&mut self, line: LineId, found: &FoundRecord) {
         let live = self.kept.live(line).expect("found");
         let same = (live.place.sum, live.place.bytes) == (found.sum, found.bytes);
+        let only_on_gpu = self.is_only_on_gpu(line);
         let entry = self.kept.entry_mut(line);
-        if same && entry.ssd == 0 && Copy::of_dram(entry) == Copy::Dirty {
-            step_dram(entry, Step::Found);
-            self.policy.copied();
+        if same && entry.ssd == 0 && (Copy::of_dram(entry) == Copy::Dirty || only_on_gpu) {
+            if !only_on_gpu {
+                step_dram(entry, Step::Found);
+                self.policy.copied();
+            }
             self.found_at(line, found);
         } else if !same {
             // Of an older block under this key: it must not come back when the new one has gone.
@@ -209,12 +212,13 @@ impl<K: Kept, P: Policy> Core<K, P> {
             }
             match Copy::of_dram(self.kept.entry(line)) {
                 Copy::Clean => self.lost_on_ssd(line),
+                _ if self.is_on_gpu(line) => self.lost_on_ssd(line),
                 // Also what is being read: a device that is out may never answer.
                 _ => self.drop_lost(line),
             }
         }
         self.stray_device(device);
-        self.ssd.former.retain(|_, at| at.segment().device() != device);
+        self.ssd.forget_former(|at| at.segment().device() == device);
         self.settle();
         self.stirred = true;
     }

@@ -1,7 +1,7 @@
 //! What is there: hits over several pools at once, and gets that wait for blocks to come.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     ops::Range,
 };
 
@@ -39,10 +39,8 @@ struct GetWait {
     wanted: usize,
     /// The ask and the key's index that it waits on: what it needs beyond was there when it was passed.
     on: (usize, usize),
-    /// Blocks that are on their way from SSD for it.
+    /// Blocks that are on their way from SSD or a GPU for it; the last one counts until it is answered.
     fetching: u32,
-    /// Only what is in DRAM counts any more.
-    dram_only: bool,
     /// What it holds while it waits for blocks from SSD.
     held: Vec<Held>,
 }
@@ -67,8 +65,10 @@ pub(super) struct GetWaits {
     waiting: BTreeMap<u64, GetWait>,
     next: u64,
     by_key: Map<(PoolId, Key), Vec<u64>>,
-    /// Gets that wait for a block from SSD.
+    /// Gets that wait for a block from SSD or a GPU.
     by_line: Map<LineId, Vec<u64>>,
+    /// Gets that wait for no block any more, in order.
+    ready: VecDeque<u64>,
     deadlines: BTreeSet<(Time, u64)>,
     /// Of each client that has some.
     by_client: BTreeMap<ClientId, usize>,
@@ -96,9 +96,14 @@ impl GetWaits {
         !self.by_key.is_empty()
     }
 
-    /// Whether anybody waits for a block from SSD.
+    /// Whether anybody waits for a block from SSD or a GPU.
     pub fn waits_for(&self, line: LineId) -> bool {
         self.by_line.contains_key(&line)
+    }
+
+    /// Whether a get is to be answered that waited for blocks.
+    pub fn any_ready(&self) -> bool {
+        !self.ready.is_empty()
     }
 
     /// The gets that waited for the block, which came or will not.
@@ -175,7 +180,6 @@ impl<K: Kept, P: Policy> Core<K, P> {
             wanted: 0,
             on: (0, 0),
             fetching: 0,
-            dram_only: false,
             held: Vec::new(),
         });
         self.run();
@@ -201,15 +205,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     /// Answers with `hit`, when all that this stands for is in DRAM. What a device does not bring before the deadline, or
     /// does not fit, is no hit.
-    fn fetch_or_answer(&mut self, mut get: GetWait, hit: usize, may_wait: bool) {
-        if get.dram_only {
-            return self.answer(get, hit);
-        }
+    fn fetch_or_answer(&mut self, get: GetWait, hit: usize, may_wait: bool) {
         let lines = self.lines_needed(&get, hit);
         if lines.iter().all(|&line| self.in_dram(line)) {
             return self.answer(get, hit);
         }
-        get.dram_only = true;
         if may_wait && self.may_fetch(get.deadline) {
             return self.fetch_all(get, lines);
         }
@@ -282,13 +282,21 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// One of the blocks that a get waits for came, or will not.
     pub(super) fn get_fetched(&mut self, number: u64) {
         let Some(get) = self.gets.waiting.get_mut(&number) else { return };
-        get.fetching -= 1;
-        if get.fetching == 0 {
-            // Counted as it waited for blocks: not by a key.
-            get.fetching = 1;
-            let mut get = self.gets.remove(number).expect("looked up above");
-            get.fetching = 0;
-            self.answer_from_dram(get);
+        if get.fetching > 1 {
+            get.fetching -= 1;
+        } else {
+            self.gets.ready.push_back(number);
+        }
+    }
+
+    /// Answers gets that wait for no block any more. Not at once when the last one came or went: what ended the wait may
+    /// be a removal, and what it takes along next would be a hit that is none.
+    pub(super) fn answer_ready(&mut self) {
+        while let Some(number) = self.gets.ready.pop_front() {
+            // Its deadline or its client's end may have been first.
+            if let Some(get) = self.gets.remove(number) {
+                self.answer_from_dram(get);
+            }
         }
     }
 
@@ -314,9 +322,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
             if at > self.now {
                 return;
             }
-            let mut get = self.gets.remove(number).expect("a deadline has its get");
+            let get = self.gets.remove(number).expect("a deadline has its get");
             if get.fetching > 0 {
-                get.fetching = 0;
                 // What it waited for and nobody else does makes way in the queue.
                 self.stirred = true;
                 self.answer_from_dram(get);

@@ -150,7 +150,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         self.touch(line, &live, there as u32, Use::Asked(request));
         for key in &keys[..there] {
             let Some(line) = self.kept.find(pool, key) else { continue };
-            if !self.in_dram(line) && !self.fetch_unasked(line) {
+            if !self.in_dram(line) && !self.is_on_gpu(line) && !self.fetch_unasked(line) {
                 break;
             }
         }
@@ -192,6 +192,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let slabs = self.memory.slabs().filter(|found| found.slab.pool == pool);
         let mut lines: Vec<LineId> = slabs.flat_map(|found| self.lines_of(found)).collect();
         lines.extend(self.lines_on_ssd(None));
+        lines.extend(self.lines_on_gpus());
         let mut removed = 0;
         self.purging(pool, true);
         for line in lines {

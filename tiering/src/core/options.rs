@@ -17,6 +17,12 @@ pub struct PoolDef {
 }
 
 impl PoolDef {
+    /// Bytes that a block of so many payload bytes takes of its slot: what lies behind the payload is among them.
+    pub fn stored_bytes(&self, bytes: u32) -> u32 {
+        let slot_bytes = u64::from(self.slot_units) * UNIT_BYTES;
+        sizes::slot_bytes_of(self.kind, self.pieces, u64::from(bytes)).min(slot_bytes) as u32
+    }
+
     /// 4 KiB units of the slot of a block of so many payload bytes.
     pub fn units_of(&self, bytes: u32) -> u32 {
         match self.kind {
@@ -48,6 +54,8 @@ pub struct CoreOptions {
     pub write_back_ahead_bytes: u64,
     /// Bytes of blocks that may be written to SSD in a day; `None`: as many as there are.
     pub ssd_write_bytes_a_day: Option<u64>,
+    /// Bytes being copied to GPUs at once, at most; one block in any case.
+    pub hbm_promote_bytes_max: u64,
 }
 
 impl Default for CoreOptions {
@@ -61,6 +69,7 @@ impl Default for CoreOptions {
             verifies_max: 16,
             write_back_ahead_bytes: 0,
             ssd_write_bytes_a_day: None,
+            hbm_promote_bytes_max: 64 << 20,
         }
     }
 }

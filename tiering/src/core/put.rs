@@ -308,14 +308,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 let mut short = need - slots.len() as u32;
                 self.unreserve(to.client, shelf, short);
                 let mut above = parent.and_then(|held| self.kept.live(held.line)).map(|live| live.key);
-                let reservation = self.reservation_next;
-                self.reservation_next += 1;
-                if slots.is_empty() {
-                    parent.into_iter().for_each(|held| self.unhold(held));
-                } else {
-                    let kept = Reservation { parent, slots_left: slots.len() as u32 };
-                    self.reservations.insert(reservation, kept);
-                }
+                let reservation = self.next_reservation();
+                self.reserved(reservation, parent, slots.len() as u32);
                 let (mut slots, mut results) = (slots.into_iter(), Vec::with_capacity(keys.len()));
                 for (&key, there) in keys.iter().zip(there) {
                     results.push(if there {
@@ -336,6 +330,20 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 }
                 self.reply(to, Reply::Reserved { results });
             }
+        }
+    }
+
+    pub(super) fn next_reservation(&mut self) -> u64 {
+        self.reservation_next += 1;
+        self.reservation_next - 1
+    }
+
+    /// So many slots are being filled below a block, which stays as long.
+    pub(super) fn reserved(&mut self, reservation: u64, parent: Option<Held>, slots: u32) {
+        if slots == 0 {
+            parent.into_iter().for_each(|held| self.unhold(held));
+        } else {
+            self.reservations.insert(reservation, Reservation { parent, slots_left: slots });
         }
     }
 

@@ -145,9 +145,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
                     // What is being read stays, in DRAM alone.
                     self.kept.entry_mut(line).ssd = 0;
                     self.kept.entry_mut(line).flags |= AGAIN;
-                    self.ssd.former.insert(line, SsdPlace(entry.ssd));
+                    self.ssd.former.entry(line).or_default().push(SsdPlace(entry.ssd));
                     self.went_from_ssd(line);
                 }
+                // It stays, on a GPU alone.
+                Copy::Absent if self.is_on_gpu(line) => self.lost_on_ssd(line),
                 _ if chosen.contains(&line) => {}
                 _ if self.is_worth_writing(line, segment, &chosen, &needed) => {
                     chosen.insert(line);
@@ -224,14 +226,16 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
     }
 
-    /// The block is in DRAM alone from now on.
+    /// The block is in memory alone from now on.
     pub(super) fn lost_on_ssd(&mut self, line: LineId) {
         let entry = self.kept.entry_mut(line);
-        step_dram(entry, Step::Lost);
+        if Copy::of_dram(entry) == Copy::Clean {
+            step_dram(entry, Step::Lost);
+        }
         let at = SsdPlace(std::mem::take(&mut entry.ssd));
         entry.flags |= AGAIN;
         self.policy.copied();
-        self.ssd.former.insert(line, at);
+        self.ssd.former.entry(line).or_default().push(at);
         self.went_from_ssd(line);
     }
 
@@ -308,6 +312,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
             // It could not be read, or there was no room to.
             match Copy::of_dram(self.kept.entry(line)) {
                 Copy::Clean => self.lost_on_ssd(line),
+                Copy::Absent if self.is_on_gpu(line) => self.lost_on_ssd(line),
                 Copy::Absent => {
                     // Also what somebody holds below it, as after any read that failed.
                     self.drop_from_ssd(line);

@@ -6,7 +6,7 @@ use lapis_config::{BATCH_KEYS_MAX, ClientId, SlotId, Time, UNIT_BYTES};
 use super::{Core, DENIED, Growth, slabs::Handed};
 use crate::{
     face::Action,
-    kept::Kept,
+    kept::{Kept, Slab},
     policy::{Policy, Request, Shelf},
 };
 
@@ -138,6 +138,17 @@ impl<K: Kept, P: Policy> Core<K, P> {
             let Some(slab) = self.memory.empty_slab(shelf) else { return false };
             self.release_slab(slab.base.0);
         }
+    }
+
+    /// A free slot in memory of a node, or of a new slab there, if there is either.
+    pub(super) fn take_near(&mut self, shelf: Shelf, node: u32) -> Option<(Slab, u32)> {
+        if let Some(taken) = self.memory.take_in(shelf, self.ssd.near.of_node(node)) {
+            return Some(taken);
+        }
+        let slab = self.memory.grow_in(shelf, self.options.slab_units_min, self.ssd.near.of_node(node))?;
+        self.kept.set_slab(&slab);
+        self.counts.slots_free += u64::from(slab.slots());
+        self.memory.take_in(shelf, std::iter::once(slab.base.0..slab.base.0 + 1))
     }
 
     /// Gives the memory of an empty slab back.

@@ -172,7 +172,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
             self.kept.named(&slots, &mut named);
             let is_written = |line: LineId| self.ssd.moving.get(&line).is_some_and(|moving| moving.op.is_some());
             let is_read = |slot: &SlotId| self.ssd.strays.contains_key(slot);
-            let at_device = || slots.iter().any(is_read) || self.lines_in(range).into_iter().any(is_written);
+            let is_copied = |slot: &SlotId| self.hbm.is_source(*slot);
+            let at_device = || {
+                let slots = || slots.iter();
+                slots().any(is_read) || slots().any(is_copied) || self.lines_in(range).into_iter().any(is_written)
+            };
             let any = named.contains(&true) || at_once && at_device();
             self.named = named;
             if !any {

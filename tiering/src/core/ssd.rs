@@ -3,20 +3,23 @@
 //! Invariant: a line is in `moving` while its copy is `Moving`, and in `fetching` while it is `Filling` from SSD.
 //! Invariant: a slot that a device reads or writes is free again only after the operation has ended.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use lapis_config::{
     Entry, Key, LineId, OpId, PageIndex, PoolId, PoolKind, SegmentId, SsdPlace, Time, UNIT_BYTES,
     planted::{self, Bug},
 };
 
-use super::{AGAIN, Core, HELD, HIT, Op, PINNED, budget::Budget, removals::Removals, retire::Retiring, strays::Strays};
+use super::{
+    AGAIN, Core, HELD, HIT, Op, PINNED, budget::Budget, coming::Coming, removals::Removals, retire::Retiring,
+    strays::Strays,
+};
 use crate::{
     copies::{Step, step_dram},
     face::{Action, Outcome, Record},
     hash::Map,
     kept::{Kept, Live},
-    log::{Ended, Log, LogOptions, Pending, Todo},
+    log::{Ended, Log, LogOptions, Near, Pending, Todo},
     policy::{Policy, Shelf},
 };
 
@@ -64,6 +67,7 @@ pub(super) struct Ssd {
     /// There is to be a tier, also while it is not there.
     pub configured: bool,
     pub log: Option<Log>,
+    pub near: Near,
     pub moving: Map<LineId, Moving>,
     pub fetching: Map<LineId, OpId>,
     pub strays: Strays,
@@ -71,15 +75,15 @@ pub(super) struct Ssd {
     pub read_pages: u64,
     /// Reads of blocks under way, by segment.
     pub reads: BTreeMap<SegmentId, u32>,
-    /// Blocks that are to be read as soon as there is a slot.
-    pub queue: VecDeque<(LineId, u64)>,
-    pub queued: Map<LineId, u64>,
+    /// Blocks that are to be read, from GPUs too, as soon as there is a slot.
+    pub queue: Coming,
     pub retiring: BTreeMap<SegmentId, Retiring>,
     /// Devices that were asked a segment for.
     pub asked: BTreeMap<u8, Asked>,
-    /// Blocks whose records lie in segments that were given up, and may not be wiped yet: a kill brings them back unless a
-    /// removal says otherwise.
-    pub former: BTreeMap<LineId, SsdPlace>,
+    /// Blocks of which records may be found that do not count: in segments that were given up and may not be wiped yet, and on
+    /// pages of contents that failed, or were under way when another page of their segment did. A kill brings them back unless
+    /// a removal says otherwise.
+    pub former: BTreeMap<LineId, Vec<SsdPlace>>,
     /// Segments that others are to have, by device.
     pub owed: BTreeMap<u8, u32>,
     /// Blocks found on SSD whose parents have not been found yet.
@@ -96,6 +100,14 @@ pub(super) struct Ssd {
 impl Ssd {
     pub fn table_bytes(&self) -> u64 {
         self.log.as_ref().map_or(0, Log::overhead_bytes)
+    }
+
+    /// Records there are found by nobody any more.
+    pub fn forget_former(&mut self, there: impl Fn(SsdPlace) -> bool) {
+        self.former.retain(|_, places| {
+            places.retain(|at| !there(*at));
+            !places.is_empty()
+        });
     }
 }
 
@@ -129,6 +141,11 @@ impl<K: Kept, P: Policy> Core<K, P> {
         if let Some(log) = &mut self.ssd.log {
             log.add_device(device);
         }
+    }
+
+    /// The NUMA node of a device, if it is known.
+    pub fn device_at(&mut self, device: u8, node: Option<u32>) {
+        self.ssd.near.device(device, node);
     }
 
     fn has_device(&self, device: u8) -> bool {
@@ -234,7 +251,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
             return false;
         }
         let log = self.ssd.log.as_mut().expect("it can be written");
-        let Some(at) = log.place(live.pool, line, pages) else { return false };
+        let (near, node) = (&self.ssd.near, self.ssd.near.node_of(live.place.slot.0));
+        let Some(at) = log.place(live.pool, line, pages, |device| near.is_far(device, node)) else { return false };
         step_dram(self.kept.entry_mut(line), Step::Write);
         let slot = live.place.slot;
         let op = self.begin(Op::Write { line: Some(line), at, pages, slot });
@@ -316,7 +334,7 @@ impl<K: Kept, P: Policy> Core<K, P> {
     pub(super) fn opened(&mut self, segment: SegmentId, outcome: Outcome) {
         // A new use begins when the former one was wiped.
         if outcome == Outcome::Ok {
-            self.ssd.former.retain(|_, at| at.segment() != segment);
+            self.ssd.forget_former(|at| at.segment() == segment);
         }
         if let Some(log) = &mut self.ssd.log {
             log.opened(segment, outcome == Outcome::Ok);
@@ -359,7 +377,12 @@ impl<K: Kept, P: Policy> Core<K, P> {
                 Pending::Record { line, record } => {
                     let own = self.ssd.moving.get(&line);
                     if own.is_some_and(|moving| moving.op.is_none() && moving.at.page() == record.start) {
+                        let at = own.expect("looked at").at;
                         self.write_failed(line);
+                        // The page may be on the device all the same, or get there.
+                        if self.has_device(at.segment().device()) {
+                            self.ssd.former.entry(line).or_default().push(at);
+                        }
                     }
                 }
                 // Whatever was on a device that is lost is not served any more.
@@ -407,7 +430,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
 
     /// The copy on SSD is not the block's any more. With `durably`, nobody finds it again, after a restart either.
     pub(super) fn leave_ssd(&mut self, line: LineId, live: &Live, entry: &mut Entry, durably: bool) {
-        let (at, former) = (SsdPlace(std::mem::take(&mut entry.ssd)), self.ssd.former.remove(&line));
+        let at = SsdPlace(std::mem::take(&mut entry.ssd));
+        let former = self.ssd.former.remove(&line).and_then(|former| former.last().copied());
         if at.is_some() {
             self.counts.ssd_blocks -= 1;
             self.counts.ssd_bytes -= u64::from(self.pages_of(live)) * UNIT_BYTES;

@@ -12,7 +12,7 @@ use lapis_config::{
     planted::{self, Bug},
 };
 
-use super::{Core, Op};
+use super::{Core, Op, fetch::Came};
 use crate::{
     kept::{Kept, SlotState},
     policy::Policy,
@@ -93,8 +93,14 @@ impl<K: Kept, P: Policy> Core<K, P> {
         }
         for (op, line) in reading {
             if self.ssd.fetching.get(&line) == Some(&op) {
-                // Its segment was given up under the read: it is nowhere any more.
-                self.drop_subtree(line);
+                if self.is_on_gpu(line) {
+                    self.orphan_fetch(line);
+                    self.save_ended(line, false);
+                    self.fetch_ended(line, Came::Not);
+                } else {
+                    // Its segment was given up under the read: it is nowhere any more.
+                    self.drop_subtree(line);
+                }
             }
         }
     }

@@ -21,10 +21,15 @@ impl<K: Kept, P: Policy> Core<K, P> {
             return;
         }
         let Some(live) = self.kept.live(line) else { return };
-        if bind_low >> 4 == live.generation as u32 & (u32::MAX >> 4) {
+        if fits(bind_low, &live) {
             let request = self.policy.asked(&self.kept, line, self.now);
             self.touch(line, &live, hit, Use::Asked(request));
         }
+    }
+
+    /// Whether the line is the one that a client hit.
+    pub(super) fn is_still(&self, line: LineId, bind_low: u32) -> bool {
+        line.0 < self.kept.lines() && self.kept.live(line).is_some_and(|live| fits(bind_low, &live))
     }
 
     /// Takes note that the block and up to `most - 1` above it were used; deepest first, so that the root is the most
@@ -66,4 +71,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
         let live = self.kept.live(line).expect("a live line");
         self.memory.slab_around(live.place.slot.0).expect("a published slot lies in a slab").shelf
     }
+}
+
+fn fits(bind_low: u32, live: &Live) -> bool {
+    bind_low >> 4 == live.generation as u32 & (u32::MAX >> 4)
 }

@@ -38,7 +38,8 @@ impl<K: Kept, P: Policy> Core<K, P> {
     /// wake the engine for each. While devices read there are pauses: whoever asked for a block checks it himself, and
     /// most of what is read in a stream has gone again before anybody asks for it twice.
     pub(super) fn verify_more(&mut self) {
-        let paused = self.ssd.read_pages > 0 && self.now < self.verify_from;
+        let reads = self.ssd.read_pages > 0 || self.hbm.gpus.values().any(|own| own.in_pages > 0);
+        let paused = reads && self.now < self.verify_from;
         if self.verifying > 0 || self.unverified.is_empty() || paused {
             return;
         }

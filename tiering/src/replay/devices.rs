@@ -101,7 +101,8 @@ impl Devices {
                     | Action::ListSsd { op, .. }
                     | Action::FlushSsd { op, .. }
                     | Action::Verify { op, .. } => self.done.push(op),
-                    Action::Recall { .. } | Action::Expel { .. } | Action::Copy { .. } | Action::NeedMemory => {}
+                    Action::Recall { .. } | Action::Expel { .. } | Action::NeedMemory => {}
+                    Action::Copy { .. } | Action::Sum { .. } => unreachable!("a replay has no GPU"),
                 }
             }
             if self.done.is_empty() {

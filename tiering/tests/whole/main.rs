@@ -3,6 +3,7 @@
 mod calls;
 mod chains;
 mod devices;
+mod gpus;
 mod hints;
 mod learned;
 mod limits;

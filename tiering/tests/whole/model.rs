@@ -24,6 +24,62 @@ fn step() -> impl Strategy<Value = Step> {
     )
 }
 
+/// What GPUs add.
+fn apply_to_gpus(world: &mut World, step: Step) {
+    let Step { what, who, pool, chain, depth, count, .. } = step;
+    let ids: Vec<ClientId> = world.clients.keys().copied().collect();
+    let Some(&id) = ids.get(usize::from(who) % ids.len().max(1)) else { return world.connect() };
+    let (gpu, chains) = (who / 7 % 2, pool % 3);
+    match what {
+        0..3 => {
+            world.reserve_on_gpu(id, gpu, chains, (0..count).map(|d| key(chain, d)).collect(), Parent::None);
+            world.commit_on_gpu(id, gpu, chains, 64);
+        }
+        3 => {
+            let parent = depth.checked_sub(1).map_or(Parent::None, |above| Parent::Key(key(chain, above)));
+            let keys = (depth..depth + count).map(|d| key(chain, d)).collect();
+            world.reserve_on_gpu(id, gpu, chains, keys, parent);
+        }
+        4 => world.commit_on_gpu(id, gpu, chains, count as usize),
+        5 => world.abort_on_gpu(id, gpu, count as usize),
+        6..12 => {
+            // Twice, and later: then it is wanted there.
+            for _ in 0..2 {
+                world.tick(150_000);
+                world.read_into(gpu, chains, chain, depth);
+            }
+        }
+        12 => world.want_on_gpu(gpu, chains, chain, depth),
+        13..15 => world.name_on_gpu(chains, chain, depth),
+        15 | 16 => world.unname_on_gpu(count as usize),
+        17 if count % 4 == 0 => world.lose_gpu(gpu),
+        18 => (0..2).for_each(|id| {
+            if !world.has_gpu(id) {
+                world.add_gpu(id)
+            }
+        }),
+        19 if who % 4 == 0 => world.restart(),
+        _ => (0..1 + depth)
+            .for_each(|_| world.complete(who.into(), if count == 2 { Outcome::Failed } else { Outcome::Ok })),
+    }
+}
+
+fn with_gpus(mut world: World, steps: Vec<(bool, Step)>) {
+    world.populate(0, 512);
+    world.add_gpu(0);
+    world.add_gpu(1);
+    world.check();
+    for (on_gpu, step) in steps {
+        if on_gpu {
+            apply_to_gpus(&mut world, Step { what: step.what / 2, ..step });
+        } else {
+            apply(&mut world, step);
+        }
+        world.check();
+    }
+    world.end();
+}
+
 fn policy() -> impl Strategy<Value = PolicyName> {
     prop_oneof![Just(PolicyName::Hazq), Just(PolicyName::Lru)]
 }
@@ -111,6 +167,27 @@ proptest! {
             world.check();
         }
         world.end();
+    }
+
+    #[test]
+    fn no_block_on_a_gpu_is_another_and_none_is_lost_that_was_elsewhere_too(
+        policy in policy(),
+        lines in prop_oneof![1 => Just(64u32), 3 => Just(512)],
+        steps in prop::collection::vec((any::<bool>(), step()), 1..400),
+    ) {
+        with_gpus(World::new(policy, lines), steps);
+    }
+
+    #[test]
+    fn the_same_with_a_tier_below(
+        policy in policy(),
+        lines in prop_oneof![1 => Just(64u32), 3 => Just(768)],
+        devices in 1u8..3,
+        steps in prop::collection::vec((any::<bool>(), step()), 1..500),
+    ) {
+        let mut world = World::with_ssd(policy, lines, devices);
+        world.recover();
+        with_gpus(world, steps);
     }
 
     #[test]

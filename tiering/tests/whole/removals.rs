@@ -126,3 +126,40 @@ fn a_removal_of_what_a_purge_took_is_not_over_before_the_purge_is() {
         world.end();
     }
 }
+
+/// A device that says that a page failed may have it all the same, and one that was under way beside it gets there.
+#[test]
+fn a_removed_block_does_not_come_back_from_a_page_that_counts_as_failed() {
+    let mut world = World::with_ssd(PolicyName::Lru, 768, 1);
+    world.populate(0, 512);
+    world.recover();
+    world.check();
+    let mut failed = 0;
+    for chain in 0..400 {
+        put_chain(&mut world, chain);
+        world.wait(50_000);
+        world.perform();
+        for _ in 0..2 {
+            world.complete_all_but_pages();
+            world.wait(30_000);
+            world.perform();
+        }
+        if !world.fail_second_page() {
+            continue;
+        }
+        failed += 1;
+        world.check();
+        for chain in 0..=chain {
+            world.remove(CLIENT, POOL, chain, 0);
+        }
+        all_done(&mut world);
+        world.restart();
+        world.recover();
+        world.check();
+        if failed == 3 {
+            break;
+        }
+    }
+    assert_eq!(failed, 3);
+    world.end();
+}

@@ -6,7 +6,7 @@ use lapis_arena::{Hazards, MappedWords, Mapping, Words};
 
 use super::{
     ASKED_AT, BYTES, CLIENT_SLEEPS_AT, COMPLETIONS, ControlError, Counters, HAZARDS_OFFSET, HIT_AT, HIT_BYTES_AT,
-    MAGIC, MAGIC_AT, REQUESTS, TOUCHES_AT, Touch, Touches, VERSION, VERSION_AT, WARNING_AT, WORD, Warning,
+    HIT_HBM_AT, MAGIC, MAGIC_AT, REQUESTS, TOUCHES_AT, Touch, Touches, VERSION, VERSION_AT, WARNING_AT, WORD, Warning,
     falls_asleep, must_wake, words,
 };
 use crate::{
@@ -72,6 +72,9 @@ impl ControlClient {
     pub fn count(&self, more: Counters) {
         for (at, more) in [(ASKED_AT, more.asked), (HIT_AT, more.hit), (HIT_BYTES_AT, more.bytes)] {
             self.mapping.fetch_add64(at * WORD, more, Relaxed);
+        }
+        if more.hit_hbm > 0 {
+            self.mapping.fetch_add64(HIT_HBM_AT * WORD, more.hit_hbm, Relaxed);
         }
     }
 

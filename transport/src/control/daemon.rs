@@ -6,8 +6,8 @@ use lapis_arena::{Hazards, MappedWords, Mapping, Words};
 
 use super::{
     ASKED_AT, BYTES, BYTES_AT, CLIENT_SLEEPS_AT, COMPLETIONS, COMPLETIONS_HEAD_AT, COMPLETIONS_TAIL_AT, Counters,
-    HAZARDS_OFFSET, HIT_AT, HIT_BYTES_AT, MAGIC, MAGIC_AT, REQUESTS, REQUESTS_HEAD_AT, REQUESTS_TAIL_AT, Touch,
-    VERSION, VERSION_AT, WARNING_AT, Warning, must_wake, touch::TouchDrain, words,
+    HAZARDS_OFFSET, HIT_AT, HIT_BYTES_AT, HIT_HBM_AT, MAGIC, MAGIC_AT, REQUESTS, REQUESTS_HEAD_AT, REQUESTS_TAIL_AT,
+    Touch, VERSION, VERSION_AT, WARNING_AT, Warning, must_wake, touch::TouchDrain, words,
 };
 use crate::{
     code::CodeError,
@@ -129,8 +129,9 @@ impl ControlDaemon {
 
     /// As the client reports them.
     pub fn counters(&self) -> Counters {
-        let [asked, hit, bytes] = [ASKED_AT, HIT_AT, HIT_BYTES_AT].map(|at| self.words.load(at, Relaxed));
-        Counters { asked, hit, bytes }
+        let places = [ASKED_AT, HIT_AT, HIT_BYTES_AT, HIT_HBM_AT];
+        let [asked, hit, bytes, hit_hbm] = places.map(|at| self.words.load(at, Relaxed));
+        Counters { asked, hit, bytes, hit_hbm }
     }
 
     /// The page on which the client names the slots that it reads in place.

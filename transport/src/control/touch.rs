@@ -1,22 +1,31 @@
 //! The touch ring: what the policy should hear of hits that the daemon had no part in. One entry a call, lossy.
 //!
-//! An entry is two words: line and low half of its bind; hit, asked and the low half of its position + 1. Line and bind
-//! share a word, so that a torn entry still names one bond of key and slot.
+//! An entry is two words: line and low half of its bind; hit, asked, the low 24 bits of its position + 1, and a GPU + 1 or 0.
+//! Line and bind share a word, so that a torn entry still names one bond of key and slot.
 //! Invariant: any word here may be a lie; what is wrong costs the liar's own group a little order.
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::{TOUCHES, TOUCHES_AT, TOUCHES_OFFSET, WORD};
 use lapis_arena::{MappedWords, Mapping, Words};
+use lapis_config::GpuId;
 
 /// One call's hits as its client tells them, unchecked: the number of the deepest line hit, the low half of that line's
-/// bind, how many keys were hit and how many asked (at most 65535 each).
+/// bind, how many keys were hit and how many asked (at most 65535 each), and the GPU whose memory the bytes went into.
+/// Clients of minor versions below 2 name none; what is found in its place of theirs is to be passed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Touch {
     pub line: u32,
     pub bind_low: u32,
     pub hit: u32,
     pub asked: u32,
+    pub gpu: Option<GpuId>,
+}
+
+const SEQUENCE_BITS: u32 = 24;
+
+fn sequence(position: u64) -> u64 {
+    position.wrapping_add(1) & ((1 << SEQUENCE_BITS) - 1)
 }
 
 /// The client's end; any thread may use it.
@@ -35,10 +44,10 @@ impl Touches {
     pub fn touch(&self, touch: Touch) {
         let position = self.mapping.fetch_add64(TOUCHES_AT * WORD, 1, Relaxed);
         let at = entry(position);
-        let sequence = position.wrapping_add(1) as u32;
         self.entries.store(at, u64::from(touch.line) | u64::from(touch.bind_low) << 32, Relaxed);
         let [hit, asked] = [touch.hit, touch.asked].map(|count| u64::from(count.min(u16::MAX.into())));
-        let rest = hit | asked << 16 | u64::from(sequence) << 32;
+        let gpu = touch.gpu.and_then(|gpu| gpu.0.checked_add(1)).unwrap_or(0);
+        let rest = hit | asked << 16 | sequence(position) << 32 | u64::from(gpu) << (32 + SEQUENCE_BITS);
         self.entries.store(at + 1, rest, Release);
     }
 }
@@ -84,8 +93,9 @@ impl TouchDrain {
             bind_low: (first >> 32) as u32,
             hit: u32::from(rest as u16),
             asked: u32::from((rest >> 16) as u16),
+            gpu: ((rest >> (32 + SEQUENCE_BITS)) as u8).checked_sub(1).map(GpuId),
         };
-        ((rest >> 32) as u32 == position.wrapping_add(1) as u32).then_some(touch)
+        (rest >> 32 & ((1 << SEQUENCE_BITS) - 1) == sequence(position)).then_some(touch)
     }
 }
 

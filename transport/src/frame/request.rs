@@ -19,6 +19,9 @@ const REMOVE: u32 = 9;
 const PURGE: u32 = 10;
 const GET_FROM: u32 = 11;
 const OFFER: u32 = 12;
+const RESERVE_ON_GPU: u32 = 13;
+const COMMIT_ON_GPU: u32 = 14;
+const ABORT_ON_GPU: u32 = 15;
 
 impl Request {
     /// Replaces `out` by the payload and returns the frame's kind.
@@ -30,15 +33,8 @@ impl Request {
         let mut w = Writer(out);
         match self {
             Self::Commit { token, pool, items } => {
-                assert!(
-                    items.first().is_none_or(|item| item.parent != ParentRef::Previous),
-                    "the first item of a commit has none before it"
-                );
                 w.u64(*token);
-                w.pool(*pool);
-                w.u16(0);
-                w.count(items.len(), COMMIT_ITEMS_MAX);
-                items.iter().for_each(|item| w.record(&Item::from(item)));
+                put_items(&mut w, *pool, items);
                 COMMIT
             }
             Self::Refill { token, pool, slot_bytes, count, deadline_us } => {
@@ -117,6 +113,27 @@ impl Request {
                 w.u32(0);
                 PURGE
             }
+            Self::ReserveOnGpu { token, gpu, pool, parent, keys } => {
+                w.u64(*token);
+                w.u32(gpu.0.into());
+                w.u32(0);
+                w.record(&Parent::from(parent));
+                put_pool_keys(&mut w, *pool, keys);
+                RESERVE_ON_GPU
+            }
+            Self::CommitOnGpu { token, gpu, pool, items } => {
+                w.u64(*token);
+                w.u32(gpu.0.into());
+                w.u32(0);
+                put_items(&mut w, *pool, items);
+                COMMIT_ON_GPU
+            }
+            Self::AbortOnGpu { gpu, slots } => {
+                w.u32(gpu.0.into());
+                w.count(slots.len(), BATCH_KEYS_MAX);
+                w.slots(slots);
+                ABORT_ON_GPU
+            }
         }
     }
 
@@ -125,14 +142,8 @@ impl Request {
         let mut r = Reader::new(payload);
         let request = match kind {
             COMMIT => {
-                let (token, pool) = (r.u64("token")?, r.pool()?);
-                r.spare(2)?;
-                let count = r.count("items", COMMIT_ITEMS_MAX)?;
-                let items: Vec<_> =
-                    (0..count).map(|_| r.record::<Item>("items")?.try_into()).collect::<Result<_, _>>()?;
-                if items.first().is_some_and(|item: &CommitItem| item.parent == ParentRef::Previous) {
-                    return Err(CodeError::Value { field: "parent of the first item", value: PARENT_PREVIOUS.into() });
-                }
+                let token = r.u64("token")?;
+                let (pool, items) = items(&mut r)?;
                 Self::Commit { token, pool, items }
             }
             REFILL => {
@@ -189,11 +200,52 @@ impl Request {
                 r.spare(6)?;
                 Self::Purge { token, pool }
             }
+            RESERVE_ON_GPU => {
+                let (token, gpu) = (r.u64("token")?, r.gpu()?);
+                r.spare(4)?;
+                let parent = r.record::<Parent>("parent")?.try_into()?;
+                let (pool, keys) = pool_keys(&mut r)?;
+                Self::ReserveOnGpu { token, gpu, pool, parent, keys }
+            }
+            COMMIT_ON_GPU => {
+                let (token, gpu) = (r.u64("token")?, r.gpu()?);
+                r.spare(4)?;
+                let (pool, items) = items(&mut r)?;
+                Self::CommitOnGpu { token, gpu, pool, items }
+            }
+            ABORT_ON_GPU => {
+                let gpu = r.gpu()?;
+                let count = r.count("slots", BATCH_KEYS_MAX)?;
+                Self::AbortOnGpu { gpu, slots: r.slots(count)? }
+            }
             kind => return Err(CodeError::UnknownKind { kind }),
         };
         r.end()?;
         Ok(request)
     }
+}
+
+/// The pool and the items of a commit.
+fn put_items(w: &mut Writer<'_>, pool: PoolId, items: &[CommitItem]) {
+    assert!(
+        items.first().is_none_or(|item| item.parent != ParentRef::Previous),
+        "the first item of a commit has none before it"
+    );
+    w.pool(pool);
+    w.u16(0);
+    w.count(items.len(), COMMIT_ITEMS_MAX);
+    items.iter().for_each(|item| w.record(&Item::from(item)));
+}
+
+fn items(r: &mut Reader<'_>) -> Result<(PoolId, Vec<CommitItem>), CodeError> {
+    let pool = r.pool()?;
+    r.spare(2)?;
+    let count = r.count("items", COMMIT_ITEMS_MAX)?;
+    let items: Vec<CommitItem> = (0..count).map(|_| r.record::<Item>("items")?.try_into()).collect::<Result<_, _>>()?;
+    if items.first().is_some_and(|item| item.parent == ParentRef::Previous) {
+        return Err(CodeError::Value { field: "parent of the first item", value: PARENT_PREVIOUS.into() });
+    }
+    Ok((pool, items))
 }
 
 fn put_get(w: &mut Writer<'_>, token: u64, asks: &[(PoolId, HitPolicy)], wait: Wait, deadline_us: u64, keys: &[Key]) {

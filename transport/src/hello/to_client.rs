@@ -3,8 +3,8 @@
 use lapis_config::{ClientId, EXTENTS_MAX, PoolId};
 
 use super::{
-    CallDefaults, Geometry, HelloError, LAYOUT_MAJOR, MESSAGE_FDS_MAX, REASON_BYTES_MAX, STATUS_BYTES_MAX, ToClient,
-    finish, head, start,
+    CallDefaults, GPUS_MAX, Geometry, GpuExtents, HelloError, LAYOUT_MAJOR, MESSAGE_FDS_MAX, REASON_BYTES_MAX,
+    STATUS_BYTES_MAX, ToClient, finish, head, start,
 };
 use crate::code::{CodeError, Reader, Writer};
 
@@ -14,12 +14,14 @@ const POOL: u32 = 67;
 const REFUSED: u32 = 68;
 const STATUS: u32 = 69;
 const RECALL: u32 = 70;
+const DEVICES: u32 = 71;
+const GPU: u32 = 72;
 
 impl ToClient {
     /// Replaces `out` by the message.
     ///
     /// # Panics
-    /// If a list is beyond its limit: 256 extents in all, 64 in one `Extents`, 32 KiB of status.
+    /// If a list is beyond its limit: 256 extents in all, 64 in one `Extents` or `Gpu`, 32 KiB of status.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let mut w = start(out);
         let kind = match self {
@@ -44,6 +46,26 @@ impl ToClient {
                 w.u32(*first);
                 put_extents(&mut w, extents_bytes, MESSAGE_FDS_MAX);
                 EXTENTS
+            }
+            Self::Devices { gpus } => {
+                w.count(*gpus as usize, GPUS_MAX);
+                DEVICES
+            }
+            Self::Gpu { gpu, index, last, uuid, extents } => {
+                w.u32(gpu.0.into());
+                w.u16(*index);
+                w.u8((*last).into());
+                w.u8(matches!(extents, GpuExtents::Handles(_)).into());
+                w.bytes(uuid);
+                w.count(extents.len(), MESSAGE_FDS_MAX);
+                match extents {
+                    GpuExtents::Descriptors(extents) => extents.iter().for_each(|bytes| w.u64(*bytes)),
+                    GpuExtents::Handles(extents) => extents.iter().for_each(|(bytes, handle)| {
+                        w.u64(*bytes);
+                        w.bytes(handle);
+                    }),
+                }
+                GPU
             }
             Self::Pool { token, pool, slot_bytes } => {
                 w.u64(*token);
@@ -92,6 +114,8 @@ fn body(kind: u32, mut r: Reader<'_>) -> Result<ToClient, CodeError> {
             r.spare(2)?;
             ToClient::Pool { token, pool, slot_bytes: r.u32("slot_bytes")? }
         }
+        DEVICES => ToClient::Devices { gpus: r.count("gpus", GPUS_MAX)? as u32 },
+        GPU => gpu(&mut r)?,
         RECALL => {
             let pool = r.pool()?;
             r.spare(2)?;
@@ -122,6 +146,19 @@ fn welcome(r: &mut Reader<'_>) -> Result<ToClient, CodeError> {
     let geometry = Geometry { table_id, instance, lines, extents_bytes };
     let defaults = CallDefaults { lookup_us, get_us, get_bytes_per_s, put_us, verify_always };
     Ok(ToClient::Welcome { client, secret, geometry, may_put, resumed, magazine_bytes_max, defaults })
+}
+
+fn gpu(r: &mut Reader<'_>) -> Result<ToClient, CodeError> {
+    let (gpu, index) = (r.gpu()?, r.u16("index")?);
+    let (last, by_handles, uuid) = (r.flag("last")?, r.flag("by handles")?, r.array("uuid")?);
+    let count = r.count("extents", MESSAGE_FDS_MAX)?;
+    let extents = if by_handles {
+        let handle = |_| Ok((r.u64("extents_bytes")?, r.array("handle")?));
+        GpuExtents::Handles((0..count).map(handle).collect::<Result<_, CodeError>>()?)
+    } else {
+        GpuExtents::Descriptors((0..count).map(|_| r.u64("extents_bytes")).collect::<Result<_, _>>()?)
+    };
+    Ok(ToClient::Gpu { gpu, index, last, uuid, extents })
 }
 
 fn put_extents(w: &mut Writer<'_>, extents_bytes: &[u64], max: usize) {

@@ -1,10 +1,10 @@
 //! Messages to the daemon as bytes: docs/formats.md, "Socket messages". Pure.
 
-use lapis_config::{ClientId, Fingerprint, PoolKind, PoolShape};
+use lapis_config::{ClientId, Fingerprint, GpuId, PoolKind, PoolShape, SlotId};
 
 use super::{
-    HelloError, LABEL_BYTES_MAX, LAYOUT_MAJOR, LAYOUT_MINOR, NAME_BYTES_MAX, Resume, ToDaemon, WRITING_MAX, finish,
-    head, start,
+    HelloError, LABEL_BYTES_MAX, LAYOUT_MAJOR, LAYOUT_MINOR, NAME_BYTES_MAX, Resume, ToDaemon, WRITING_MAX,
+    WRITING_ON_GPUS_MAX, finish, head, start,
 };
 use crate::code::{CodeError, Reader, Writer};
 
@@ -22,14 +22,14 @@ impl ToDaemon {
     pub fn encode(&self, out: &mut Vec<u8>) {
         let mut w = start(out);
         let kind = match self {
-            Self::Hello { resume, name, may_put, writes_by_dma } => {
+            Self::Hello { resume, name, may_put, writes_by_dma, gpus } => {
                 w.u8((*may_put).into());
                 w.u8((*writes_by_dma).into());
                 w.u8(resume.is_some().into());
-                w.u8(0);
+                w.u8((*gpus).into());
                 w.text(name, NAME_BYTES_MAX);
                 if let Some(resume) = resume {
-                    put_resume(&mut w, resume);
+                    put_resume(&mut w, resume, *gpus);
                 }
                 HELLO
             }
@@ -74,11 +74,10 @@ fn body(kind: u32, mut r: Reader<'_>) -> Result<ToDaemon, CodeError> {
     let message = match kind {
         HELLO => {
             let (may_put, writes_by_dma) = (r.flag("may_put")?, r.flag("writes_by_dma")?);
-            let resumes = r.flag("resumes")?;
-            r.spare(1)?;
+            let (resumes, gpus) = (r.flag("resumes")?, r.flag("gpus")?);
             let name = r.text("name", NAME_BYTES_MAX)?;
-            let resume = if resumes { Some(resume(&mut r)?) } else { None };
-            ToDaemon::Hello { resume, name, may_put, writes_by_dma }
+            let resume = if resumes { Some(resume(&mut r, gpus)?) } else { None };
+            ToDaemon::Hello { resume, name, may_put, writes_by_dma, gpus }
         }
         OPEN_POOL => {
             let (token, block_bytes) = (r.u64("token")?, r.u64("block_bytes")?);
@@ -101,16 +100,28 @@ fn body(kind: u32, mut r: Reader<'_>) -> Result<ToDaemon, CodeError> {
     Ok(message)
 }
 
-fn put_resume(w: &mut Writer<'_>, resume: &Resume) {
+fn put_resume(w: &mut Writer<'_>, resume: &Resume, gpus: bool) {
     w.u64(resume.table_id);
     w.u64(resume.secret);
     w.u32(resume.client.0);
     w.count(resume.writing.len(), WRITING_MAX);
     w.slots(&resume.writing);
+    assert!(gpus || resume.writing_on_gpus.is_empty(), "a client without GPUs writes none");
+    if gpus {
+        w.count(resume.writing_on_gpus.len(), WRITING_ON_GPUS_MAX);
+        for (gpu, slot) in &resume.writing_on_gpus {
+            w.u32(gpu.0.into());
+            w.u32(slot.0);
+        }
+    }
 }
 
-fn resume(r: &mut Reader<'_>) -> Result<Resume, CodeError> {
+fn resume(r: &mut Reader<'_>, gpus: bool) -> Result<Resume, CodeError> {
     let (table_id, secret, client) = (r.u64("table_id")?, r.u64("secret")?, ClientId(r.u32("client")?));
     let count = r.count("writing", WRITING_MAX)?;
-    Ok(Resume { table_id, client, secret, writing: r.slots(count)? })
+    let writing = r.slots(count)?;
+    let count = if gpus { r.count("writing on GPUs", WRITING_ON_GPUS_MAX)? } else { 0 };
+    let on_gpu = |_| Ok((r.gpu()?, SlotId(r.u32("slot")?)));
+    let writing_on_gpus: Vec<(GpuId, SlotId)> = (0..count).map(on_gpu).collect::<Result<_, CodeError>>()?;
+    Ok(Resume { table_id, client, secret, writing, writing_on_gpus })
 }

@@ -80,11 +80,12 @@ pub enum PathKind {
 #[derive(Clone, Debug)]
 pub enum ToPaths {
     /// Memory of a trust group, from which its peers may read and into which blocks are fetched: an extent whose memory is
-    /// populated and stays. `first`: the number of its first slot.
+    /// populated and stays. `first`: the number of its first slot; `node`: the NUMA node that it is of, where that is followed.
     Memory {
         group: usize,
         first: SlotId,
         mapping: Mapping,
+        node: Option<u32>,
     },
     /// The block table of a trust group, in which its peers may look keys up: it takes the place of a former one. Who has
     /// not told of one looks nothing up either.

@@ -3,6 +3,7 @@
     codes     numbers that calls answer, and what of Lapis answers which
     config    ReplicateConfig and its words
     memory    raw addresses: registered buffers, and copies to and from all other memory
+    gpu       memory of GPUs by address, copied by way of the host's
     daemon    one connection: keys to objects, put, read, exists, remove
     store     MooncakeDistributedStore: calls of whole objects
     ranges    its calls of ranges of objects, and sessions
@@ -13,5 +14,5 @@
     beside    is another wheel's mooncake in the way?
 
 Invariant: bytes that are answered under a key are those that were put under it, whole, or it is a miss.
-Invariant: no address is read or written before it is known to be host memory, except within a registered buffer.
+Invariant: no address is read or written before it is known to be memory of the host or of a GPU, except within a registered buffer.
 """

@@ -17,7 +17,7 @@ from typing import Any, Final
 import lapis_kv
 from lapis_kv import Hint, PutStatus, Views
 
-from . import codes
+from . import codes, gpu
 from .config import ReplicateConfig, pin_seconds
 
 _DEFAULT_SOCKET: Final = "/run/lapis/lapis.sock"
@@ -68,7 +68,9 @@ class Daemon:
     def __init__(self, path: str, tenant: str) -> None:
         self.path = path
         self.names = Names()
-        self._client = lapis_kv.Client(path, name="mooncake.store")
+        self._client = lapis_kv.Client(path, name="mooncake.store", gpus=True)
+        # GPUs whose own copies cannot be had.
+        self._without: set[int] = set()
         try:
             self._pool = _open(self._client, lapis_kv.Namespace("mooncake", salt=tenant))
         except lapis_kv.LapisError:
@@ -207,6 +209,35 @@ class Daemon:
             return [codes.OBJECT_NOT_FOUND if n is None else n if n >= 0 else codes.INVALID_PARAMS for n in found]
 
         return self._each(keys, read)
+
+    def read_to_gpu(
+        self, device: int, keys: Sequence[str], places: Sequence[list[tuple[int, int]]], offsets: Sequence[list[int]] | None = None
+    ) -> list[int | None]:
+        """`read_into` memory of one GPU, copied by it, and there when this returns. None for what may come by way of the host's
+        memory: it is not there, or of several parts, or this GPU copies none."""
+        found: list[int | None] = [None] * len(keys)
+        stream = None if device in self._without else gpu.stream_of(device)
+        if stream is None:
+            return found
+
+        def read(at: Sequence[int], names: list[bytes]) -> list[int]:
+            to, of = [places[i] for i in at], None if offsets is None else [offsets[i] for i in at]
+            try:
+                got = self._client.get_objects_device(self._pool, names, to, stream, device=device, offsets=of)
+            except lapis_kv.GpuError as error:
+                # Some copies may be under way, and what comes instead is not to meet them.
+                gpu.finish(device)
+                if not error.is_transient:
+                    self._without.add(device)
+                    codes.log.warning("GPU %d copies no objects itself, they go by the host's memory from now on: %s", device, error)
+                return [codes.OK] * len(names)
+            if gpu.finish(device) and got.still_valid():
+                for i, n in zip(at, got.found):
+                    found[i] = codes.INVALID_PARAMS if n is not None and n < 0 else n
+            return [codes.OK] * len(names)
+
+        self._each(keys, read)
+        return found
 
     def size(self, key: str) -> int:
         """Bytes of an object, or a code."""

@@ -1,8 +1,9 @@
 """Raw addresses: registered buffers, and copies to and from all other memory.
 
-Connectors give addresses. Within a registered buffer they are read and written as they are: that it was host memory was
-looked up when it was registered, and that it still is one is the caller's promise, as in Mooncake. To and from any other
-address the kernel copies, which answers an error where there is no host memory (a device pointer, say).
+Connectors give addresses. Within a registered buffer they are read and written as they are: that it was host memory, or
+which GPU's, was looked up when it was registered, and that it still is that is the caller's promise, as in Mooncake. Of any
+other address the driver is asked, if there is one, and to and from what it does not know the kernel copies, which answers an
+error where there is no host memory. Memory of GPUs is copied by the driver (`gpu`).
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ import ctypes
 import mmap
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import add, index
 from typing import Final, NamedTuple
 
+from . import gpu
 from .codes import INVALID_PARAMS, OK, TRANSFER_FAIL, once
+from .gpu import HOST
 
 _NOT_HOST: Final = (
-    "%d bytes at %#x are no %s host memory: Lapis does not reach device memory yet. Give addresses of host memory "
-    "(an engine's CPU pool); such calls answer %d"
+    "%d bytes at %#x are no %s memory of the host, nor of a GPU that this process has open; such calls answer %d"
 )
 
 
@@ -60,17 +62,22 @@ _release_buffer.argtypes, _release_buffer.restype = (ctypes.POINTER(_PyBuffer),)
 
 
 class Range(NamedTuple):
-    """Bytes at an address. direct: they lie in a registered buffer, so they are copied without the kernel."""
+    """Bytes at an address. direct: they lie in a registered buffer of the host, so they are copied without the kernel.
+
+    device: the GPU whose memory they are, else HOST.
+    """
 
     address: int
     size: int
     direct: bool
+    device: int = HOST
 
 
 class _Region(NamedTuple):
     start: int
     end: int
     is_writable: bool
+    device: int
 
 
 class Regions:
@@ -80,9 +87,9 @@ class Regions:
         self._lock = threading.Lock()
         self._regions: list[_Region] = []
 
-    def add(self, start: int, size: int, is_writable: bool) -> bool:
+    def add(self, start: int, size: int, is_writable: bool, device: int = HOST) -> bool:
         """False if it overlaps one that is there."""
-        region = _Region(start, start + size, is_writable)
+        region = _Region(start, start + size, is_writable, device)
         with self._lock:
             at = bisect.bisect_left(self._regions, region)
             if any(region.start < other.end and other.start < region.end for other in self._regions[max(at - 1, 0) : at + 1]):
@@ -102,12 +109,16 @@ class Regions:
             self._regions = []
 
     def hold(self, address: int, size: int, for_writing: bool) -> bool:
-        """Whether all those bytes are in one buffer."""
+        """Whether all those bytes are in one buffer of the host."""
+        return self.device(address, size, for_writing) == HOST
+
+    def device(self, address: int, size: int, for_writing: bool) -> int | None:
+        """Whose memory the one buffer is that has all those bytes: a GPU's, or HOST's; None if there is none."""
         regions = self._regions  # Replaced as a whole, never changed.
         at = bisect.bisect_right(regions, (address, _ADDRESS_MAX)) - 1
-        if at < 0 or address + size > regions[at].end:
-            return False
-        return regions[at].is_writable or not for_writing
+        if at < 0 or address + size > regions[at].end or not (regions[at].is_writable or not for_writing):
+            return None
+        return regions[at].device
 
 
 class Memory:
@@ -117,10 +128,13 @@ class Memory:
         self._registered = Regions()
 
     def register(self, address: int, size: int) -> int:
-        """OK, or the code of why not: it is not host memory, or registered already."""
+        """OK, or the code of why not: it is neither host memory nor a GPU's, or registered already."""
         address, size = index(address), index(size)
         if size <= 0 or address <= 0:
             return INVALID_PARAMS
+        device = gpu.device_of(address, size)
+        if device != HOST:
+            return OK if self._registered.add(address, size, True, device) else INVALID_PARAMS
         access = _access(address, size)
         probes = (address, address + size - 1)
         if access is None or not all(_kernel(_libc.process_vm_readv, probe, bytearray(1)) for probe in probes):
@@ -147,12 +161,16 @@ class Memory:
         address, size = index(address), index(size)  # From numpy's integers, too.
         if address < 0 or size < 0:
             raise TypeError(f"{size} bytes at address {address}: neither can be negative")
-        direct = self._registered.hold(address, size, for_writing) or OWN.hold(address, size, for_writing)
-        return Range(address, size, direct)
+        device = self._registered.device(address, size, for_writing)
+        if device is None and OWN.hold(address, size, for_writing):
+            device = HOST
+        if device is None:
+            return Range(address, size, False, gpu.device_of(address, size))
+        return Range(address, size, device == HOST, device)
 
 
 def source(place: Range) -> memoryview | None:
-    """The bytes of a range, in place if it is direct; None if they are not host memory."""
+    """The bytes of a range, in place if it is direct; None if they are no memory."""
     if place.size == 0:
         return memoryview(b"")
     if place.direct:
@@ -161,6 +179,9 @@ def source(place: Range) -> memoryview | None:
         copy = bytearray(place.size)
     except MemoryError:
         return None
+    if place.device != HOST:
+        here = ctypes.addressof(ctypes.c_char.from_buffer(copy))
+        return memoryview(copy) if gpu.read(place.device, [(place.address, here, place.size)]) else None
     if not _kernel(_libc.process_vm_readv, place.address, copy):
         once("not host", _NOT_HOST, place.size, place.address, "readable", TRANSFER_FAIL)
         return None
@@ -179,8 +200,51 @@ def place(region: Range) -> Direct | memoryview | None:
     return Direct(region.address, region.size) if region.direct else source(region)
 
 
+def places(ranges: Sequence[Range]) -> list[Direct | memoryview] | None:
+    """`place` of each; None if one has none. What lies on GPUs is copied at once for each GPU."""
+    copies: dict[int, memoryview] = {}
+    for device in {one.device for one in ranges if one.device != HOST and one.size}:
+        on_it = [n for n, one in enumerate(ranges) if one.device == device]
+        try:
+            copy = bytearray(sum(ranges[n].size for n in on_it))
+        except MemoryError:
+            return None
+        at, pieces, view = 0, [], memoryview(copy)
+        base = ctypes.addressof(ctypes.c_char.from_buffer(copy))
+        for n in on_it:
+            pieces.append((ranges[n].address, base + at, ranges[n].size))
+            copies[n] = view[at : at + ranges[n].size]
+            at += ranges[n].size
+        if not gpu.read(device, pieces):
+            return None
+    found = [copies[n] if n in copies else place(one) for n, one in enumerate(ranges)]
+    there = [one for one in found if one is not None]
+    return there if len(there) == len(found) else None
+
+
+def read_to_gpus(
+    read: Callable[..., list[int | None]],
+    keys: Sequence[str],
+    places: Sequence[Sequence[Range]],
+    offsets: Sequence[Sequence[int]] | None = None,
+) -> list[int | None]:
+    """What `read(device, keys, places, offsets)` says of those keys whose places are all of one GPU; None for the others."""
+    on_gpus: dict[int, list[int]] = {}
+    for n, of_key in enumerate(places):
+        devices = {place.device for place in of_key if place.size}
+        if len(devices) == 1 and HOST not in devices:
+            on_gpus.setdefault(devices.pop(), []).append(n)
+    found: list[int | None] = [None] * len(keys)
+    for device, at in on_gpus.items():
+        to = [[(place.address, place.size) for place in places[n]] for n in at]
+        of = None if offsets is None else [list(offsets[n]) for n in at]
+        for n, told in zip(at, read(device, [keys[n] for n in at], to, of)):
+            found[n] = told
+    return found
+
+
 def scatter(data: memoryview, places: list[Range]) -> bool:
-    """Copies data to the ranges, one after the other, as far as it goes. False if one is not host memory.
+    """Copies data to the ranges, one after the other, as far as it goes. False if one is no memory.
 
     The caller has seen that the ranges are long enough.
     """
@@ -189,15 +253,18 @@ def scatter(data: memoryview, places: list[Range]) -> bool:
     _get_buffer(data, held, 0)
     try:
         at, left = held.buf or 0, held.len
-        for address, size, direct in places:
+        on_gpus: dict[int, list[tuple[int, int, int]]] = {}
+        for address, size, direct, device in places:
             size = min(size, left)
-            if direct:
+            if device != HOST:
+                on_gpus.setdefault(device, []).append((address, at, size))
+            elif direct:
                 ctypes.memmove(address, at, size)
             elif not _kernel_at(_libc.process_vm_writev, at, address, size):
                 once("not host", _NOT_HOST, size, address, "writable", TRANSFER_FAIL)
                 return False
             at, left = at + size, left - size
-        return True
+        return all(gpu.write(device, pieces) for device, pieces in on_gpus.items())
     finally:
         _release_buffer(held)
 

@@ -113,14 +113,23 @@ class Ranges:
         if min([src for src, *_ in every], default=0) >= 0 and self._memory.holds(addresses, sizes, for_writing=True):
             places = [[(address, size) for _, address, size in of_key] for of_key in pieces]
             return self._daemon.read_into(keys, places, [[src for src, *_ in of_key] for of_key in pieces])
-        found = []
-        for data, of_key in zip(self._daemon.read_all(keys), pieces):
+        found = self._read_to_gpus(keys, pieces)
+        left = [n for n, total in enumerate(found) if total is None]
+        for n, data in zip(left, self._daemon.read_all([keys[n] for n in left])):
             if data is None:
-                found.append(OBJECT_NOT_FOUND)
+                found[n] = OBJECT_NOT_FOUND
                 continue
-            copied = [self._copy(data, *piece) for piece in of_key]
-            found.append(TRANSFER_FAIL if TRANSFER_FAIL in copied else len(data))
-        return found
+            copied = [self._copy(data, *piece) for piece in pieces[n]]
+            found[n] = TRANSFER_FAIL if TRANSFER_FAIL in copied else len(data)
+        return [TRANSFER_FAIL if total is None else total for total in found]
+
+    def _read_to_gpus(self, keys: Sequence[str], pieces: Sequence[list[tuple[int, int, int]]]) -> list[int | None]:
+        """What GPUs copy themselves: the object's bytes, or None."""
+        assert self._daemon is not None
+        if min((number for of_key in pieces for piece in of_key for number in piece), default=0) < 0:
+            return [None] * len(keys)
+        to = [[self._memory.range(address, size, for_writing=True) for _, address, size in of_key] for of_key in pieces]
+        return memory.read_to_gpus(self._daemon.read_to_gpu, keys, to, [[src for src, *_ in of_key] for of_key in pieces])
 
     # ---- Get sessions ----
 

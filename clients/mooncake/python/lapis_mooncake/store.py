@@ -169,7 +169,8 @@ class MooncakeDistributedStore(Ranges, Tensors, Admin):
     # ---- Memory by address ----
 
     def register_buffer(self, buffer_ptr: int, size: int) -> int:
-        """Tells that addresses in it may be read and written as they are. -600 for what is not host memory, or overlaps."""
+        """Tells that addresses in it may be read and written as they are. -600 for what is no memory of the host or a GPU, or
+        overlaps."""
         return self._memory.register(buffer_ptr, size) if self._daemon else INVALID_PARAMS
 
     def unregister_buffer(self, buffer_ptr: int) -> int:
@@ -252,16 +253,20 @@ class MooncakeDistributedStore(Ranges, Tensors, Admin):
         ptrs, sizes = list(chain.from_iterable(all_buffer_ptrs)), list(chain.from_iterable(all_sizes))
         if self._memory.holds(ptrs, sizes, for_writing=True):
             return self._daemon.read_into(keys, [list(zip(*one)) for one in zip(all_buffer_ptrs, all_sizes)])
-        return [self._copy_out(*one) for one in zip(keys, all_buffer_ptrs, all_sizes)]
+        places = [
+            [self._memory.range(ptr, size, for_writing=True) for ptr, size in zip(*one)]
+            for one in zip(all_buffer_ptrs, all_sizes)
+        ]
+        found = memory.read_to_gpus(self._daemon.read_to_gpu, keys, places)
+        return [self._copy_out(key, to) if n is None else n for key, to, n in zip(keys, places, found)]
 
-    def _copy_out(self, key: str, ptrs: Sequence[int], sizes: Sequence[int]) -> int:
+    def _copy_out(self, key: str, places: list[memory.Range]) -> int:
         """An object to places that are not all registered."""
         assert self._daemon is not None
-        places = [self._memory.range(ptr, size, for_writing=True) for ptr, size in zip(ptrs, sizes)]
         data = self._daemon.read_all([key])[0]
         if data is None:
             return codes.OBJECT_NOT_FOUND
-        if sum(sizes) < len(data):
+        if sum(place.size for place in places) < len(data):
             return INVALID_PARAMS
         return len(data) if memory.scatter(data, places) else TRANSFER_FAIL
 
@@ -369,8 +374,8 @@ class MooncakeDistributedStore(Ranges, Tensors, Admin):
         """What is to be put of one key, or the code of why it cannot be."""
         if len(ptrs) != len(sizes):
             return INVALID_PARAMS
-        places = [memory.place(self._memory.range(ptr, size, for_writing=False)) for ptr, size in zip(ptrs, sizes)]
-        return TRANSFER_FAIL if None in places else places
+        places = memory.places([self._memory.range(ptr, size, for_writing=False) for ptr, size in zip(ptrs, sizes)])
+        return TRANSFER_FAIL if places is None else places
 
     def _put_many(
         self,

@@ -69,7 +69,7 @@ def parts(tensor: Any) -> Parts | None:
         log.error("a %s is not a PyTorch tensor", type(tensor).__name__)
         return None
     if (device := getattr(tensor.device, "type", str(tensor.device))) != "cpu":
-        once("tensor", "a tensor on %s: Lapis does not reach device memory yet; give tensor.cpu()", device)
+        once("tensor", "a tensor on %s: no tensors on devices yet; give tensor.cpu()", device)
         return None
     tensor = tensor.contiguous()
     shape = tuple(int(length) for length in tensor.shape)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from . import gpu
 from .codes import FILE_NOT_FOUND, INVALID_PARAMS, NOT_SUPPORTED, OK, TRANSFER_FAIL, log, of_batch, once
 from .config import ReplicateConfig, fits
 from .daemon import Daemon
@@ -83,20 +84,25 @@ class Tensors(Parallel):
         return self._put_tensors_from(keys, buffer_ptrs, sizes, is_upsert=True)
 
     def get_tensor_into(self, key: str, buffer_ptr: int, size: int) -> Any:
-        """The tensor over the buffer, which the caller keeps; None if it is not there or does not fit."""
-        return _over(buffer_ptr, self.get_into(key, buffer_ptr, size))
+        """The tensor over the buffer, which the caller keeps; None if it is not there, does not fit, or would be on a GPU."""
+        return _over(buffer_ptr, self.get_into(key, buffer_ptr, size)) if _is_of_host(buffer_ptr, size) else None
 
     def batch_get_tensor_into(self, keys: Sequence[str], buffer_ptrs: Sequence[int], sizes: Sequence[int]) -> list[Any]:
         if self._daemon is None or not len(keys) == len(buffer_ptrs) == len(sizes) or 0 in buffer_ptrs:
             return [INVALID_PARAMS] * len(keys)
-        return [_over(ptr, length) for ptr, length in zip(buffer_ptrs, self.batch_get_into(keys, buffer_ptrs, sizes))]
+        places = [(n, ptr, size) for n, (ptr, size) in enumerate(zip(buffer_ptrs, sizes)) if _is_of_host(ptr, size)]
+        found: list[Any] = [None] * len(keys)
+        lengths = self.batch_get_into([keys[n] for n, *_ in places], [ptr for _, ptr, _ in places], [size for *_, size in places])
+        for (n, ptr, _), length in zip(places, lengths):
+            found[n] = _over(ptr, length)
+        return found
 
     def get_tensor_into_cuda(self, key: str, tensor: Any) -> int:
         return self.batch_get_tensor_into_cuda([key], [tensor])[0]
 
     def batch_get_tensor_into_cuda(self, keys: Sequence[str], tensors_list: Sequence[Any]) -> list[int]:
         """Device memory is out of reach: -1012 for each key."""
-        once("cuda", "get_tensor_into_cuda: Lapis does not reach device memory yet; use get_tensor(key).cuda()")
+        once("cuda", "get_tensor_into_cuda: no tensors on devices yet; use get_tensor(key).cuda()")
         return [NOT_SUPPORTED] * len(keys)
 
     # ---- Shards ----
@@ -294,6 +300,14 @@ def _source(tensor: Any) -> list[Any] | int:
 
 def _shard(key: str, rank: int, size: int) -> str:
     return key if size <= 1 else f"{key}_tp_{rank}"
+
+
+def _is_of_host(ptr: int, size: int) -> bool:
+    """Whether a tensor may be made over that memory: one on a GPU would be torch's to make."""
+    if gpu.device_of(ptr, size) == gpu.HOST:
+        return True
+    once("tensor over", "no tensors over memory of GPUs yet: get_into fills it")
+    return False
 
 
 def _over(ptr: int, length: int) -> Any:

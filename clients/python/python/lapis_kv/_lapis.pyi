@@ -12,9 +12,13 @@ __all__ = [
     "Client",
     "ClosedError",
     "ConnectError",
+    "DeviceGot",
+    "DeviceLoad",
+    "DeviceObjects",
     "ForkedError",
     "GoneError",
     "Got",
+    "GpuError",
     "Hint",
     "HitPolicy",
     "KEY_BYTES",
@@ -35,6 +39,7 @@ __all__ = [
     "Wait",
     "__version__",
     "key",
+    "load_cuda",
     "pack_keys",
     "status_json",
 ]
@@ -55,6 +60,7 @@ class _Tensor(Protocol):
 _Memory: TypeAlias = Buffer | _Tensor
 _Vectors: TypeAlias = _Memory | Sequence[_Memory]
 _Places: TypeAlias = _Memory | tuple[int, int] | list[Any]
+_Piece: TypeAlias = tuple[int, int, Iterable[int]] | tuple[int, int, Iterable[int], tuple[int, int] | None]
 _Keys: TypeAlias = Buffer | list[bytes] | tuple[bytes, ...] | list[Buffer] | tuple[Buffer, ...]
 
 class LapisError(Exception):
@@ -67,6 +73,7 @@ class RefusedError(LapisError): ...
 class ViewsError(LapisError): ...
 class ForkedError(LapisError): ...
 class ClosedError(LapisError): ...
+class GpuError(LapisError): ...
 class ProtocolError(LapisError): ...
 
 @final
@@ -188,7 +195,7 @@ class Present:
     def __bool__(self, /) -> bool: ...
     def __getitem__(self, key: int, /) -> bool: ...
 
-@final
+@disjoint_base
 class Got:
     @property
     def hits(self) -> int: ...
@@ -202,6 +209,29 @@ class Got:
     def __len__(self, /) -> int: ...
     def __bool__(self, /) -> bool: ...
     def __getitem__(self, key: int, /) -> bool: ...
+
+@final
+class DeviceGot(Got):
+    def is_over(self) -> bool: ...
+    def still_valid(self) -> bool: ...
+
+@final
+class DeviceLoad(Got):
+    @property
+    def pieces(self) -> int: ...
+    def wait_piece(self, piece: int, stream: int, *, device: int | None = None) -> None: ...
+    def is_piece_over(self, piece: int) -> bool: ...
+    def is_over(self) -> bool: ...
+    def still_valid(self) -> bool: ...
+
+@final
+class DeviceObjects:
+    @property
+    def found(self) -> list[int | None]: ...
+    @property
+    def parts(self) -> list[int]: ...
+    def is_over(self) -> bool: ...
+    def still_valid(self) -> bool: ...
 
 @final
 class Put:
@@ -264,6 +294,7 @@ class Client:
         may_put: bool = True,
         populate: bool = True,
         verify: Verify | None = None,
+        gpus: bool = False,
     ) -> Self: ...
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...
@@ -290,6 +321,43 @@ class Client:
         deadline: float | None = None,
         verify: Verify | None = None,
     ) -> Got: ...
+    def open_gpu(self, device: int, *, deadline: float = 60.0) -> tuple[int, int]: ...
+    def get_device(
+        self,
+        pool: Pool,
+        keys: _Keys,
+        dst: Iterable[int],
+        stream: int,
+        *,
+        device: int,
+        pieces: tuple[int, int] | None = None,
+        wait: Wait = ...,
+        deadline: float | None = None,
+        verify: Verify | None = None,
+    ) -> DeviceGot: ...
+    def get_device_pieces(
+        self,
+        pool: Pool,
+        keys: _Keys,
+        pieces: Iterable[_Piece],
+        stream: int,
+        *,
+        device: int,
+        wait: Wait = ...,
+        deadline: float | None = None,
+        verify: Verify | None = None,
+    ) -> DeviceLoad: ...
+    def put_device(
+        self,
+        pool: Pool,
+        keys: _Keys,
+        src: Iterable[int],
+        stream: int,
+        *,
+        device: int,
+        parent: Buffer | None = None,
+        deadline: float | None = None,
+    ) -> Put: ...
     def view(self, pool: Pool, keys: _Keys) -> Views: ...
     def put_from(
         self, pool: Pool, keys: _Keys, src: _Vectors, *, parent: Buffer | None = None, deadline: float | None = None
@@ -341,11 +409,23 @@ class Client:
         offsets: Sequence[Sequence[int]] | None = None,
         deadline: float | None = None,
     ) -> list[int | None]: ...
+    def get_objects_device(
+        self,
+        pool: Pool,
+        names: Iterable[Buffer | str],
+        dst: Iterable[tuple[int, int] | Sequence[tuple[int, int]]],
+        stream: int,
+        *,
+        device: int,
+        offsets: Sequence[Sequence[int]] | None = None,
+        deadline: float | None = None,
+    ) -> DeviceObjects: ...
     def find_objects(self, pool: Pool, names: Iterable[Buffer | str]) -> list[tuple[int | None, bool] | None]: ...
     def remove_object(self, pool: Pool, name: Buffer | str, *, deadline: float | None = None) -> bool: ...
     def stats(self) -> dict[str, int]: ...
     def is_connected(self) -> bool: ...
 
 def key(name: Buffer, /) -> bytes: ...
+def load_cuda(library: str | os.PathLike[str], /) -> None: ...
 def pack_keys(names: Iterable[Buffer], /) -> bytes: ...
 def status_json(path: str | os.PathLike[str], deadline: float = 2.0) -> str: ...

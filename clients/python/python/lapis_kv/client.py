@@ -14,7 +14,8 @@ class Client(_lapis.Client):
     """A connection to the daemon of this host, kept up by itself; any thread may use it.
 
     path: the socket of a group. name: shown by `lapis status`. may_put: ask for writable memory. populate: map all memory
-    ahead, in the background. verify: instead of what the daemon's configuration says.
+    ahead, in the background. verify: instead of what the daemon's configuration says. gpus: ask for the daemon's memory on
+    GPUs, for `get_device` and `put_device`.
 
     Without a daemon, hits in memory go on; gets of anything else are misses, and puts are refused with `GONE`.
     Raises ConnectError if nobody answers at `path`.

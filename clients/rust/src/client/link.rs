@@ -14,6 +14,8 @@ use lapis_transport::{
 };
 
 use super::ConnectOptions;
+#[cfg(feature = "cuda")]
+use crate::session::device::{DevicesSaid, GpuOffer};
 use crate::{ClientError, Pools, Session, session, session::Welcome};
 
 /// Longest wait for each message of the handshake.
@@ -82,6 +84,7 @@ pub(crate) fn greet(
         name: options.name.clone(),
         may_put: options.may_put,
         writes_by_dma: options.writes_by_dma,
+        gpus: asks_for_gpus(options),
     };
     socket.send(&hello).map_err(failed)?;
     let (message, fds) = receive(&mut socket, path)?;
@@ -103,6 +106,10 @@ pub(crate) fn greet(
     };
     let session = fresh.as_deref().or(former).ok_or(ClientError::Welcome { what: "a resumption" })?;
     take_extents(&mut socket, path, session, welcome.geometry.extents_bytes.len())?;
+    #[cfg(feature = "cuda")]
+    if asks_for_gpus(options) {
+        session.set_devices(take_devices(&mut socket, path)?)?;
+    }
     if fresh.is_some() {
         open_pools(&mut socket, path, pools, session)?;
     }
@@ -136,6 +143,47 @@ fn take_extents(socket: &mut ClientSocket, path: &Path, session: &Session, count
         come = come.max(first as usize + extents_bytes.len());
     }
     Ok(())
+}
+
+fn asks_for_gpus(options: &ConnectOptions) -> bool {
+    cfg!(feature = "cuda") && options.gpus
+}
+
+/// What the daemon says of GPUs: the last of what it says by itself.
+#[cfg(feature = "cuda")]
+fn take_devices(socket: &mut ClientSocket, path: &Path) -> Result<Option<DevicesSaid>, ClientError> {
+    use lapis_arena::hbm::Shared;
+    use lapis_transport::hello::GpuExtents;
+
+    let (ToClient::Devices { gpus }, fds) = receive(socket, path)? else {
+        return Err(ClientError::Welcome { what: "another message than its GPUs" });
+    };
+    let mut devices = fds.into_iter();
+    let (mut offers, mut left): (Vec<GpuOffer>, u32) = (Vec::new(), gpus);
+    while left > 0 {
+        let (ToClient::Gpu { gpu, last, uuid, extents, .. }, fds) = receive(socket, path)? else {
+            return Err(ClientError::Welcome { what: "another message than a GPU" });
+        };
+        if offers.last().is_none_or(|offer| offer.id != gpu) {
+            offers.push(GpuOffer { id: gpu, uuid, extents: Vec::new() });
+        }
+        let offer = offers.last_mut().expect("just pushed, if there was none");
+        match extents {
+            GpuExtents::Descriptors(extents) if extents.len() != fds.len() => {
+                return Err(ClientError::NoDescriptor { what: "a GPU's memory" });
+            }
+            GpuExtents::Descriptors(extents) => {
+                offer.extents.extend(extents.into_iter().zip(fds.into_iter().map(Shared::Descriptor)));
+            }
+            GpuExtents::Handles(extents) => {
+                offer.extents.extend(extents.into_iter().map(|(bytes, handle)| (bytes, Shared::Ipc(handle))));
+            }
+        }
+        left -= u32::from(last);
+    }
+    let Some(table) = devices.next() else { return Ok(None) };
+    let page = devices.next().ok_or(ClientError::NoDescriptor { what: "the page for slots on GPUs" })?;
+    Ok(Some(DevicesSaid { table, page, offers }))
 }
 
 /// Opens the pools of the former session in a new one. One that is refused now stays unknown: a miss.

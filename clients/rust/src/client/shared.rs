@@ -92,6 +92,8 @@ pub(super) struct Shared {
     pub mail: Mail,
     pub stop: Arc<AtomicBool>,
     pub threads: Mutex<Vec<JoinHandle<()>>>,
+    #[cfg(feature = "cuda")]
+    pub flights: super::device::Flights,
     pub birthplace: Birthplace,
 }
 
@@ -143,8 +145,11 @@ impl Shared {
                 let until = if next == Step::Full { until.min(end_of(FULL_PAUSE)) } else { until };
                 let until = listen_at.map_or(until, |at| until.min(at));
                 // Without a connection all calls under way are answered already.
-                if let Some(link) = live.link.as_deref().filter(|_| live.session.is_connected()) {
-                    self.waiters.wait(&live.session, link, seen, until);
+                match live.link.as_deref().filter(|_| live.session.is_connected()) {
+                    Some(link) => self.waiters.wait(&live.session, link, seen, until),
+                    // A GPU is waited for.
+                    None if next == Step::Full => std::thread::sleep(until.saturating_duration_since(Instant::now())),
+                    None => {}
                 }
             }
             let now = Instant::now();

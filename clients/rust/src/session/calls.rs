@@ -6,12 +6,15 @@
 
 use std::collections::HashSet;
 
-use lapis_config::{PoolId, Refusal, SlotId};
+use lapis_config::{GpuId, PoolId, Refusal, SlotId};
 use lapis_transport::{
     control::Requests,
     frame::{Completion, PutResult, Request, ReserveResult},
-    hello::WRITING_MAX,
+    hello::{WRITING_MAX, WRITING_ON_GPUS_MAX},
 };
+
+/// A slot on a GPU.
+type OnGpu = (GpuId, SlotId);
 
 /// Most calls under way at once.
 const CALLS_MAX: usize = 4096;
@@ -61,6 +64,8 @@ struct Call {
     round: u32,
     /// Bytes of the slots that the answer may bring.
     slot_bytes: u32,
+    /// They are on that GPU.
+    gpu: Option<GpuId>,
     state: State,
 }
 
@@ -80,6 +85,7 @@ pub(super) struct Calls {
     free: Vec<u32>,
     magazines: Vec<Magazine>,
     writing: HashSet<SlotId>,
+    writing_on_gpus: HashSet<OnGpu>,
     /// Frames that found no room; they go before any other.
     owed: Vec<Request>,
     /// From the making of a `Resume` to its welcome: what is given back meanwhile was told to be in use.
@@ -98,6 +104,7 @@ impl Calls {
             free: Vec::new(),
             magazines: Vec::new(),
             writing: HashSet::new(),
+            writing_on_gpus: HashSet::new(),
             owed: Vec::new(),
             resuming: false,
             broken: false,
@@ -111,6 +118,16 @@ impl Calls {
 
     /// Begins a call. `slot_bytes`: of the slots that its answer may bring.
     pub fn submit(&mut self, slot_bytes: u32, request: impl FnOnce(u64) -> Request) -> Result<Token, Busy> {
+        self.submit_on(None, slot_bytes, request)
+    }
+
+    /// The same, of slots on a GPU if there is one.
+    pub fn submit_on(
+        &mut self,
+        gpu: Option<GpuId>,
+        slot_bytes: u32,
+        request: impl FnOnce(u64) -> Request,
+    ) -> Result<Token, Busy> {
         if !self.is_connected() {
             return Err(Busy::Gone);
         }
@@ -129,7 +146,7 @@ impl Calls {
         call.round = call.round.wrapping_add(1);
         // Plus one: token 0 is nobody's.
         let token = u64::from(call.round) << 32 | u64::from(index + 1);
-        (call.state, call.slot_bytes) = (State::Waiting, slot_bytes);
+        (call.state, call.slot_bytes, call.gpu) = (State::Waiting, slot_bytes, gpu);
         if self.push(&request(token)) {
             return Ok(Token(token));
         }
@@ -162,8 +179,9 @@ impl Calls {
         match call.state {
             State::Waiting => call.state = State::Abandoned,
             State::Answered(_) => {
+                let gpu = call.gpu;
                 if let Some(answer) = self.take(token) {
-                    self.return_unwanted(token.0, &answer);
+                    self.return_unwanted(token.0, gpu, &answer);
                 }
             }
             State::Free | State::Abandoned => {}
@@ -184,22 +202,30 @@ impl Calls {
                     ReserveResult::Slot(slot) => Some(*slot),
                     _ => None,
                 });
-                self.writing.extend(slots);
+                match self.gpu_of(token) {
+                    Some(gpu) => self.writing_on_gpus.extend(slots.map(|slot| (gpu, slot))),
+                    None => self.writing.extend(slots),
+                }
                 (token, Answer::Reserved(results))
             }
             Completion::Got { token, hit } => (token, Answer::Got { hit }),
             Completion::Removed { token, blocks } => (token, Answer::Removed { blocks }),
             Completion::Refused { token, reason } => (token, Answer::Refused(reason)),
         };
+        let gpu = self.gpu_of(token);
         match self.call(token) {
             Some((_, call)) if matches!(call.state, State::Waiting) => call.state = State::Answered(answer),
             Some((index, call)) if matches!(call.state, State::Abandoned) => {
                 call.state = State::Free;
                 self.free.push(index);
-                self.return_unwanted(token, &answer);
+                self.return_unwanted(token, gpu, &answer);
             }
-            _ => self.return_unwanted(token, &answer),
+            _ => self.return_unwanted(token, gpu, &answer),
         }
+    }
+
+    fn gpu_of(&mut self, token: u64) -> Option<GpuId> {
+        self.call(token).and_then(|(_, call)| call.gpu)
     }
 
     /// Up to `count` slots out of the magazine, to be written now.
@@ -243,6 +269,24 @@ impl Calls {
         }
     }
 
+    /// The same of slots on a GPU: filled, and in a commit that was posted; or given back.
+    #[cfg(feature = "cuda")]
+    pub fn written_on_gpu(&mut self, gpu: GpuId, slots: impl IntoIterator<Item = SlotId>) {
+        for slot in slots {
+            self.writing_on_gpus.remove(&(gpu, slot));
+        }
+    }
+
+    pub fn give_back_on_gpu(&mut self, gpu: GpuId, slots: &[SlotId]) {
+        let ours = slots.iter().copied().filter(|slot| self.writing_on_gpus.remove(&(gpu, *slot)));
+        let slots: Vec<SlotId> = ours.collect();
+        if slots.is_empty() {
+            return;
+        }
+        let abort = Request::AbortOnGpu { gpu, slots };
+        if self.resuming { self.owed.push(abort) } else { self.post(abort) }
+    }
+
     /// The connection ended: no call will be answered, no magazine slot is ours.
     pub fn lost(&mut self) {
         self.requests = None;
@@ -261,12 +305,14 @@ impl Calls {
         }
     }
 
-    /// The slots that a `Resume` has to name; `None` if there are too many, so that the client must begin anew.
-    pub fn resume(&mut self) -> Option<Vec<SlotId>> {
+    /// The slots that a `Resume` has to name, those on GPUs apart; `None` if there are too many, so that the client must begin
+    /// anew.
+    pub fn resume(&mut self) -> Option<(Vec<SlotId>, Vec<OnGpu>)> {
         // What was given back before needs no word: it is not in the list.
         self.owed.clear();
-        self.resuming = self.writing.len() <= WRITING_MAX;
-        self.resuming.then(|| self.writing.iter().copied().collect())
+        self.resuming = self.writing.len() <= WRITING_MAX && self.writing_on_gpus.len() <= WRITING_ON_GPUS_MAX;
+        let all = || (self.writing.iter().copied().collect(), self.writing_on_gpus.iter().copied().collect());
+        self.resuming.then(all)
     }
 
     pub fn resumed(&mut self, requests: Requests) {
@@ -302,7 +348,7 @@ impl Calls {
     }
 
     /// Granted slots are in the magazine already, and welcome there.
-    fn return_unwanted(&mut self, token: u64, answer: &Answer) {
+    fn return_unwanted(&mut self, token: u64, gpu: Option<GpuId>, answer: &Answer) {
         match answer {
             Answer::Reserved(results) => {
                 let slots: Vec<SlotId> = results
@@ -312,7 +358,10 @@ impl Calls {
                         _ => None,
                     })
                     .collect();
-                self.give_back(&slots);
+                match gpu {
+                    Some(gpu) => self.give_back_on_gpu(gpu, &slots),
+                    None => self.give_back(&slots),
+                }
             }
             Answer::Got { .. } => self.post(Request::Release { token }),
             Answer::Committed(_) | Answer::Granted(_) | Answer::Removed { .. } | Answer::Refused(_) => {}

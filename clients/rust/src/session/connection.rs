@@ -158,8 +158,9 @@ impl Session {
         if self.retired.load(Ordering::Acquire) || self.control.warning() == Warning::Expelled {
             return None;
         }
-        let writing = self.calls().resume()?;
-        Some(Resume { table_id: self.table_id(), client: self.client, secret: self.secret, writing })
+        let (writing, writing_on_gpus) = self.calls().resume()?;
+        let (table_id, client, secret) = (self.table_id(), self.client, self.secret);
+        Some(Resume { table_id, client, secret, writing, writing_on_gpus })
     }
 
     /// The daemon took the client back: same table, same numbers, fresh rings. False, and nothing done, if the welcome
@@ -189,6 +190,12 @@ impl Session {
         self.maps.table.instance() == self.instance.load(Ordering::Acquire)
             && !self.retired.load(Ordering::Acquire)
             && self.control.warning() != Warning::Expelled
+    }
+
+    /// Whether views may be given again, when the daemon knows us anew.
+    #[cfg(feature = "cuda")]
+    pub(super) fn may_come_back(&self) -> bool {
+        !self.retired.load(Ordering::Acquire) && self.control.warning() != Warning::Expelled
     }
 
     /// What the daemon thinks of the views held.

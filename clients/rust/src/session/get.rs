@@ -68,14 +68,14 @@ impl Got {
 
 /// Which bytes of every block are wanted.
 #[derive(Clone, Copy, Debug)]
-struct Part {
-    first: u16,
-    offset: usize,
-    bytes: usize,
+pub(super) struct Part {
+    pub first: u16,
+    pub offset: usize,
+    pub bytes: usize,
 }
 
 impl Part {
-    fn of(pool: &Pool, pieces: Option<&Range<u16>>) -> Result<Self, ClientError> {
+    pub fn of(pool: &Pool, pieces: Option<&Range<u16>>) -> Result<Self, ClientError> {
         let all = pool.pieces();
         let range = pieces.cloned().unwrap_or(0..all);
         if range.start >= range.end || range.end > all {

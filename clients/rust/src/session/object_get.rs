@@ -348,7 +348,7 @@ impl Drop for ObjectGetJob<'_, '_> {
 
 impl Session {
     /// Where a first part lies, if it is in memory and was not found damaged.
-    fn object_place(&self, pool: &Pool, found: &Found) -> Option<(&Mapping, usize)> {
+    pub(super) fn object_place(&self, pool: &Pool, found: &Found) -> Option<(&Mapping, usize)> {
         if !found.state.is_readable() || self.is_corrupt(found) {
             return None;
         }
@@ -356,7 +356,13 @@ impl Session {
     }
 
     /// What its tail says, if it is of that name. To be believed once the line was looked at again.
-    fn object_lengths(&self, mapping: &Mapping, offset: usize, found: &Found, name: &[u8]) -> Option<(u64, u32)> {
+    pub(super) fn object_lengths(
+        &self,
+        mapping: &Mapping,
+        offset: usize,
+        found: &Found,
+        name: &[u8],
+    ) -> Option<(u64, u32)> {
         let at = offset + sizes::tail_offset(u64::from(found.bytes)) as usize;
         let head = mapping.to_vec(at, sizes::OBJECT_TAIL_BYTES as usize + name.len());
         let (total, parts) = lengths(&head);

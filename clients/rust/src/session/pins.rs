@@ -5,10 +5,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use lapis_arena::Hazards;
 use lapis_config::{HAZARDS, SlotId};
 
-/// Entries of the page, handed out and taken back.
+/// Entries of a page, handed out and taken back.
 #[derive(Debug)]
-pub(super) struct Pins {
-    page: Hazards,
+pub(super) struct Entries {
     /// One bit an entry, set while it is handed out.
     used: [AtomicU64; HAZARDS / 64],
     held: AtomicUsize,
@@ -16,42 +15,35 @@ pub(super) struct Pins {
     next: AtomicUsize,
 }
 
-impl Pins {
-    pub fn new(page: Hazards) -> Self {
-        Self {
-            page,
-            used: [const { AtomicU64::new(0) }; HAZARDS / 64],
-            held: AtomicUsize::new(0),
-            next: AtomicUsize::new(0),
-        }
+impl Entries {
+    pub fn new() -> Self {
+        Self { used: [const { AtomicU64::new(0) }; HAZARDS / 64], held: AtomicUsize::new(0), next: AtomicUsize::new(0) }
     }
 
-    /// Entries handed out now.
+    /// Handed out now.
     pub fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// Names a slot by a free entry; `None` if there is none.
+    /// A free entry; `None` if there is none.
     #[inline]
-    pub fn set(&self, slot: SlotId) -> Option<u16> {
+    pub fn take(&self) -> Option<u16> {
         let from = self.next.load(Ordering::Relaxed);
         for step in 0..self.used.len() {
             let at = (from + step) % self.used.len();
-            if let Some(bit) = self.take(at) {
+            if let Some(bit) = self.take_of(at) {
                 if step > 0 {
                     self.next.store(at, Ordering::Relaxed);
                 }
                 self.held.fetch_add(1, Ordering::Relaxed);
-                let entry = at * 64 + bit as usize;
-                self.page.set(entry, slot);
-                return Some(entry as u16);
+                return Some((at * 64 + bit as usize) as u16);
             }
         }
         None
     }
 
     #[inline]
-    fn take(&self, at: usize) -> Option<u32> {
+    fn take_of(&self, at: usize) -> Option<u32> {
         let mut now = self.used[at].load(Ordering::Relaxed);
         while now != u64::MAX {
             let bit = now.trailing_ones();
@@ -64,6 +56,40 @@ impl Pins {
         None
     }
 
+    /// Takes an entry back, which its owner has cleared.
+    #[inline]
+    pub fn give(&self, entry: u16) {
+        let entry = usize::from(entry);
+        self.used[entry / 64].fetch_and(!(1 << (entry % 64)), Ordering::Release);
+        self.held.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The page on which views name their slots.
+#[derive(Debug)]
+pub(super) struct Pins {
+    page: Hazards,
+    entries: Entries,
+}
+
+impl Pins {
+    pub fn new(page: Hazards) -> Self {
+        Self { page, entries: Entries::new() }
+    }
+
+    /// Entries handed out now.
+    pub fn held(&self) -> usize {
+        self.entries.held()
+    }
+
+    /// Names a slot by a free entry; `None` if there is none.
+    #[inline]
+    pub fn set(&self, slot: SlotId) -> Option<u16> {
+        let entry = self.entries.take()?;
+        self.page.set(usize::from(entry), slot);
+        Some(entry)
+    }
+
     /// Orders all `set` before it with the checks of lines after it.
     #[inline]
     pub fn fence(&self) {
@@ -73,10 +99,8 @@ impl Pins {
     /// Ends the reading of what an entry names.
     #[inline]
     pub fn clear(&self, entry: u16) {
-        let entry = usize::from(entry);
-        self.page.clear(entry);
-        self.used[entry / 64].fetch_and(!(1 << (entry % 64)), Ordering::Release);
-        self.held.fetch_sub(1, Ordering::Relaxed);
+        self.page.clear(usize::from(entry));
+        self.entries.give(entry);
     }
 }
 

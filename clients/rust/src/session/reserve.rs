@@ -219,6 +219,12 @@ impl Reservation {
         true
     }
 
+    /// The memory that block `i` is to be written to, for a device.
+    #[cfg(feature = "cuda")]
+    pub(super) fn memory(&self, i: usize) -> Option<(&Mapping, usize)> {
+        self.place(i).map(|(_, mapping, offset)| (mapping, offset))
+    }
+
     fn place(&self, i: usize) -> Option<(SlotId, &Mapping, usize)> {
         let Some(ReserveResult::Slot(slot)) = self.results.get(i) else { return None };
         let (mapping, offset) = self.session.maps.extents.locate(*slot, u64::from(self.slot_bytes))?;

@@ -54,6 +54,12 @@ impl View {
         Ok(())
     }
 
+    /// Where the block starts, for those who copy it by other means.
+    #[cfg(feature = "cuda")]
+    pub(super) fn place(&self) -> (&Mapping, usize) {
+        (&self.mapping, self.offset)
+    }
+
     /// Whether what was read so far through this view was the block. False once the daemon gave the client up (too many
     /// pins for too long) or came back cold; ask after the last read.
     pub fn still_valid(&self) -> bool {
@@ -148,7 +154,7 @@ impl Session {
     }
 
     #[inline]
-    fn pin(self: &Arc<Self>, pool: &Pool, found: Found) -> Pinned {
+    pub(super) fn pin(self: &Arc<Self>, pool: &Pool, found: Found) -> Pinned {
         if !found.state.is_readable() || self.is_corrupt(&found) {
             return Pinned::Miss;
         }
@@ -162,7 +168,7 @@ impl Session {
         Pinned::View(View { session: self.clone(), found, entry, mapping: mapping.clone(), offset })
     }
 
-    fn is_sound(&self, view: &View, pool: &Pool, key: &Key, verify: Option<Verify>) -> bool {
+    pub(super) fn is_sound(&self, view: &View, pool: &Pool, key: &Key, verify: Option<Verify>) -> bool {
         if !self.must_check(&view.found, verify) {
             return true;
         }
@@ -174,13 +180,13 @@ impl Session {
         fits
     }
 
-    fn views_are_heeded(&self) -> bool {
+    pub(super) fn views_are_heeded(&self) -> bool {
         !self.retired.load(std::sync::atomic::Ordering::Acquire)
             && self.control.warning() != lapis_transport::control::Warning::Expelled
     }
 }
 
-enum Pinned {
+pub(super) enum Pinned {
     Miss,
     /// No entry of the page is free.
     NoEntry,
@@ -188,7 +194,7 @@ enum Pinned {
 }
 
 impl Pinned {
-    fn view(self) -> Option<View> {
+    pub fn view(self) -> Option<View> {
         match self {
             Self::View(view) => Some(view),
             Self::Miss | Self::NoEntry => None,

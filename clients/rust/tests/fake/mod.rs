@@ -371,6 +371,9 @@ impl Fake {
             }
             Request::GetFrom { token, .. } | Request::Offer { token, .. } => Some(Completion::Got { token, hit: 0 }),
             Request::Purge { token, .. } => Some(Completion::Removed { token, blocks: 0 }),
+            Request::ReserveOnGpu { .. } | Request::CommitOnGpu { .. } | Request::AbortOnGpu { .. } => {
+                panic!("a client that was told of no GPUs asked for {request:?}")
+            }
             Request::Release { token } => {
                 // As in a memory that is full of others' blocks.
                 for (pool, key) in self.brought.remove(&(at, token)).unwrap_or_default() {

@@ -22,7 +22,7 @@ impl Hosts {
             ToPaths::Fetch(fetch) => self.fetch_begins(fetch),
             ToPaths::Look(look) => self.look_begins(look),
             ToPaths::Table { group: 0, mapping, shape } => self.table = Some((mapping, shape)),
-            ToPaths::Memory { group: 0, first, mapping } => drop(self.memory.insert(first.0, mapping)),
+            ToPaths::Memory { group: 0, first, mapping, .. } => drop(self.memory.insert(first.0, mapping)),
             ToPaths::PeerGone { link } => {
                 self.end_fetches(link);
                 self.end_looks(link);

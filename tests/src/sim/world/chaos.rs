@@ -53,8 +53,10 @@ impl World {
     fn chaos_of_devices(&mut self) {
         let Some(engine) = &mut self.daemon.engine else { return };
         let at = self.rng.usize(..self.plan.devices);
-        if self.plan.hang > 0 && engine.movers_mut().device(self.now, at).hung() > 0 && self.rng.u32(..4) == 0 {
-            engine.movers_mut().device(self.now, at).release_hung();
+        if let Some(device) = engine.movers_mut().device(self.now, at).filter(|device| device.hung() > 0)
+            && self.rng.u32(..4) == 0
+        {
+            device.release_hung();
             self.trace.note(self.now, format_args!("device {at}: what hung goes on"));
         }
         if !self.plan.vanish || self.rng.u32(..4) > 0 {
@@ -63,8 +65,14 @@ impl World {
         let gone = &mut self.daemon.gone[at];
         *gone = !*gone;
         self.trace.note(self.now, format_args!("device {at} is gone: {gone}"));
-        let device = engine.movers_mut().device(self.now, at);
-        if *gone { device.vanish() } else { device.come_back() }
+        // A link that is down, or a device that the kernel has no more.
+        let (movers, pulled, blank) = (engine.movers_mut(), self.rng.bool(), self.rng.bool());
+        if *gone && pulled {
+            movers.pull(self.now, at);
+        } else if *gone || !movers.plug(at, blank) {
+            let Some(device) = movers.device(self.now, at) else { return };
+            if *gone { device.vanish() } else { device.come_back() }
+        }
     }
 
     fn kill_daemon(&mut self) {
@@ -187,7 +195,10 @@ impl World {
         self.daemon.gone.fill(false);
         let Some(engine) = &mut self.daemon.engine else { return };
         for at in 0..self.plan.devices {
-            let device = engine.movers_mut().device(self.now, at);
+            if engine.movers_mut().plug(at, false) {
+                continue;
+            }
+            let Some(device) = engine.movers_mut().device(self.now, at) else { continue };
             device.come_back();
             if releases {
                 device.release_hung();
@@ -198,8 +209,6 @@ impl World {
     /// From now on devices do wrong what their plan says, and take as long.
     pub(super) fn set_faults(&mut self) {
         let Some(engine) = &mut self.daemon.engine else { return };
-        for at in 0..self.plan.devices {
-            engine.movers_mut().device(self.now, at).set_faults(self.daemon.faults.clone());
-        }
+        engine.movers_mut().set_faults(self.now, &self.daemon.faults);
     }
 }

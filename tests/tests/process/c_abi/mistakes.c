@@ -26,8 +26,8 @@ static void connecting(const char *socket) {
     memset(&options, 0, sizeof(options));
     FAILS(LAPIS_E_SIZE, "options.size is 0", lapis_connect(socket, &options, &none));
     LAPIS_INIT(options);
-    options.flags = 8;
-    FAILS(LAPIS_E_ARGUMENT, "options.flags is 8", lapis_connect(socket, &options, &none));
+    options.flags = 16;
+    FAILS(LAPIS_E_ARGUMENT, "options.flags is 16", lapis_connect(socket, &options, &none));
     LAPIS_INIT(options);
     options.verify = 3;
     FAILS(LAPIS_E_ARGUMENT, "options.verify is 3", lapis_connect(socket, &options, &none));

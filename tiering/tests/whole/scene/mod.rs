@@ -113,19 +113,41 @@ impl Scene {
     }
 
     pub fn pool(&mut self, kind: PoolKind, block_bytes: u64, namespace: u8) -> PoolId {
+        self.pool_of_slots(kind, block_bytes, block_bytes.div_ceil(UNIT_BYTES) as u32, 1, namespace)
+    }
+
+    /// Blocks in several pieces, whose sums take a page behind each.
+    pub fn pool_in_pieces(&mut self, block_bytes: u64, pieces: u16, namespace: u8) -> PoolId {
+        let slot_units = block_bytes.div_ceil(UNIT_BYTES) as u32 + 1;
+        self.pool_of_slots(PoolKind::Chain, block_bytes, slot_units, pieces, namespace)
+    }
+
+    fn pool_of_slots(
+        &mut self,
+        kind: PoolKind,
+        block_bytes: u64,
+        slot_units: u32,
+        pieces: u16,
+        namespace: u8,
+    ) -> PoolId {
         let id = PoolId(self.pools.len() as u16);
-        let slot_units = block_bytes.div_ceil(UNIT_BYTES) as u32;
-        let def = PoolDef { namespace: Fingerprint([namespace; 32]), kind, block_bytes, slot_units, pieces: 1 };
+        let def = PoolDef { namespace: Fingerprint([namespace; 32]), kind, block_bytes, slot_units, pieces };
         self.pools.push(def);
         self.core.pool_added(id, def);
         id
     }
 
     pub fn restart(&mut self) {
+        self.restart_with(|_| {}, |_| {});
+    }
+
+    /// With something that happened to the kept memory as the daemon died, and GPUs that are told.
+    pub fn restart_with(&mut self, died: impl FnOnce(&mut PlainKept), gpus: impl FnOnce(&mut Core<PlainKept, Chosen>)) {
         let policy = || Chosen::new(self.policy, GHOST_BYTES);
         let core = std::mem::replace(&mut self.core, Core::new(PlainKept::new(1), policy(), CoreOptions::default()));
         let mut kept = core.into_kept();
         kept.restart();
+        died(&mut kept);
         let slabs: Vec<_> = kept.slabs().copied().collect();
         let mut core = Core::adopt(kept, policy(), options());
         for (id, def) in self.pools.iter().enumerate() {
@@ -133,6 +155,7 @@ impl Scene {
         }
         self.extents.iter().for_each(|&bytes| core.extent_added(bytes));
         slabs.into_iter().for_each(|slab| core.adopt_slab(slab));
+        gpus(&mut core);
         core.adopt_client(self.client, true);
         for line in (0..core.kept().lines()).map(lapis_config::LineId) {
             if let Some(live) = core.kept().live(line) {

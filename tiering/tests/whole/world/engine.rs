@@ -31,10 +31,41 @@ impl World {
             Outcome::Corrupt if !matches!(io, Io::Verify) => Outcome::Ok,
             outcome => outcome,
         };
+        if self.complete_on_gpus(op, &io, outcome) {
+            return;
+        }
         if outcome == Outcome::Ok {
             self.landed(io);
         }
         self.core().completed(now, op, outcome);
+    }
+
+    /// Of two pages of contents of a segment that are under way the second is said to have failed; both are on the device.
+    /// False if there are none such.
+    pub fn fail_second_page(&mut self) -> bool {
+        let segment_of = |io: &Io| if let Io::List { segment, .. } = io { Some(*segment) } else { None };
+        let pages =
+            |at: usize| self.ops[..at].iter().filter(|(_, io)| segment_of(io) == segment_of(&self.ops[at].1)).count();
+        let second = (0..self.ops.len()).find(|&at| segment_of(&self.ops[at].1).is_some() && pages(at) == 1);
+        let Some(second) = second else { return false };
+        let segment = segment_of(&self.ops[second].1);
+        let first = self.ops.iter().find(|(_, io)| segment_of(io) == segment).expect("counted above").1.clone();
+        let (op, io) = self.ops.remove(second);
+        self.landed(first);
+        self.landed(io);
+        let now = self.now;
+        self.core().completed(now, op, Outcome::Failed);
+        true
+    }
+
+    /// All that is under way but pages of contents ends well.
+    pub fn complete_all_but_pages(&mut self) {
+        while let Some(at) = self.ops.iter().position(|(_, io)| !matches!(io, Io::List { .. })) {
+            let (op, io) = self.ops.remove(at);
+            self.landed(io);
+            let now = self.now;
+            self.core().completed(now, op, Outcome::Ok);
+        }
     }
 
     /// Everything ends but what begins a new use of a segment.
@@ -52,9 +83,10 @@ impl World {
 
     /// What an operation did to memory and devices.
     fn landed(&mut self, io: Io) {
+        self.landed_on_gpus(&io);
         let Some(disk) = &mut self.disk else { return };
         match io {
-            Io::Verify => {}
+            Io::Verify | Io::Copy { .. } | Io::Sum { .. } => {}
             Io::Write { at, slot, sum } => {
                 assert_eq!(self.contents[&slot], sum, "slot {} changed while a device read it", slot.0);
                 disk.written(at, sum);
@@ -103,6 +135,7 @@ impl World {
     pub fn restart(&mut self) {
         let mut kept = self.core.take().unwrap().into_kept();
         self.crash(&kept);
+        let lost = self.lose_gpus_with_daemon(&mut kept);
         kept.restart();
         let slabs: Vec<_> = kept.slabs().copied().collect();
         let mut core = Core::adopt(kept, Chosen::new(self.policy, GHOST_BYTES), options());
@@ -111,6 +144,7 @@ impl World {
             core.extent_added(*bytes);
         }
         slabs.into_iter().for_each(|slab| core.adopt_slab(slab));
+        self.adopt_gpus(&mut core);
         for (&id, connected) in &mut self.clients {
             core.adopt_client(id, true);
             *connected = false;
@@ -125,6 +159,9 @@ impl World {
         if self.disk.is_some() {
             core.ssd_coming();
             // What a parent on SSD leads to is found again without it.
+            self.linked.clear();
+        }
+        if lost {
             self.linked.clear();
         }
         // One client is faster than the adoption.
@@ -149,9 +186,9 @@ impl World {
 
     /// Operations under way land or do not. What counted as on SSD must be found there.
     fn crash(&mut self, kept: &PlainKept) {
-        for (at, (_, io)) in std::mem::take(&mut self.ops).into_iter().enumerate() {
+        for (at, (op, io)) in std::mem::take(&mut self.ops).into_iter().enumerate() {
             // A dead daemon's device may still write into its slots, not into others'.
-            if at % 3 != 0 {
+            if at % 3 != 0 && !self.gpus.is_doomed(op) {
                 self.landed(io);
             }
         }
@@ -224,7 +261,7 @@ impl World {
                         self.core().extent_added(bytes);
                     }
                 }
-                other => panic!("a core with DRAM alone wants {other:?}"),
+                other => self.perform_on_gpus(other),
             }
         }
     }
@@ -239,6 +276,7 @@ impl World {
                     self.own(slot, to.client, pool, slot_bytes / UNIT_BYTES as u32, None);
                 }
             }
+            Reply::Reserved { results } if self.reserved_on_gpu(to, &keys, &results) => {}
             Reply::Reserved { results } => {
                 assert_eq!(results.len(), keys.len());
                 for (key, result) in keys.into_iter().zip(results) {
@@ -250,7 +288,7 @@ impl World {
                 }
             }
             Reply::Got { hit } => assert!(hit as usize <= keys.len()),
-            Reply::Refused(_) => {}
+            Reply::Refused(_) => self.gpus.refused(to),
             Reply::Removed { .. } => {
                 let sums = self.removals.remove(&to).expect("a removal is answered once");
                 self.dead.extend(sums);

@@ -3,6 +3,7 @@
 
 mod disk;
 mod engine;
+mod gpus;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +13,7 @@ use lapis_config::{
 };
 use lapis_tiering::{
     Chosen, Core, CoreOptions, PlainKept, PoolDef,
-    face::{Caller, CommitItem, Listed, Outcome, Parent, Put},
+    face::{Caller, CommitItem, Listed, Outcome, Parent, Put, Spot},
     kept::{Kept, SlotState, Tier},
 };
 
@@ -39,6 +40,8 @@ enum Io {
     Write { at: SsdPlace, slot: SlotId, sum: u64 },
     Read { at: SsdPlace, slot: SlotId },
     Open { segment: SegmentId, opened: u64 },
+    Copy { from: Spot, to: Spot, sum: u64 },
+    Sum { slot: SlotId },
     List { segment: SegmentId, opened: u64, place: PageIndex, next: Option<PageIndex>, sequence: u64, listed: Listed },
 }
 
@@ -68,6 +71,7 @@ pub struct World {
     disk: Option<Disk>,
     /// A former start's log was not told yet.
     coming: bool,
+    pub gpus: gpus::Gpus,
     /// What lies in each slot: the sum of its payload.
     contents: BTreeMap<SlotId, u64>,
     /// Removals under way, with the sums that they end; and sums that may never be seen again.
@@ -125,6 +129,7 @@ impl World {
             ops: Vec::new(),
             disk: None,
             coming: false,
+            gpus: gpus::Gpus::default(),
             contents: BTreeMap::new(),
             removals: BTreeMap::new(),
             dead: BTreeSet::new(),
@@ -263,6 +268,7 @@ impl World {
     pub fn gone(&mut self, client: ClientId) {
         self.lose(client);
         self.owned.retain(|_, owned| owned.client != client);
+        self.gone_from_gpus(client);
         self.clients.remove(&client);
         self.core().client_gone(client);
     }
@@ -278,6 +284,7 @@ impl World {
         }
         self.clients.insert(client, true);
         self.core().client_resumed(client, &writing);
+        self.resume_on_gpus(client);
     }
 
     pub fn touch(&mut self, pool: u16, chain: u32, depth: u32) {
@@ -290,7 +297,7 @@ impl World {
     pub fn name(&mut self, pool: u16, chain: u32, depth: u32) {
         let Some(line) = self.core().kept().find(PoolId(pool), &key(chain, depth)) else { return };
         let place = self.core().kept().live(line).unwrap().place;
-        if place.tier == Tier::Elsewhere {
+        if !matches!(place.tier, Tier::Dram | Tier::DramUnverified) {
             return;
         }
         let slot = place.slot;
@@ -364,15 +371,20 @@ impl World {
         for (&(pool, key), &stored) in &self.stored {
             let Some(line) = core.kept().find(pool, &key) else { continue };
             let place = core.kept().live(line).unwrap().place;
-            assert_eq!((place.bytes, place.sum), (stored.1, stored.2), "{key:?} leads to what its client stored");
+            let right = place.bytes == stored.1 && self.is_sum_right((pool, key), place.tier, place.sum, stored.2);
+            assert!(right, "{key:?} leads to {place:?}, and its client stored {stored:?}");
             if self.linked.contains(&(pool, key)) {
                 let above = Key([key.0[0], key.0[1] - 1, 7, 0]);
                 assert!(core.kept().find(pool, &above).is_some(), "{key:?} is there without its parent");
             }
+            if place.tier == Tier::Hbm {
+                continue;
+            }
             if place.tier == Tier::Elsewhere {
-                let (disk, at) = (self.disk.as_ref().unwrap(), SsdPlace(core.kept().entry(line).ssd));
                 // What is being read may have lost its place with its segment.
-                assert!(!at.is_some() || disk.payload(at) == place.sum, "{key:?} is not what lies on SSD");
+                let at = Some(SsdPlace(core.kept().entry(line).ssd)).filter(|at| at.is_some());
+                let lies = at.map(|at| self.disk.as_ref().expect("a tier").payload(at));
+                assert!(lies.is_none_or(|sum| sum == place.sum), "{key:?} is not what lies on SSD");
                 continue;
             }
             assert_eq!(self.contents[&place.slot], place.sum, "{key:?} is not what lies in its slot");
@@ -380,6 +392,7 @@ impl World {
             used.insert(place.slot, core.slot_units(place.slot).unwrap());
         }
         assert_eq!(used.len() as u64, core.counts().blocks, "every block is somebody's");
+        self.check_gpus();
         for (slot, owned) in &self.owned {
             let slab = core.kept().slabs().filter(|slab| slab.base.0 <= slot.0).last().unwrap();
             let index = (slot.0 - slab.base.0) / slab.stride;
@@ -413,6 +426,7 @@ impl World {
         self.finish_ops();
         self.check();
         let counts = self.core().counts();
+        self.end_gpus(false);
         // Slots that a dead daemon's device may write stay aside.
         let leftover = self.io_in();
         assert_eq!((counts.slots_granted, counts.slots_aside), (0, leftover), "{counts:?}");
@@ -427,6 +441,7 @@ impl World {
         assert!(self.removals.is_empty(), "purges are answered");
         let counts = self.core().counts();
         assert_eq!((counts.slots_used, counts.ssd_blocks, counts.slots_busy), (0, 0, 0));
+        self.end_gpus(true);
         self.demoted = counts.demotions;
     }
 }

@@ -49,7 +49,7 @@ impl<N: Nic> Asking<N> {
     /// By another NIC too, unless there are lanes enough.
     pub(super) fn add_lane(&mut self, now: Time, nic: usize, on: &N) {
         if self.lanes.len() < LANES_MAX {
-            self.lanes.push(Lane::new(now, nic, format!("{}, {}", self.name, on.name())));
+            self.lanes.push(Lane::new(now, nic, on.node(), format!("{}, {}", self.name, on.name())));
         }
     }
 
@@ -114,7 +114,9 @@ impl<N: Nic> Asking<N> {
         };
         let up = || self.lanes.iter().enumerate().filter(|(_, lane)| lane.is_up() && reach(lane).is_some());
         let room = up().filter(|(_, lane)| lane.has_room(piece.bytes.min(SLICE_BYTES as u32)));
-        let paces = room.map(|(index, lane)| (index, &lane.pace));
+        let node = memory.node_of(place.mapping);
+        let is_near = |lane: &Lane<N::Pair>| node.is_some() && lane.node == node;
+        let paces = room.map(|(index, lane)| (index, is_near(lane), &lane.pace));
         let Some(lane) = pace::soonest(paces, piece.bytes.into()) else {
             return if up().next().is_some() { Choice::Wait } else { Choice::Nowhere };
         };

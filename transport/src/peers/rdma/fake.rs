@@ -115,6 +115,9 @@ impl Fabric {
             kind,
             bell,
             region_bytes_max: u64::MAX,
+            // As the last figure of its name says: it counts only where the memory has a node too.
+            node: name.chars().last().and_then(|last| last.to_digit(10)),
+            reads: Arc::default(),
             taken: AtomicU64::new(0),
             domains: Mutex::default(),
         })
@@ -307,6 +310,9 @@ pub(super) struct FakeNic {
     kind: GidKind,
     bell: Arc<OwnedFd>,
     pub region_bytes_max: u64,
+    pub node: Option<u32>,
+    /// READs that its pairs took.
+    pub reads: Arc<AtomicU64>,
     /// How often its events were taken.
     pub taken: AtomicU64,
     /// Its own: those of another NIC are none here.
@@ -347,6 +353,7 @@ pub(super) struct FakeRegion {
 
 pub(super) struct FakePair {
     fabric: Fabric,
+    reads: Arc<AtomicU64>,
     number: u32,
     kind: GidKind,
 }
@@ -364,6 +371,10 @@ impl Nic for FakeNic {
 
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn node(&self) -> Option<u32> {
+        self.node
     }
 
     fn kind(&self) -> GidKind {
@@ -415,7 +426,7 @@ impl Nic for FakeNic {
             bell: self.bell.clone(),
         };
         state.pairs.insert(number, queues);
-        Ok(FakePair { fabric: self.fabric.clone(), number, kind: self.kind })
+        Ok(FakePair { fabric: self.fabric.clone(), reads: self.reads.clone(), number, kind: self.kind })
     }
 
     fn events(&self) -> Option<BorrowedFd<'_>> {
@@ -478,6 +489,7 @@ impl Pair for FakePair {
             (reads.len(), None)
         };
         let pair = state.pairs.get_mut(&self.number).expect("until it is dropped");
+        self.reads.fetch_add(taken as u64, Ordering::Relaxed);
         for read in &reads[..taken] {
             let left = (0..read.bytes).step_by(CHUNK as usize).collect();
             pair.posted.push_back(Moving { read: *read, left, fetched: Vec::new(), broken: None });

@@ -110,8 +110,9 @@ enum Stand<P> {
 }
 
 pub(super) struct Lane<P> {
-    /// Of this host.
+    /// Of this host; and the NUMA node of its NIC, where that is known.
     pub nic: usize,
+    pub node: Option<u32>,
     session: u32,
     stand: Stand<P>,
     pause: Duration,
@@ -125,10 +126,10 @@ pub(super) struct Lane<P> {
 }
 
 impl<P: Pair> Lane<P> {
-    pub(super) fn new(now: Time, nic: usize, name: String) -> Self {
+    pub(super) fn new(now: Time, nic: usize, node: Option<u32>, name: String) -> Self {
         let stand = Stand::Resting { until: now };
         let (pace, there, over) = (Pace::default(), There::default(), Vec::new());
-        Self { nic, session: 0, stand, pause: PAUSE_MIN, pace, there, over, name, told: String::new() }
+        Self { nic, node, session: 0, stand, pause: PAUSE_MIN, pace, there, over, name, told: String::new() }
     }
 
     pub(super) fn is_up(&self) -> bool {

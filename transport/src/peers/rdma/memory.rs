@@ -69,6 +69,8 @@ pub(super) enum Shown {
 struct Memory<N: Nic> {
     holds: Holds,
     mapping: Mapping,
+    /// The NUMA node that it is of, where that is followed.
+    node: Option<u32>,
     /// By NIC, in order of their offsets; none until it is registered.
     parts: Vec<Vec<Part<N::Region>>>,
 }
@@ -143,13 +145,13 @@ impl<N: Nic> Group<N> {
     }
 
     /// Which one it is now.
-    pub(super) fn add(&mut self, holds: Holds, mapping: Mapping) -> usize {
+    pub(super) fn add(&mut self, holds: Holds, mapping: Mapping, node: Option<u32>) -> usize {
         if let Holds::Table(_) = holds {
             self.forget_table();
         }
         let parts = self.domains.iter().map(|_| Vec::new()).collect();
         self.by_address.insert(mapping.as_ptr(0) as usize, self.memories.len());
-        self.memories.push(Memory { holds, mapping, parts });
+        self.memories.push(Memory { holds, mapping, node, parts });
         self.memories.len() - 1
     }
 
@@ -181,6 +183,11 @@ impl<N: Nic> Group<N> {
     pub(super) fn spans(&self, nic: usize) -> Spans {
         let of = |memory: &Memory<N>| memory.parts[nic].iter().map(|part| part.range.clone()).collect();
         self.by_address.iter().map(|(address, index)| (*address, of(&self.memories[*index]))).collect()
+    }
+
+    /// The NUMA node of a mapping's memory.
+    pub(super) fn node_of(&self, mapping: &Mapping) -> Option<u32> {
+        self.memories[*self.by_address.get(&(mapping.as_ptr(0) as usize))?].node
     }
 
     /// Where a NIC can write what belongs at `offset` of a mapping.

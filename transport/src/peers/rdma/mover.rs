@@ -81,9 +81,11 @@ impl<N: Nic> Mover<N> {
 
     pub(super) fn tell(&mut self, now: Time, job: ToPaths) {
         match job {
-            ToPaths::Memory { group, first, mapping } => self.memory(group, Holds::Blocks(first), mapping),
+            ToPaths::Memory { group, first, mapping, node } => {
+                self.memory(group, Holds::Blocks(first), mapping, node);
+            }
             ToPaths::Table { group, mapping, shape } => {
-                self.memory(group, Holds::Table(shape), mapping);
+                self.memory(group, Holds::Table(shape), mapping, None);
                 self.scratch(group);
             }
             ToPaths::Guest { group, link, .. } => {
@@ -129,8 +131,8 @@ impl<N: Nic> Mover<N> {
         self.groups.entry(group).or_insert_with(|| Group::new(nics))
     }
 
-    fn memory(&mut self, group: usize, holds: Holds, mapping: Mapping) {
-        let memory = self.group(group).add(holds, mapping.clone());
+    fn memory(&mut self, group: usize, holds: Holds, mapping: Mapping, node: Option<u32>) {
+        let memory = self.group(group).add(holds, mapping.clone(), node);
         (0..self.nics.len()).for_each(|nic| self.register(group, memory, nic, holds, mapping.clone()));
     }
 
@@ -172,7 +174,7 @@ impl<N: Nic> Mover<N> {
         }
         match Mapping::anonymous(SCRATCH_BYTES) {
             Ok(mapping) => {
-                self.memory(group, Holds::Scratch, mapping.clone());
+                self.memory(group, Holds::Scratch, mapping.clone(), None);
                 self.looks.add_scratch(group, mapping);
             }
             Err(error) => tracing::warn!(group, %error, "no memory to look keys up in: peers are asked"),

@@ -7,6 +7,8 @@ const UNKNOWN: u64 = 1_000_000_000;
 /// Shorter stretches are not measured, as completions come in batches; nor are fewer bytes: they show how little was wanted.
 const STRETCH_US: u64 = 200;
 const STRETCH_BYTES: u64 = 128 << 10;
+/// How much longer a lane near the memory may take than the soonest of all: so much longer than a slice that it waits for.
+const NEAR_FOR: u64 = 2;
 /// Weight of what was measured last, against all before: one in so many.
 const WEIGHT: u64 = 4;
 
@@ -72,11 +74,18 @@ impl Pace {
     }
 }
 
-/// The index of the lane that would be done first with `bytes` more. Lanes that were not measured are taken for as fast as
-/// the fastest, so that each is tried.
-pub fn soonest<'a>(lanes: impl Iterator<Item = (usize, &'a Pace)> + Clone, bytes: u64) -> Option<usize> {
-    let fastest = lanes.clone().filter_map(|(_, pace)| pace.bytes_s).max();
-    lanes.min_by_key(|(index, pace)| (pace.finish_us(bytes, fastest), *index)).map(|(index, _)| index)
+/// The index of the lane that would be done first with `bytes` more, of lanes with their index and whether they are near the
+/// memory. Lanes that were not measured are taken for as fast as the fastest, so that each is tried. A near one has it if it
+/// takes no more than `NEAR_FOR` times as long: what crosses nodes slows all that does, and both are full where all is wanted.
+pub fn soonest<'a>(lanes: impl Iterator<Item = (usize, bool, &'a Pace)> + Clone, bytes: u64) -> Option<usize> {
+    let fastest = lanes.clone().filter_map(|(_, _, pace)| pace.bytes_s).max();
+    let done_us = |pace: &Pace| pace.finish_us(bytes, fastest);
+    let first = |lanes: &mut dyn Iterator<Item = (usize, bool, &'a Pace)>| {
+        lanes.map(|(index, _, pace)| (done_us(pace), index)).min()
+    };
+    let (any_us, any) = first(&mut lanes.clone())?;
+    let near = first(&mut lanes.filter(|(_, is_near, _)| *is_near));
+    Some(near.filter(|(near_us, _)| *near_us <= any_us.saturating_mul(NEAR_FOR)).map_or(any, |(_, near)| near))
 }
 
 #[cfg(test)]
@@ -87,8 +96,8 @@ mod tests {
         Pace { bytes_s: Some(bytes_s), ..Pace::default() }
     }
 
-    /// Gives slices to lanes of these speeds, each working on one at a time, and says how many each got.
-    fn shares(speeds: &[u64], slices: usize) -> Vec<usize> {
+    /// Gives slices to lanes of these speeds, each working on one at a time, and says how many each got. Some are near.
+    fn shares_with(near: &[usize], speeds: &[u64], slices: usize) -> Vec<usize> {
         const SLICE: u64 = 1 << 20;
         const WINDOW: u64 = 8 * SLICE;
         let mut paces = vec![Pace::default(); speeds.len()];
@@ -97,7 +106,8 @@ mod tests {
         let (mut got, mut now) = (vec![0; speeds.len()], 0);
         for _ in 0..slices {
             loop {
-                let roomy = paces.iter().enumerate().filter(|(_, pace)| pace.under_way() < WINDOW);
+                let paced = paces.iter().enumerate().map(|(index, pace)| (index, near.contains(&index), pace));
+                let roomy = paced.filter(|(_, _, pace)| pace.under_way() < WINDOW);
                 if let Some(lane) = soonest(roomy, SLICE) {
                     let start = lanes[lane].back().copied().unwrap_or(0).max(now);
                     lanes[lane].push_back(start + SLICE * 1_000_000 / speeds[lane]);
@@ -113,6 +123,25 @@ mod tests {
             }
         }
         got
+    }
+
+    fn shares(speeds: &[u64], slices: usize) -> Vec<usize> {
+        shares_with(&[], speeds, slices)
+    }
+
+    #[test]
+    fn a_near_lane_is_preferred_and_no_lane_is_left_idle_for_it() {
+        let (idle, other) = (measured(10_000), measured(10_000));
+        assert_eq!(soonest([(0, false, &idle), (1, true, &other)].into_iter(), 1000), Some(1));
+        let mut busy = measured(10_000);
+        busy.given(Time(0), 1000);
+        assert_eq!(soonest([(0, false, &idle), (1, true, &busy)].into_iter(), 1000), Some(1), "it waits for one");
+        busy.given(Time(0), 1000);
+        assert_eq!(soonest([(0, false, &idle), (1, true, &busy)].into_iter(), 1000), Some(0), "not for two");
+        let got = shares_with(&[1], &[12_000_000_000, 12_000_000_000], 2000);
+        assert!(got[0].abs_diff(got[1]) < 100, "where all is wanted both are full: {got:?}");
+        let got = shares_with(&[1], &[12_000_000_000, 12_000_000], 2000);
+        assert!((1..=20).contains(&got[1]), "a near one that crawls is left alone: {got:?}");
     }
 
     #[test]
@@ -149,7 +178,7 @@ mod tests {
     #[test]
     fn what_was_not_measured_is_taken_for_as_fast_as_the_fastest() {
         let (fast, slow, new) = (measured(10_000), measured(100), Pace::default());
-        let lanes = [(0, &slow), (1, &new), (2, &fast)];
+        let lanes = [(0, false, &slow), (1, false, &new), (2, false, &fast)];
         assert_eq!(soonest(lanes.into_iter(), 1000), Some(1));
         assert_eq!(new.finish_us(1000, Some(10_000)), 100_000);
         assert_eq!(new.finish_us(1000, None), 1);

@@ -29,6 +29,8 @@ pub trait Nic: Send + Sync + 'static {
 
     /// As people call it: "mlx5_0".
     fn name(&self) -> &str;
+    /// The NUMA node that it is at, where there are several.
+    fn node(&self) -> Option<u32>;
     /// Of its address.
     fn kind(&self) -> GidKind;
     /// Most bytes of one region.

@@ -1,20 +1,33 @@
 //! The NICs of this host as the kernel shows them in files: no library is needed, nor any right to use them.
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
+
+use lapis_config::topology::sysfs::{names, text};
 
 use super::rank::{Candidate, Layer};
 
+const SYS: &str = "/sys";
 const DEVICES: &str = "/sys/class/infiniband";
 const INTERFACES: &str = "/sys/class/net";
 
 /// Every address of every port, by device, port and index. No folder: no device.
 pub fn candidates() -> io::Result<Vec<Candidate>> {
-    found_in(Path::new(DEVICES), Path::new(INTERFACES))
+    candidates_in(Path::new(SYS))
+}
+
+/// Those of the host whose `/sys` is at `root`.
+pub fn candidates_in(root: &Path) -> io::Result<Vec<Candidate>> {
+    found_in(&root.join("class/infiniband"), &root.join("class/net"))
 }
 
 /// Every device, those without an address too.
 pub fn devices() -> io::Result<Vec<String>> {
     names(Path::new(DEVICES))
+}
+
+/// The NUMA node of a device; `None` where there is but one, or of a device that is none of the bus.
+pub(super) fn node_of(device: &str) -> Option<u32> {
+    text(&Path::new(DEVICES).join(device).join("device/numa_node"))?.trim().parse().ok()
 }
 
 /// Where an address is in a port's table now: interfaces that come and go move it.
@@ -64,22 +77,6 @@ fn gid(text: &str) -> Option<[u8; 16]> {
     Some(text.parse::<std::net::Ipv6Addr>().ok()?.octets())
 }
 
-/// A file that cannot be read is one that says nothing: an entry of a table that is not in use is an error to read.
-fn text(path: &Path) -> Option<String> {
-    Some(fs::read_to_string(path).ok()?.trim().to_owned())
-}
-
-fn names(folder: &Path) -> io::Result<Vec<String>> {
-    let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
-    };
-    let mut names: Vec<String> =
-        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect::<io::Result<_>>()?;
-    names.sort_unstable();
-    Ok(names)
-}
-
 fn numbers<T: std::str::FromStr + Ord>(folder: &Path) -> io::Result<Vec<T>> {
     let mut numbers: Vec<T> = names(folder)?.iter().filter_map(|name| name.parse().ok()).collect();
     numbers.sort_unstable();
@@ -88,6 +85,8 @@ fn numbers<T: std::str::FromStr + Ord>(folder: &Path) -> io::Result<Vec<T>> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn write(root: &Path, files: &[(&str, &str)]) {

@@ -47,6 +47,26 @@ fn blocks_are_read_whole_over_every_lane() {
     }
 }
 
+/// One block at a time: no lane has to wait for another.
+#[test]
+fn blocks_come_by_the_nic_of_their_memorys_node_and_by_any_where_it_has_none() {
+    for (node, near) in [(Some(0), Some(0)), (Some(1), Some(1)), (Some(7), None), (None, None)] {
+        let mut world = World::new(Options { nics: 2, node, ..Options::default() });
+        world.until_up();
+        let reads = |world: &World| [0, 1].map(|nic| world.asker.nics[nic].reads.load(Ordering::Relaxed));
+        let before = reads(&world);
+        for slot in 0..20 {
+            let op = world.fetch(&[slot], SECOND);
+            assert_eq!(world.until_fetched(op), vec![Came::Whole]);
+        }
+        let read = [0, 1].map(|nic| reads(&world)[nic] - before[nic]);
+        assert_eq!(read.iter().sum::<u64>(), 20, "{node:?}: {read:?}");
+        if let Some(near) = near {
+            assert_eq!(read[near], 20, "{node:?}: {read:?}");
+        }
+    }
+}
+
 #[test]
 fn blocks_that_cross_regions_are_cut_at_their_borders() {
     let mut world = World::new(Options { region_bytes_max: 3 * UNIT_BYTES, block_units: 2, ..Options::default() });
@@ -230,7 +250,7 @@ fn threads_look_for_nics_until_they_end() {
     let every = Duration::from_millis(1);
     let threads = Threads::start(Vec::new(), Some(Look { every, find }), Arc::new(|| {})).expect("threads");
     let mapping = world::Blocks::new(4, 1).there;
-    threads.submit(ToPaths::Memory { group: 0, first: lapis_config::SlotId(0), mapping });
+    threads.submit(ToPaths::Memory { group: 0, first: lapis_config::SlotId(0), mapping, node: None });
     let began = Instant::now();
     // Its scratch, and the memory.
     while fabric.regions() < 2 {
@@ -360,8 +380,18 @@ fn threads_carry_every_fetch_to_its_end() {
     };
     let (owner, asker) = (side("a"), side("b"));
     let blocks = world::Blocks::new(64, 16);
-    owner.submit(ToPaths::Memory { group: 0, first: lapis_config::SlotId(0), mapping: blocks.there.clone() });
-    asker.submit(ToPaths::Memory { group: 0, first: lapis_config::SlotId(0), mapping: blocks.here.clone() });
+    owner.submit(ToPaths::Memory {
+        group: 0,
+        first: lapis_config::SlotId(0),
+        mapping: blocks.there.clone(),
+        node: None,
+    });
+    asker.submit(ToPaths::Memory {
+        group: 0,
+        first: lapis_config::SlotId(0),
+        mapping: blocks.here.clone(),
+        node: None,
+    });
     owner.submit(ToPaths::Guest { group: 0, link: LINK, word: 0 });
     asker.submit(world::peer());
     let began = Instant::now();

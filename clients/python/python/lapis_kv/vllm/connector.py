@@ -7,6 +7,7 @@
 - lapis.socket: path of the daemon's socket; else $LAPIS_SOCKET, else /run/lapis/lapis.sock
 - lapis.load: "async" (default: between steps) or "sync" (within the step that needs the blocks; one rank, one group)
 - lapis.load_seconds, lapis.save_seconds: deadlines of a transfer (5, 10)
+- lapis.open_seconds: how long the start waits until a GPU reaches all of the daemon's memory (60)
 - lapis.revision: a name of the weights, where neither a folder nor the hub's cache tells
 - lapis.salt: keeps apart what must not be shared though all else is equal
 - lapis.staged: copy by a buffer on a CPU too, as on a GPU; for tests
@@ -27,6 +28,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 
+from vllm.platforms import current_platform
 from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
 
 import lapis_kv
@@ -90,7 +92,8 @@ class LapisConnector(KVConnectorBase_V1, SupportsHMA):
             if getattr(parallel, name, 1) > 1:
                 raise ValueError(f"LapisConnector does not support {name} {getattr(parallel, name)} yet: set it to 1")
         hash_tokens = hash_block_tokens(vllm_config, kv_cache_config)
-        self._groups = kv.groups_of(kv_cache_config, hash_tokens)
+        sleeps = bool(getattr(vllm_config.model_config, "enable_sleep_mode", False))
+        self._groups = kv.groups_of(kv_cache_config, hash_tokens, sleeps)
         world = parallel.world_size
         namespace = lapis_kv.Namespace(**fields_of(vllm_config, kv_cache_config, options))
         is_scheduler = role == KVConnectorRole.SCHEDULER
@@ -106,7 +109,8 @@ class LapisConnector(KVConnectorBase_V1, SupportsHMA):
             return {key: kv.open_pool(client, namespace, by_index[key[0]], key[1]) for key in sorted(wanted)}
 
         name = f"vllm {role.name.lower()} {'' if own is None else own}".strip()
-        self._link = Link(socket_of(options.socket), name, open_pools, warns=is_scheduler)
+        gpus = not is_scheduler and current_platform.is_cuda()
+        self._link = Link(socket_of(options.socket), name, open_pools, warns=is_scheduler, gpus=gpus)
         # The engine counts all groups, also those that are never looked up.
         by_block = len(kv_cache_config.kv_cache_groups) == 1
         # A load that fails within its step cannot be taken back with several groups or steps planned ahead; nor with several
@@ -124,7 +128,8 @@ class LapisConnector(KVConnectorBase_V1, SupportsHMA):
             )
         else:
             self._worker = self.worker_class(
-                self._link, self._groups, own, options.load_seconds, options.save_seconds, options.staged, by_block
+                self._link, self._groups, own, options.load_seconds, options.save_seconds, options.staged, by_block,
+                options.open_seconds,
             )
 
     # A save that was dropped is a miss later, and no request's business.
@@ -185,7 +190,7 @@ class LapisConnector(KVConnectorBase_V1, SupportsHMA):
     # ---- Worker ----
 
     def register_kv_caches(self, kv_caches):
-        self._worker.register(kv_caches)
+        self._worker.register(kv_caches, self._kv_cache_config.num_blocks)
 
     def handle_preemptions(self, kv_connector_metadata):
         # Called at every step, before its blocks are overwritten.
@@ -195,7 +200,7 @@ class LapisConnector(KVConnectorBase_V1, SupportsHMA):
         self._worker.load(self._plan())
 
     def wait_for_layer_load(self, layer_name):
-        pass
+        self._worker.wait_for_layer(layer_name)
 
     def save_kv_layer(self, layer_name, kv_layer, attn_metadata, **kwargs):
         pass
@@ -229,6 +234,11 @@ class LapisConnector(KVConnectorBase_V1, SupportsHMA):
         return plan
 
     # ---- Both ----
+
+    @classmethod
+    def requires_piecewise_for_cudagraph(cls, extra_config) -> bool:
+        # A graph of a whole step has no place to wait for a layer.
+        return extra_config.get("lapis.load") == "sync"
 
     @classmethod
     def build_kv_connector_stats(cls, data=None):

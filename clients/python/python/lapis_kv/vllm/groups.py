@@ -33,20 +33,24 @@ class Group:
     # Blocks before a length that must be there for it; None: all.
     window: int | None
     replicated: bool
+    # Whether blocks may be written by a step, or their memory go, before workers hear that their request was preempted.
+    is_lent: bool = False
 
 
-def groups_of(kv_cache_config, hash_tokens: int) -> list[Group]:
-    """The groups that are looked up by hash.
+def groups_of(kv_cache_config, hash_tokens: int, sleeps: bool = False) -> list[Group]:
+    """The groups that are looked up by hash. `sleeps`: whether the engine may give the memory of its KV cache back for a while.
 
     Raises ValueError where a block is no whole number of hashes, and for kinds of groups that are not supported.
     """
     ids = getattr(kv_cache_config, "prefix_cacheable_group_ids", None)
     if ids is None:
         ids = range(len(kv_cache_config.kv_cache_groups))
-    groups = []
+    # What is zeroed for another request is so before workers hear of the preemption, by one of vLLM's model runners.
+    is_lent, groups = sleeps or bool(getattr(kv_cache_config, "needs_kv_cache_zeroing", False)), []
     for index in ids:
         group = kv_cache_config.kv_cache_groups[index]
         spec = group.kv_cache_spec
+        window = _window(index, spec)
         if spec.block_size % hash_tokens:
             raise ValueError(
                 f"group {index} has blocks of {spec.block_size} tokens, which are no whole number of hashes of "
@@ -59,8 +63,10 @@ def groups_of(kv_cache_config, hash_tokens: int) -> list[Group]:
                 hashes=spec.block_size // hash_tokens,
                 layers=tuple(group.layer_names),
                 block_bytes=_block_bytes(spec, len(group.layer_names)),
-                window=_window(index, spec),
+                window=window,
                 replicated=get_kv_cache_spec_kind(spec) in _REPLICATED,
+                # Blocks of a window are given to others while their request runs.
+                is_lent=is_lent or window is not None,
             )
         )
     if not groups:

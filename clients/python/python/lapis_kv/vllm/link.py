@@ -27,12 +27,13 @@ class Link:
     thread of the link sees whether the daemon still answers.
 
     `opened(client)` makes what the caller wants of it, its pools say; until it has returned there is no client. One link of
-    an engine warns (`warns`): the others of it speak of the same daemon.
+    an engine warns (`warns`): the others of it speak of the same daemon. `gpus`: blocks are wanted on a GPU of CUDA.
     """
 
-    def __init__(self, path: str, name: str, opened, warns: bool = True):
+    def __init__(self, path: str, name: str, opened, warns: bool = True, gpus: bool = False):
         self._path, self._name, self._opened = path, name, opened
         self._level = logging.WARNING if warns else logging.INFO
+        self._gpus, self._serves_gpus = gpus, False
         self._client, self._made = None, None
         self._hangs, self._trouble = False, None
         self._stop = threading.Event()
@@ -43,8 +44,10 @@ class Link:
     def _try(self):
         client = None
         try:
-            client = lapis_kv.Client(self._path, name=self._name)
+            client = lapis_kv.Client(self._path, name=self._name, gpus=self._gpus)
             self._made = self._opened(client)
+            if self._gpus:
+                self._heard(lapis_kv.status(self._path, deadline=_ANSWER_SECONDS))
         except Exception as error:
             if client is not None:
                 client.close()
@@ -68,7 +71,7 @@ class Link:
 
     def _ping(self):
         try:
-            lapis_kv.status(self._path, deadline=_ANSWER_SECONDS)
+            self._heard(lapis_kv.status(self._path, deadline=_ANSWER_SECONDS))
         except lapis_kv.LapisError as error:
             # Without a daemon what is in memory is there still; one that hangs holds up whoever asks it.
             self._hangs = isinstance(error, lapis_kv.LateError)
@@ -79,6 +82,9 @@ class Link:
         if self._trouble is not None:
             self._trouble = None
             self._say_well()
+
+    def _heard(self, status):
+        self._serves_gpus = self._gpus and any(gpu["state"] == "well" for gpu in status.get("gpus", ()))
 
     def _say(self, what: str, error, level: int):
         """Once, until all is well again or something else is wrong."""
@@ -93,6 +99,11 @@ class Link:
     def client(self):
         """The client, or None as long as there is none or its daemon hangs."""
         return None if self._hangs else self._client
+
+    @property
+    def serves_gpus(self) -> bool:
+        """Whether the daemon has a tier on GPUs, and blocks are wanted there; as it last said."""
+        return self._serves_gpus
 
     @property
     def made(self):

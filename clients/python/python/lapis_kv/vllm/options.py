@@ -13,6 +13,7 @@ class Options:
     load: str = LOADS[0]
     load_seconds: float = 5.0
     save_seconds: float = 10.0
+    open_seconds: float = 60.0
     revision: str | None = None
     salt: str = ""
     staged: bool = False

@@ -15,6 +15,9 @@ _KEYS_MAX = 8192
 # For what other hosts have, where there are any: the engine's loop stands still meanwhile. What is longer on its way is there
 # for the next request.
 _LOOK_UP_S = 0.05
+# Loads of one request that begin at the same token. Blocks that are found and never come (a GPU that refuses, say) would be
+# looked up and loaded for ever.
+_LOADS_MAX = 3
 # The engine stands still meanwhile.
 _PURGE_SECONDS = 2.0
 _PURGE_PAUSE_SECONDS = 5.0
@@ -27,6 +30,8 @@ class _Request:
         self.request = request
         # Of the last look-up: tokens that the engine had itself.
         self.local_tokens = 0
+        # How often it was loaded from a token on.
+        self.loads: dict[int, int] = {}
         # Block ids by group.
         self.block_ids = [[] for _ in range(groups)]
         # Leading blocks by group whose save was planned.
@@ -61,7 +66,10 @@ class Scheduler:
         if self._link.client is None or not self._may_load or self._resets_done < self._resets:
             return 0, False
         self.on_new_request(request)
-        self._requests[request.request_id].local_tokens = local_tokens
+        state = self._requests[request.request_id]
+        state.local_tokens = local_tokens
+        if state.loads.get(local_tokens, 0) >= _LOADS_MAX:
+            return 0, False
         # One token at least is computed, for its logits.
         try:
             more = self._hit_tokens(request.block_hashes, request.num_tokens - 1) - local_tokens
@@ -105,7 +113,9 @@ class Scheduler:
         if not tokens:
             return
         self.on_new_request(request)
-        begin, ids, parts = self._requests[request.request_id].local_tokens, blocks.get_block_ids(), []
+        state, ids, parts = self._requests[request.request_id], blocks.get_block_ids(), []
+        begin = state.local_tokens
+        state.loads[begin] = state.loads.get(begin, 0) + 1
         for group in self._groups:
             first, end = begin // group.tokens, (begin + tokens) // group.tokens
             if group.window is not None:

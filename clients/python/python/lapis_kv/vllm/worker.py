@@ -1,7 +1,8 @@
 """A worker's half: copies blocks between the engine's KV cache and Lapis.
 
-On a CPU the daemon's memory and the KV cache are copied between directly. On a GPU blocks go by a pinned buffer: gathered on
-the engine's stream before the next step can change them, put from there by a thread.
+On a CPU the daemon's memory and the KV cache are copied between directly. On a GPU that the daemon serves the GPU does it
+(`gpu.py`), else blocks go by a pinned buffer: gathered on the engine's stream before the next step can change them, put from
+there by a thread.
 
 Saves are off the critical path: a thread puts them in order, and the blocks of a finished request stay until it has. Loads
 have a deadline of their own: what has not come is reported as failed, never waited for.
@@ -17,7 +18,9 @@ import torch
 
 import lapis_kv
 
+from .gpu import Way, load_way, save_way
 from .plan import Plan, Saved, Transfer
+from .planes import Planes
 
 logger = logging.getLogger("vllm.lapis")
 
@@ -45,74 +48,18 @@ class Stats:
         return counts
 
 
-class _Planes:
-    """Where a group's blocks lie: for each layer, and each tensor of it, a plane with one row of bytes a block."""
-
-    def __init__(self, group, kv_caches: dict):
-        self.group, self.planes = group, []
-        for layer in group.layers:
-            if layer not in kv_caches:
-                raise ValueError(f"layer {layer!r} of group {group.index} has no KV cache on this rank")
-            tensors = kv_caches[layer]
-            for tensor in tensors if isinstance(tensors, (list, tuple)) else [tensors]:
-                if not tensor[0].is_contiguous():
-                    raise ValueError(
-                        f"blocks of layer {layer!r} are in pieces (shape {tuple(tensor.shape)}, stride "
-                        f"{tuple(tensor.stride())}): this layout of the KV cache is not supported"
-                    )
-                self.planes.append(tensor)
-        self.row_bytes = [plane[0].numel() * plane.element_size() for plane in self.planes]
-        if sum(self.row_bytes) != group.block_bytes:
-            raise ValueError(
-                f"group {group.index} has blocks of {sum(self.row_bytes)} bytes where its specification says "
-                f"{group.block_bytes}"
-            )
-        self.device = self.planes[0].device
-        if self.device.type not in ("cpu", "cuda"):
-            raise ValueError(f"the KV cache is on {self.device}: LapisConnector knows CPUs and GPUs of CUDA and ROCm")
-
-    def vectors(self, block_ids) -> list:
-        """Blocks in host memory, layer by layer of each."""
-        return [plane[block] for block in block_ids for plane in self.planes]
-
-    def rows(self, plane, row_bytes):
-        """A plane as bytes: [blocks, bytes of a row]."""
-        blocks = plane.shape[0]
-        stride = plane.stride(0) * plane.element_size()
-        whole = torch.empty(0, dtype=torch.uint8, device=plane.device)
-        whole.set_(plane.untyped_storage(), plane.storage_offset() * plane.element_size(), (blocks, row_bytes), (stride, 1))
-        return whole
-
-    def buffers(self, blocks: int) -> list:
-        """Host memory for so many blocks: for each plane, [blocks, bytes of a row]."""
-        pinned = self.device.type != "cpu"
-        return [torch.empty((blocks, row), dtype=torch.uint8, pin_memory=pinned) for row in self.row_bytes]
-
-    @staticmethod
-    def rows_of(buffers, blocks) -> list:
-        """As `vectors`, of `buffers`."""
-        return [buffer[block] for block in blocks for buffer in buffers]
-
-    def gather(self, block_ids, buffers):
-        """Copies blocks to `buffers`, on the current stream."""
-        index = torch.tensor(block_ids, device=self.device)
-        for plane, row, buffer in zip(self.planes, self.row_bytes, buffers):
-            buffer.copy_(self.rows(plane, row).index_select(0, index), non_blocking=True)
-
-    def scatter(self, block_ids, buffers):
-        index = torch.tensor(block_ids, device=self.device)
-        for plane, row, buffer in zip(self.planes, self.row_bytes, buffers):
-            self.rows(plane, row).index_copy_(0, index, buffer.to(self.device, non_blocking=True))
-
-
 class Worker:
     """`by_block`: whether the engine takes back a load by the blocks that failed; else it does by request."""
 
-    def __init__(self, link, groups, rank: int, load_seconds: float, save_seconds: float, staged: bool, by_block: bool):
+    def __init__(
+        self, link, groups, rank: int, load_seconds: float, save_seconds: float, staged: bool, by_block: bool,
+        open_seconds: float = 60.0,
+    ):
         self._link, self._rank, self._by_block = link, rank, by_block
         self._groups = {group.index: group for group in groups}
         self._load_seconds, self._save_seconds, self._staged = load_seconds, save_seconds, staged
-        self._planes: dict[int, _Planes] = {}
+        self._open_seconds = open_seconds
+        self._planes: dict[int, Planes] = {}
         self.stats = Stats()
         self._lock = threading.Lock()
         # What loads came to: requests that are over, those of them that failed, and block ids that were not loaded.
@@ -123,15 +70,40 @@ class Worker:
         # Saves under way, by request; finished requests whose blocks the engine keeps until they are over.
         self._saving, self._awaited = collections.Counter(), set()
         self._load_failed_now = False
+        # Of this step, on their way while it is computed.
+        self._under_way = []
+        # Layers that have been waited for in some step. Others may be read by what waits for none, such as an index of what is
+        # to be attended to: these are there before a step begins.
+        self._asking = set()
+        self._gpu_fails = False
         self._jobs = {name: queue.SimpleQueue() for name in ("load", "save")}
         self._threads = []
 
-    def register(self, kv_caches: dict):
-        self._planes = {index: _Planes(group, kv_caches) for index, group in self._groups.items()}
+    def register(self, kv_caches: dict, blocks: int | None = None):
+        """`blocks`: how many the engine has, where a tensor may be divided finer."""
+        self._planes = {index: Planes(group, kv_caches, blocks) for index, group in self._groups.items()}
         for name, jobs in self._jobs.items():
             thread = threading.Thread(target=self._run, args=(jobs,), name=f"lapis-{name}", daemon=True)
             thread.start()
             self._threads.append(thread)
+        self._open_gpus()
+
+    def _open_gpus(self):
+        """Before the first load, which would miss what the driver has not registered by then."""
+        client, until = self._link.client, time.monotonic() + self._open_seconds
+        gpus = {planes.device.index for planes in self._planes.values() if self._way(planes) is Way.GPU}
+        try:
+            for gpu in sorted(gpus) if client is not None else ():
+                there, count = client.open_gpu(gpu, deadline=max(0.0, until - time.monotonic()))
+                if there < count:
+                    logger.warning(
+                        "%d of the daemon's %d MiB are registered with GPU %d after %g s: until all is, loads may miss blocks",
+                        there >> 20, count >> 20, gpu, self._open_seconds,
+                    )
+        except lapis_kv.GpuError as error:
+            self._failed_on_gpu(error)
+        except lapis_kv.LapisError as error:
+            logger.warning("the GPU is opened by the first load: %s", error)
 
     @staticmethod
     def _run(jobs):
@@ -145,19 +117,27 @@ class Worker:
 
     def load(self, plan: Plan):
         self._awaited |= plan.awaited
+        self._settle()
         self._load_failed_now = False
         until = time.monotonic() + self._load_seconds
         for load in plan.loads:
             if plan.loads_at_once:
                 self._load_failed_now |= not self._load(load, until, reports_request=False)
             else:
-                self._jobs["load"].put(lambda load=load: self._load(load, until, reports_request=True))
+                marks = {part.group: self._mark(self._planes[part.group]) for part in load.parts}
+                self._jobs["load"].put(lambda load=load, marks=marks: self._load(load, until, reports_request=True, marks=marks))
 
-    def _load(self, load: Transfer, until: float, reports_request: bool) -> bool:
+    def _mark(self, planes):
+        """Behind what the engine does with blocks until now: steps that are under way may write blocks of requests that have
+        ended. None where the CPU has seen the end of it."""
+        return None if planes.gpu is None else planes.gpu.mark()
+
+    def _load(self, load: Transfer, until: float, reports_request: bool, marks=None) -> bool:
         bad = set()
         try:
             for part in load.parts:
-                bad |= self._load_part(part, max(0.0, until - time.monotonic()))
+                mark = marks[part.group] if marks else None
+                bad |= self._load_part(part, max(0.0, until - time.monotonic()), mark)
         except Exception as error:
             logger.warning("blocks of request %s were not loaded: %s", load.request, error)
             bad |= {block for part in load.parts for block in part.block_ids}
@@ -171,25 +151,26 @@ class Worker:
                 self._received.add(load.request)
         return not bad
 
-    def _load_part(self, part, seconds: float) -> set[int]:
-        """The blocks that were not loaded."""
+    def _load_part(self, part, seconds: float, mark) -> set[int]:
+        """The blocks that were not loaded; without a mark those that are still on their way may be such, too."""
         client, planes = self._link.client, self._planes[part.group]
         if client is None:
             return set(part.block_ids)
         pool = self._pool(planes.group)
+        if self._way(planes) is Way.GPU:
+            return self._load_by_gpu(client, pool, planes, part, seconds, mark)
         started = time.monotonic()
-        if self._is_direct(planes):
+        is_direct = self._way(planes) is Way.DIRECT
+        if is_direct:
             got = client.get_into(pool, part.keys, planes.vectors(part.block_ids), deadline=seconds)
         else:
             buffers = planes.buffers(len(part.block_ids))
             rows = planes.rows_of(buffers, range(len(part.block_ids)))
             got = client.get_into(pool, part.keys, rows, deadline=seconds)
         hits = [got[at] for at in range(len(part.block_ids))]
-        if not self._is_direct(planes):
+        if not is_direct:
             there = [at for at, hit in enumerate(hits) if hit]
-            planes.scatter([part.block_ids[at] for at in there], [buffer[there] for buffer in buffers])
-            if planes.device.type != "cpu":
-                torch.cuda.current_stream(planes.device).synchronize()
+            planes.scatter([part.block_ids[at] for at in there], [buffer[there] for buffer in buffers], mark)
         bad = {block for block, hit in zip(part.block_ids, hits) if not hit}
         count = sum(hits)
         self.stats.add(
@@ -198,9 +179,51 @@ class Worker:
         )
         return bad
 
+    def _load_by_gpu(self, client, pool, planes, part, seconds: float, mark) -> set[int]:
+        try:
+            load = planes.gpu.begin_load(client, pool, part, seconds, behind=mark, asking=self._asking)
+        except lapis_kv.GpuError as error:
+            self._failed_on_gpu(error)
+            raise
+        if mark is None:
+            self._under_way.append(load)
+            return load.missing
+        return self._end(load)
+
+    def _end(self, load) -> set[int]:
+        bad = load.end()
+        count = len(load.part.block_ids) - len(bad)
+        self.stats.add(
+            loads=1, load_blocks=count, load_failed_blocks=len(bad),
+            load_bytes=count * self._groups[load.part.group].block_bytes, load_seconds=time.monotonic() - load.started,
+        )
+        return bad
+
+    def wait_for_layer(self, layer: str):
+        """What this step computes from here on finds the layer's blocks."""
+        self._asking.add(layer)
+        for load in self._under_way:
+            load.wait(layer)
+
+    def _settle(self):
+        """Returns when nothing is on its way to this step any more. What it was not is known then."""
+        under_way, self._under_way = self._under_way, []
+        for load in under_way:
+            bad = self._end(load)
+            self._load_failed_now |= bool(bad)
+            with self._lock:
+                self._bad_blocks |= bad
+
+    def _failed_on_gpu(self, error):
+        """What no waiting mends is said once, and not tried again."""
+        if not error.is_transient and not self._gpu_fails:
+            self._gpu_fails = True
+            logger.warning("the GPU's own copies cannot be had, blocks go by the host's memory from now on: %s", error)
+
     # ---- Saves ----
 
     def save(self, plan: Plan):
+        self._settle()
         if self._link.client is None or self._load_failed_now:
             # After a failed load this step computed on blocks that are not what their hashes say.
             return
@@ -221,7 +244,11 @@ class Worker:
         ids = [part.block_ids[at] for at in keep]
         keys = b"".join(part.keys[32 * at : 32 * at + 32] for at in keep)
         parent = part.parent if keep[0] == 0 else None
-        if self._is_direct(planes):
+        way = save_way(self._way(planes), planes.row_bytes, planes.group.is_lent)
+        source = None
+        if way is Way.GPU:
+            event = planes.gpu.mark()
+        elif way is Way.DIRECT:
             source = planes.vectors(ids)
         else:
             buffers = planes.buffers(len(ids))
@@ -232,13 +259,19 @@ class Worker:
                 event.record()
         with self._lock:
             self._saving[request] += 1
+
+        def store(client, pool, seconds: float):
+            if way is Way.GPU:
+                return planes.gpu.put(client, pool, keys, ids, parent, event, seconds)
+            return client.put_from(pool, keys, source, parent=parent, deadline=seconds)
+
         until = time.monotonic() + self._save_seconds
-        self._jobs["save"].put(lambda: self._put(request, part.group, keys, parent, source, event, until))
-        if self._is_direct(planes) and planes.group.window is not None:
-            # These blocks may be given to others while their request runs.
+        waits = event if way is Way.STAGED else None
+        self._jobs["save"].put(lambda: self._put(request, part.group, keys, store, waits, until))
+        if way is Way.DIRECT and planes.group.is_lent:
             self.flush()
 
-    def _put(self, request: str, group: int, keys: bytes, parent, source, event, until: float):
+    def _put(self, request: str, group: int, keys: bytes, store, event, until: float):
         started = time.monotonic()
         try:
             if event is not None:
@@ -249,7 +282,7 @@ class Worker:
                 self.stats.add(save_refused_blocks=len(keys) // 32)
                 return
             pool = self._pool(self._groups[group])
-            put = client.put_from(pool, keys, source, parent=parent, deadline=until - started)
+            put = store(client, pool, until - started)
             stored = put.stored
             self.stats.add(
                 saves=1, save_blocks=stored, save_refused_blocks=put.refused,
@@ -260,6 +293,9 @@ class Worker:
                     if status.is_there:
                         block = group, keys[32 * at : 32 * at + 32]
                         self._stored[block] = self._stored.get(block, False) or status == lapis_kv.PutStatus.STORED
+        except lapis_kv.GpuError as error:
+            self._failed_on_gpu(error)
+            self.stats.add(save_refused_blocks=len(keys) // 32)
         finally:
             with self._lock:
                 self._saving[request] -= 1
@@ -290,6 +326,7 @@ class Worker:
         return sent, received, failed
 
     def bad_blocks(self) -> set[int]:
+        self._settle()
         with self._lock:
             bad, self._bad_blocks = self._bad_blocks, set()
         return bad
@@ -309,8 +346,8 @@ class Worker:
     def _pool(self, group):
         return self._link.made[group.index, 0 if group.replicated else self._rank]
 
-    def _is_direct(self, planes) -> bool:
-        return planes.device.type == "cpu" and not self._staged
+    def _way(self, planes) -> Way:
+        return load_way(planes.device.type, self._staged, self._link.serves_gpus and not self._gpu_fails)
 
     def close(self):
         for jobs in self._jobs.values():

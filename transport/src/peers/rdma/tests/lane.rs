@@ -59,7 +59,7 @@ fn a_read_that_only_tells_of_others_is_waited_for_if_the_nic_may_have_it() {
     for (taken, error, is_with_nic, is_up) in [(1, None, 2, true), (1, broken, 2, false), (0, full, 1, true)] {
         let posts = [(1, None), (1, full), (taken, error)].into();
         let (mut changes, mut done, mut now) = (Vec::new(), Vec::new(), Time(0));
-        let mut lane = Lane::new(now, 0, "a lane".into());
+        let mut lane = Lane::new(now, 0, None, "a lane".into());
         let session = lane.begin(now).expect("at once");
         lane.made(now, session, Ok(Scripted { posts, done: None })).expect("asked for");
         let pair = lane.answered(now, session, &END).expect("to be connected");
@@ -88,7 +88,7 @@ fn a_read_that_only_tells_of_others_is_waited_for_if_the_nic_may_have_it() {
 fn pairs_of_former_sessions_are_left_to_be_destroyed() {
     let pair = || Scripted { posts: VecDeque::new(), done: None };
     let now = Time(0);
-    let mut lane = Lane::new(now, 0, "a lane".into());
+    let mut lane = Lane::new(now, 0, None, "a lane".into());
     let session = lane.begin(now).expect("at once");
     assert_eq!(lane.made(now, session + 1, Ok(pair())), None);
     assert_eq!(lane.over.len(), 1);

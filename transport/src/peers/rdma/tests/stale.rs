@@ -10,7 +10,7 @@ use super::{
 use crate::peers::paths::{Came, ToPaths, Wanted};
 
 /// Blocks that are read; `LAPIS_RDMA_READS` says how many else.
-const READS: u64 = 100_000;
+const READS: u64 = 40_000;
 const SEED: u64 = 0x5eed;
 
 fn asked(name: &str, default: u64) -> u64 {

@@ -43,6 +43,8 @@ pub(super) struct Options {
     pub block_units: u32,
     pub region_bytes_max: u64,
     pub memory_later: bool,
+    /// Of the asker's memory.
+    pub node: Option<u32>,
     pub owner_kind: GidKind,
 }
 
@@ -56,6 +58,7 @@ impl Default for Options {
             block_units: 1,
             region_bytes_max: u64::MAX,
             memory_later: false,
+            node: None,
             owner_kind: GidKind::RoceV2Ip4,
         }
     }
@@ -125,6 +128,7 @@ pub(super) struct World {
     pub op: u64,
     pub random: fastrand::Rng,
     memory_later: bool,
+    node: Option<u32>,
 }
 
 impl World {
@@ -154,6 +158,7 @@ impl World {
             op: 0,
             random,
             memory_later: options.memory_later,
+            node: options.node,
         };
         if !options.memory_later {
             world.add_memory();
@@ -162,9 +167,12 @@ impl World {
     }
 
     pub(super) fn add_memory(&mut self) {
-        let memory = |mapping: &Mapping| ToPaths::Memory { group: 0, first: SlotId(0), mapping: mapping.clone() };
-        self.owner.tell(self.now, memory(&self.blocks.there));
-        self.asker.tell(self.now, memory(&self.blocks.here));
+        let memory = |mapping: &Mapping, node| {
+            let (first, mapping) = (SlotId(0), mapping.clone());
+            ToPaths::Memory { group: 0, first, mapping, node }
+        };
+        self.owner.tell(self.now, memory(&self.blocks.there, None));
+        self.asker.tell(self.now, memory(&self.blocks.here, self.node));
         self.memory_later = false;
     }
 
@@ -398,7 +406,7 @@ impl World {
     pub(super) fn another_groups_memory(&mut self) -> (u64, u32) {
         let mapping = Mapping::anonymous(4 * UNIT_BYTES).expect("memory");
         let (nic, address) = (self.owner.nics[0].clone(), mapping.as_ptr(0) as u64);
-        self.owner.tell(self.now, ToPaths::Memory { group: 1, first: SlotId(0), mapping });
+        self.owner.tell(self.now, ToPaths::Memory { group: 1, first: SlotId(0), mapping, node: None });
         self.run(SECOND_US / 10);
         (address, nic.key_of(address))
     }

@@ -83,6 +83,7 @@ pub struct VerbsNic {
     channel: Arc<Channel>,
     open: Arc<Open>,
     name: String,
+    node: Option<u32>,
     port: Port,
     region_bytes_max: u64,
 }
@@ -126,7 +127,8 @@ impl VerbsNic {
             asks: at_once(device.max_qp_init_rd_atom),
         };
         debug_assert_eq!(port.kind == GidKind::InfiniBand, candidate.layer == Layer::InfiniBand);
-        Ok(Self { channel, open, name: candidate.device.clone(), port, region_bytes_max: device.max_mr_size })
+        let (name, node) = (candidate.device.clone(), sysfs::node_of(&candidate.device));
+        Ok(Self { channel, open, name, node, port, region_bytes_max: device.max_mr_size })
     }
 }
 
@@ -178,6 +180,10 @@ impl Nic for VerbsNic {
 
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn node(&self) -> Option<u32> {
+        self.node
     }
 
     fn kind(&self) -> GidKind {
