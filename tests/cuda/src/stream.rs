@@ -1,5 +1,8 @@
 //! Streams: a thread with a queue each. What is asked for runs when the stream comes to it, in order, and late if so asked.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::VecDeque,
     ffi::c_void,
@@ -467,19 +470,5 @@ fn wait_for_word(mut held: Held, id: u64, at: u64, until: Until, call: &'static 
             return held;
         }
         held = world::wait_a_little(held);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_word_is_waited_for_as_cuda_has_it() {
-        assert!(Until::AtLeast(5).holds(5) && Until::AtLeast(5).holds(9) && !Until::AtLeast(5).holds(4));
-        assert!(Until::AtLeast(u32::MAX).holds(1), "cyclic");
-        assert!(Until::Equal(5).holds(5) && !Until::Equal(5).holds(6));
-        assert!(Until::And(6).holds(2) && !Until::And(6).holds(9));
-        assert!(Until::Nor(!1).holds(0) && !Until::Nor(!1).holds(1));
     }
 }

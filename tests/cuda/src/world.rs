@@ -179,6 +179,11 @@ impl World {
         tell();
     }
 
+    /// What of a context has not begun is never done.
+    fn drop_queues(&mut self, context: u64) {
+        self.streams.values_mut().filter(|stream| stream.context == context).for_each(Stream::drop_queue);
+    }
+
     /// The host touches bytes itself: everything that it has not waited for is a race.
     pub fn host_touches(&mut self, bytes: Bytes, writes: bool, call: &'static str) -> bool {
         let act = self.host.tick(HOST);
@@ -258,10 +263,12 @@ pub fn enter_of(mut held: Held, context: u64, call: &'static str) -> Outcome<Hel
 }
 
 /// The error of a context that has failed, when nothing of it runs any more.
-pub fn unless_fallen(held: Held, context: u64) -> Outcome<Held> {
+pub fn unless_fallen(mut held: Held, context: u64) -> Outcome<Held> {
     match held.sticky(context) {
         None => Ok(held),
         Some(error) => {
+            // Its streams' threads would do so too, when they have a processor.
+            held.drop_queues(context);
             drop(quiet(held, context));
             Err(error)
         }
@@ -284,9 +291,7 @@ pub fn quiet(mut held: Held, context: u64) -> Held {
 pub fn end_context(mut held: Held, context: u64, counts_leaks: bool, call: &'static str) -> Held {
     let fallen = held.sticky(context).is_some();
     let Some(device) = held.contexts.get(&context).map(|context| context.device) else { return held };
-    for stream in held.streams.values_mut().filter(|stream| stream.context == context) {
-        stream.drop_queue();
-    }
+    held.drop_queues(context);
     held = quiet(held, context);
     let allocated = |mapped: &crate::memory::Mapped| mapped.context == context;
     let mapped = |mapped: &crate::memory::Mapped| mapped.context == 0 && mapped.object.device == device;
