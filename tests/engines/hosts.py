@@ -1,5 +1,6 @@
 """A daemon and its holder, and engines over them, for one test."""
 
+import contextlib
 import json
 import os
 import re
@@ -59,11 +60,14 @@ class Host:
         )
         return json.loads(told.stdout) if told.returncode == 0 else None
 
-    def stalls(self) -> list[str]:
-        """Its daemons' lines of more than a second in which one of them did nothing; said before it answers again."""
-        if self.daemon is not None and self.daemon.poll() is None:
-            _until(lambda: self.status() is not None, "the daemon")
-        return [line for line in self.log.read_text().splitlines() if "the engine loop stood still" in line]
+    @contextlib.contextmanager
+    def stopped(self):
+        """A daemon that hangs, meanwhile."""
+        self.daemon.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.daemon.send_signal(signal.SIGCONT)
 
     def kill(self, holder: bool = False):
         """`kill -9` of the daemon, and of the holder of its memory."""

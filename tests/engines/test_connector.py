@@ -34,10 +34,10 @@ def connector(folder, role=KVConnectorRole.SCHEDULER, extra=None, groups: int = 
 
 def test_loads_are_within_a_step_only_where_a_failed_one_can_be_taken_back(tmp_path):
     def is_async(**given):
-        plan = connector(tmp_path, extra={"lapis.load": "sync"}, **given)._scheduler.plan(
-            SimpleNamespace(scheduled_new_reqs=[], scheduled_cached_reqs=SimpleNamespace(req_ids=[]), preempted_req_ids=None)
+        nothing = SimpleNamespace(
+            scheduled_new_reqs=[], scheduled_cached_reqs=SimpleNamespace(req_ids=[]), total_num_scheduled_tokens=0
         )
-        return not plan.loads_at_once
+        return not connector(tmp_path, extra={"lapis.load": "sync"}, **given)._scheduler.plan(nothing).loads_at_once
 
     assert not is_async()
     # Ranks that loaded would save what they computed with the wrong blocks of those that did not.

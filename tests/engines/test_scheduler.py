@@ -62,7 +62,8 @@ def output(new=(), cached=(), scheduled=None, preempted=None):
             num_computed_tokens=[done for _, _, done, _ in cached],
             resumed_req_ids={name for name, _, _, resumed in cached if resumed},
         ),
-        num_scheduled_tokens=scheduled or {}, preempted_req_ids=preempted,
+        num_scheduled_tokens=scheduled or {}, total_num_scheduled_tokens=sum((scheduled or {}).values()),
+        preempted_req_ids=preempted,
     )
 
 
@@ -131,6 +132,14 @@ def test_what_is_computed_again_after_a_failed_load_or_a_preemption_is_saved_aga
     assert plan.saves[0].parts[0].block_ids == [7, 8]
     plan = scheduler_.plan(output(cached=[("r", ([1, 2, 3, 4],), 0, True)], scheduled={"r": 4 * TOKENS}, preempted={"q"}))
     assert plan.saves[0].parts[0].block_ids == [1, 2, 3, 4] and plan.preempts
+
+
+def test_workers_are_told_of_a_step_that_computes_nothing(monkeypatch):
+    scheduler_, _ = scheduler(monkeypatch)
+    assert scheduler_.plan(output()).idle
+    assert not scheduler_.plan(output(new=[("r", ([1],), 0)], scheduled={"r": 5})).idle
+    scheduler_._link.client = None
+    assert scheduler_.plan(output()).idle
 
 
 def test_without_a_daemon_nothing_is_found_and_nothing_planned(monkeypatch):

@@ -3,9 +3,9 @@
 Engines take half a minute to start: one serves many tests, each of which begins with an empty daemon.
 """
 
-import functools
 import os
 import signal
+import time
 
 import pytest
 
@@ -66,35 +66,6 @@ def engines():
         engine.close()
 
 
-def unless_stalled(test):
-    """Anew, twice at most, if the daemon stood still for more than a second by its own account: blocks that it would have
-    given are computed then. Two ranks that wait for each other have been seen to keep everything else from both processors
-    for four seconds, whatever its priority (Linux 6.18).
-    """
-
-    @functools.wraps(test)
-    def tried(host, **named):
-        for left in (2, 1, 0):
-            stalls = len(host.stalls())
-            try:
-                return test(host=host, **named)
-            except AssertionError:
-                said = host.stalls()[stalls:]
-                if not said or left == 0:
-                    raise
-                print("the test begins anew:", *said, sep="\n")
-            for one in named["engines"].started:
-                one.close()
-            # Orders to fail that it did not take back.
-            for file in named["tmp_path"].iterdir() if "tmp_path" in named else ():
-                if file.is_file():
-                    file.unlink()
-            host.renew(LINKS)
-            named["engine"].linked().forget()
-
-    return tried
-
-
 def serve(engine):
     """Both prompts, one after the other: tokens, and cached tokens of each."""
     answers = [engine.generate([prompt])[0] for prompt in prompts()]
@@ -105,7 +76,6 @@ def warnings(engine, text: str) -> int:
     return sum("WARNING" in line for line in engine.lines(text))
 
 
-@unless_stalled
 def test_tokens_are_the_same_cold_warm_and_after_kills(model, expected, host, engine, engines):
     other = engines(model, connector(host)).linked()
     assert serve(engine) == (expected, OWN), "cold"
@@ -146,14 +116,11 @@ def test_a_daemon_that_hangs_is_no_cache_and_one_warning(expected, host, engine)
     lines, warned = len(engine.lines(hangs)), warnings(engine, hangs)
     # Also waits for what is being saved: a daemon that hangs would take none of it.
     engine.forget()
-    host.daemon.send_signal(signal.SIGSTOP)
-    try:
+    with host.stopped():
         assert serve(engine)[0] == expected
         engine.said(hangs, lines + LINKS)
         engine.forget()
         assert serve(engine) == (expected, OWN), "as without a cache"
-    finally:
-        host.daemon.send_signal(signal.SIGCONT)
     engine.linked().forget()
     assert serve(engine) == (expected, WARM)
     assert warnings(engine, hangs) == warned + 1
@@ -186,10 +153,12 @@ def test_a_reset_of_the_connector_forgets_what_is_in_lapis(expected, engine):
     assert serve(engine) == (expected, WARM), "what was computed since is found"
 
 
-@unless_stalled
 def test_two_ranks_have_blocks_of_their_own(model, expected, host, engine, engines):
     two = engines(model, connector(host), tp=2).linked()
-    tokens, cached = serve(two)
+    # A daemon that is held up for a while makes the saves when it goes on: ranks that wait for them leave it a processor.
+    with host.stopped():
+        tokens, cached = serve(two)
+        time.sleep(1)
     assert cached == OWN
     two.forget()
     assert serve(two) == (tokens, WARM)
@@ -197,7 +166,6 @@ def test_two_ranks_have_blocks_of_their_own(model, expected, host, engine, engin
     assert serve(engine) == (expected, OWN)
 
 
-@unless_stalled
 def test_a_block_that_is_lost_or_a_daemon_that_dies_between_look_up_and_load_is_computed_again(
     model, expected, host, engine, engines, tmp_path
 ):
@@ -230,7 +198,6 @@ def test_a_block_that_is_lost_or_a_daemon_that_dies_between_look_up_and_load_is_
         assert serve(one) == (expected, WARM)
 
 
-@unless_stalled
 def test_a_lost_block_ends_its_request_where_the_engine_is_told_so(model, expected, host, engine, engines, tmp_path):
     fault = tmp_path / "fault"
     # By a buffer, as on a GPU.
@@ -280,7 +247,6 @@ def test_a_random_hash_seed_is_refused_with_the_fix(model, host):
         refused.close()
 
 
-@unless_stalled
 def test_a_model_of_two_groups_of_blocks_is_loaded_and_taken_back_by_request(tmp_path, host, engine, engines):
     fault = tmp_path / "fault"
     two = engines(tiny.make(tmp_path / "model", window=64), connector(host, "FaultyConnector"), fault=fault).linked()

@@ -83,7 +83,7 @@ class Engine:
             self.worker.before_step(plan)
             self.worker.load(plan)
             self.worker.save(plan)
-            return self.worker.results()
+            return self.worker.results(plan.idle)
 
     def until(self, holds):
         """Empty steps until what one says is as wanted. Looking takes a processor from who does the work: it waits, too."""
@@ -188,6 +188,32 @@ def test_a_finished_request_is_named_once_its_saves_are_over_and_only_if_it_is_a
     it.worker.flush()
     assert it.step() == (set(), set(), set()), "nobody waits for the other"
     assert it.step(awaited={"never saved here"})[0] == {"never saved here"}
+
+
+def test_a_step_that_computes_nothing_waits_for_what_is_under_way_and_for_nothing_else(engine, monkeypatch):
+    it, waits = engine(), []
+    wait_for = threading.Condition.wait_for
+
+    def waited(condition, holds, seconds=None):
+        if condition is it.worker._lock:
+            waits.append(seconds)
+            # As long as it takes: what ends must end the wait.
+            seconds = 20
+        return wait_for(condition, holds, seconds)
+
+    monkeypatch.setattr(threading.Condition, "wait_for", waited)
+    it.client.goes_on.clear()
+    it.step(saves=[transfer([1, 2])])
+    it.step(idle=True)
+    assert not waits, "blocks of requests that go on are not waited for"
+    it.step(awaited={"r"})
+    assert not waits, "a step that computes waits for nothing"
+    threading.Timer(0.05, it.client.goes_on.set).start()
+    assert it.step(idle=True)[0] == {"r"} and waits == [0.002]
+    assert it.step(idle=True) == (set(), set(), set()) and len(waits) == 1, "nothing is under way"
+    it.step(loads=[transfer([5, 6])], idle=True)
+    assert len(waits) == 2 and torch.equal(it.caches["l0"][5:7], it.caches["l0"][1:3])
+    assert it.step(idle=True) == (set(), set(), set()) and len(waits) == 2, "it was told by the step before"
 
 
 def test_what_failed_is_said_by_block_or_by_request_as_the_engine_takes_it(engine):

@@ -209,11 +209,11 @@ class LapisConnector(KVConnectorBase_V1, SupportsHMA):
         self._worker.save(self._plan())
 
     def get_transfer_results(self, finished_req_ids):
-        sent, received, failed = self._worker.results()
+        sent, received, failed = self._worker.results(self._plan().idle)
         return KVConnectorTransferResults(finished_sending=sent, finished_recving=received, failed_recving=failed)
 
     def get_finished(self, finished_req_ids):
-        sent, received, _ = self._worker.results()
+        sent, received, _ = self._worker.results(self._plan().idle)
         return sent or None, received or None
 
     def get_block_ids_with_load_errors(self):

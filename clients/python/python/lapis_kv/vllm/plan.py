@@ -32,6 +32,8 @@ class Plan(KVConnectorMetadata):
         self.preempts = False
         # Finished requests whose blocks are kept until a worker has named them.
         self.awaited: set[str] = set()
+        # Whether the step computes nothing: it is made for what the workers have to say.
+        self.idle = False
         # How often the cache was reset: what was saved before must be over.
         self.resets = 0
 

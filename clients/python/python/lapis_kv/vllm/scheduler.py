@@ -135,6 +135,7 @@ class Scheduler:
         plan.preempts = bool(getattr(output, "preempted_req_ids", None))
         plan.awaited, self._awaited = self._awaited, set()
         plan.resets = self._resets
+        plan.idle = not output.total_num_scheduled_tokens
         # Where blocks are is followed without a daemon, too: it may come while their requests run.
         scheduled = []
         for new in output.scheduled_new_reqs:

@@ -24,6 +24,11 @@ from .planes import Planes
 
 logger = logging.getLogger("vllm.lapis")
 
+# How long a step that computes nothing waits for a transfer to end: a request that comes meanwhile is as late. As long as
+# transfers are under way the engine makes such steps one after the other, and its ranks spin between them: where they have all
+# processors (two ranks on two), the daemon and the transfers' own threads got none for seconds.
+_IDLE_SECONDS = 0.002
+
 
 class Stats:
     """Counts since they were last taken."""
@@ -61,14 +66,15 @@ class Worker:
         self._open_seconds = open_seconds
         self._planes: dict[int, Planes] = {}
         self.stats = Stats()
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         # What loads came to: requests that are over, those of them that failed, and block ids that were not loaded.
         self._received, self._failed, self._bad_blocks = set(), set(), set()
         # (group, key): whether the block was new, since that was last asked for.
         self._stored = {}
         self._resets, self._resets_said = 0, 0
-        # Saves under way, by request; finished requests whose blocks the engine keeps until they are over.
-        self._saving, self._awaited = collections.Counter(), set()
+        # Loads between steps that are under way; saves, by request; finished requests whose blocks the engine keeps until
+        # these are over.
+        self._loading, self._saving, self._awaited = 0, collections.Counter(), set()
         self._load_failed_now = False
         # Of this step, on their way while it is computed.
         self._under_way = []
@@ -125,6 +131,8 @@ class Worker:
                 self._load_failed_now |= not self._load(load, until, reports_request=False)
             else:
                 marks = {part.group: self._mark(self._planes[part.group]) for part in load.parts}
+                with self._lock:
+                    self._loading += 1
                 self._jobs["load"].put(lambda load=load, marks=marks: self._load(load, until, reports_request=True, marks=marks))
 
     def _mark(self, planes):
@@ -149,6 +157,8 @@ class Worker:
                 self._failed.add(load.request)
             if reports_request:
                 self._received.add(load.request)
+                self._loading -= 1
+                self._lock.notify_all()
         return not bad
 
     def _load_part(self, part, seconds: float, mark) -> set[int]:
@@ -301,6 +311,7 @@ class Worker:
                 self._saving[request] -= 1
                 if not self._saving[request]:
                     del self._saving[request]
+                    self._lock.notify_all()
 
     def before_step(self, plan: Plan):
         """Before this step's blocks are overwritten."""
@@ -316,9 +327,12 @@ class Worker:
 
     # ---- What the scheduler hears ----
 
-    def results(self):
-        """Requests whose saves are over, whose loads are over, and of these the failed ones."""
+    def results(self, idle: bool = False):
+        """Requests whose saves are over, whose loads are over, and of these the failed ones. `idle`: the step computes
+        nothing, and waits a little for transfers that are under way."""
         with self._lock:
+            if idle and (self._loading or self._awaited):
+                self._lock.wait_for(lambda: self._received or not self._awaited <= self._saving.keys(), _IDLE_SECONDS)
             sent = {request for request in self._awaited if request not in self._saving}
             self._awaited -= sent
             received, self._received = self._received, set()
