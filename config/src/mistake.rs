@@ -1,6 +1,6 @@
 //! What can be wrong with a configuration, and where it was said. Pure.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::path::PathBuf;
 
 use crate::quantity::Bytes;
@@ -39,14 +39,12 @@ pub struct ConfigError {
     pub mistake: Mistake,
 }
 
+/// In one line: what was given may hold anything, a path or a key in quotes too.
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.source)?;
-        if !self.key.is_empty() {
-            // A key in quotes may hold anything, ends of lines too.
-            write!(f, "{}: ", self.key.escape_debug())?;
-        }
-        write!(f, "{}", self.mistake)
+        let Self { source, key, mistake } = self;
+        let text = if key.is_empty() { format!("{source}: {mistake}") } else { format!("{source}: {key}: {mistake}") };
+        text.chars().try_for_each(|c| if c.is_control() { write!(f, "{}", c.escape_debug()) } else { f.write_char(c) })
     }
 }
 

@@ -59,6 +59,11 @@ const FILES: &[Case] = &[
     ("two points", "[dram]\nbytes = \"1.2.3GiB\"", &[("f:2: dram.bytes:", "is not a size")]),
     ("point at the end", "[dram]\nbytes = \"1.GiB\"", &[("f:2: dram.bytes:", "is not a size")]),
     ("size over 64 bits", "[dram]\nbytes = \"99999999999999999999B\"", &[("f:2: dram.bytes:", "is more than")]),
+    (
+        "size over 64 bits, in two lines",
+        "[dram]\nbytes = \"99999999999999999999\\nGB\"",
+        &[("f:2: dram.bytes:", "9\\nGB is more than")],
+    ),
     ("size that overflows", "[dram]\nbytes = \"99999999TiB\"", &[("f:2: dram.bytes:", "is more than")]),
     ("float", "[dram]\nbytes = 1.5", &[("f:2: dram.bytes:", "found a number with a decimal point")]),
     ("list", "[dram]\nbytes = [\"1GiB\"]", &[("f:2: dram.bytes:", "found a list")]),

@@ -34,6 +34,7 @@ pub fn files() -> Vec<Vec<u8>> {
     files.extend(given.split("\n\n[").map(|table| format!("[{table}").into_bytes()));
     files.push(b"\"a\\nb\" = 1\n[\"c\\rd\"]\nx = 2\n[[group]]\n\"e\\nf\" = 3\n".to_vec());
     files.push(b"64\n\nGiB".to_vec());
+    files.push(b"99999999999999999999\n\nGB".to_vec());
     files.push(group.into());
     files.push(format!("{group}{}", group.replace("\"b\"", "\"c\"").replace("/s/b", "/s/c")).into_bytes());
     files
