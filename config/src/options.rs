@@ -207,7 +207,7 @@ options! {
         Count { least: 1024, most: INDEX_ENTRIES_MAX, auto: true },
         "Most blocks that can be known at once; a group with a lower DRAM ceiling gets its share. A full table \
          evicts. auto: (dram.bytes + ssd.bytes of each path) / 64KiB; give a number for block devices of another \
-         size and for larger blocks.";
+         size, for larger blocks, and where blocks of 64KiB or less are to stay on GPUs alone.";
     "index.ghost_bytes" index_ghost_bytes: u64 = "auto", Size { least: 64 << 10, most: 64 << 30, auto: true },
         "Memory for what is remembered of blocks that are gone, 16 bytes each: by these the policy hazq sees that it \
          evicted too early, and goes on counting a session's turns. auto: 16 bytes for each of index.entries_max, at least \
