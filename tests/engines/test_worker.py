@@ -195,22 +195,30 @@ def test_a_step_that_computes_nothing_waits_for_what_is_under_way_and_for_nothin
     wait_for = threading.Condition.wait_for
 
     def waited(condition, holds, seconds=None):
-        if condition is it.worker._lock:
-            waits.append(seconds)
-            # As long as it takes: what ends must end the wait.
-            seconds = 20
-        return wait_for(condition, holds, seconds)
+        if condition is not it.worker._lock:
+            return wait_for(condition, holds, seconds)
+        waits.append(seconds)
+        it.client.goes_on.set()
+        started = time.monotonic()
+        # As long as it takes: what ends must end the wait.
+        assert wait_for(condition, holds, 60) and time.monotonic() - started < 50, "nobody ended the wait"
+        return True
+
+    def get_into(*given, **named):
+        assert it.client.goes_on.wait(20)
+        return Client.get_into(it.client, *given, **named)
 
     monkeypatch.setattr(threading.Condition, "wait_for", waited)
+    it.client.get_into = get_into
     it.client.goes_on.clear()
     it.step(saves=[transfer([1, 2])])
     it.step(idle=True)
     assert not waits, "blocks of requests that go on are not waited for"
     it.step(awaited={"r"})
     assert not waits, "a step that computes waits for nothing"
-    threading.Timer(0.05, it.client.goes_on.set).start()
     assert it.step(idle=True)[0] == {"r"} and waits == [0.002]
     assert it.step(idle=True) == (set(), set(), set()) and len(waits) == 1, "nothing is under way"
+    it.client.goes_on.clear()
     it.step(loads=[transfer([5, 6])], idle=True)
     assert len(waits) == 2 and torch.equal(it.caches["l0"][5:7], it.caches["l0"][1:3])
     assert it.step(idle=True) == (set(), set(), set()) and len(waits) == 2, "it was told by the step before"
