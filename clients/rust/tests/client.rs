@@ -5,7 +5,7 @@ mod fake;
 use std::{
     os::fd::AsFd,
     sync::{
-        Arc,
+        Arc, Barrier,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -107,6 +107,42 @@ fn many_threads_wait_for_their_own_answers() {
         })
         .collect();
     threads.into_iter().for_each(|thread| thread.join().expect("right bytes for all"));
+}
+
+/// In each round two threads have one answer each to wait for, while a third one waits for what does not come: who misses
+/// that its answer was taken in by another thread hears of nothing more before its deadline.
+#[test]
+fn an_answer_that_another_thread_took_in_is_not_waited_for() {
+    const ROUNDS: u64 = 30_000;
+    let Scene { server, client, pool, folder: _folder } = Scene::new();
+    let (client, pool, together, stalled) = (&client, &pool, &Barrier::new(2), &AtomicBool::new(false));
+    let hits = std::thread::scope(|scope| {
+        let long = scope.spawn(|| {
+            let options = GetOptions { wait: Wait::Absent, deadline: Some(20 * PATIENCE), ..GetOptions::default() };
+            let mut buffer = vec![0; BLOCK_BYTES];
+            client.get_into(pool, &keys(0..1), &mut buffer, &options).expect("a sound call").hits
+        });
+        let asking = [1, 2].map(|n| {
+            scope.spawn(move || {
+                for round in 0..ROUNDS {
+                    together.wait();
+                    let began = Instant::now();
+                    let removed = client.remove(pool, &keys(n..n + 1), Some(2 * PATIENCE)).expect("an answer");
+                    assert_eq!(removed, 0, "round {round}");
+                    stalled.fetch_or(began.elapsed() > PATIENCE, Ordering::Relaxed);
+                    together.wait();
+                    if stalled.load(Ordering::Relaxed) {
+                        return;
+                    }
+                }
+            })
+        });
+        asking.into_iter().for_each(|thread| thread.join().expect("no panic"));
+        server.kill();
+        long.join().expect("no panic")
+    });
+    assert_eq!(hits, 0);
+    assert!(!stalled.load(Ordering::Relaxed), "an answer was there, and was waited for");
 }
 
 #[test]

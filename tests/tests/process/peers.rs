@@ -185,7 +185,7 @@ fn a_prefill_hands_its_blocks_to_the_host_that_decodes() {
             (get(&clients[1], &pools[1], &keys(200..232), &options), Instant::now())
         });
         status_when(&running.get(1).socket(), "a want", |now| wants(now) > before || waits.is_finished());
-        assert!(put_all(&clients[1], &pools[1], 200..232).is_empty());
+        assert_eq!(put_all(&clients[1], &pools[1], 200..232), []);
         let put = Instant::now();
         let ((got, wrong), answered) = waits.join().expect("no panic");
         assert_eq!((got.hits, wrong), (32, 0));

@@ -125,13 +125,16 @@ impl Shared {
         self.here()
     }
 
-    /// Steps a job until it is done or its time is over.
+    /// Steps a job until it is done or its time is over. What it waits for is what came since before its last step: another
+    /// thread may have taken its answer in since that looked.
     pub fn drive(&self, live: &Live, deadline: Duration, mut step: impl FnMut(Duration) -> Step) {
         // What is in memory needs neither lock nor clock.
-        let mut told = live.session.events();
+        let mut seen = live.session.events();
         let mut next = step(deadline);
+        let mut told = live.session.events();
+        self.waiters.taken_in(told != seen);
         if next == Step::Done {
-            return self.waiters.taken_in(live.session.events() != told);
+            return;
         }
         let until = end_of(deadline);
         let mut listen_at = self.options.interrupted.map(|_| end_of(LISTEN_EVERY));
@@ -139,7 +142,6 @@ impl Shared {
             // A session that was resumed meanwhile has another link.
             let now = self.live();
             let live = if Arc::ptr_eq(&now.session, &live.session) { &*now } else { live };
-            let seen = live.session.events();
             live.ring();
             if live.session.poll() == 0 && next != Step::Posted {
                 let until = if next == Step::Full { until.min(end_of(FULL_PAUSE)) } else { until };
@@ -158,6 +160,7 @@ impl Shared {
                 listen_at = Some(now + LISTEN_EVERY);
                 left = if self.options.interrupted.is_some_and(|asked| asked()) { Duration::ZERO } else { left };
             }
+            seen = live.session.events();
             next = step(left);
             let events = live.session.events();
             self.waiters.taken_in(events != told);

@@ -92,7 +92,8 @@ impl Waiters {
         })
     }
 
-    /// Returns when something was taken in since the session's event counter read `seen`, or at `until`.
+    /// Returns when something was taken in since the session's event counter read `seen`, or at `until`. Whoever waits for an
+    /// answer reads the counter before it looks for that answer.
     pub fn wait(&self, session: &Session, link: &Link, seen: u64, until: Instant) {
         while session.events() == seen {
             let left = until.saturating_duration_since(Instant::now());
@@ -109,7 +110,7 @@ impl Waiters {
             }
             *led = true;
             drop(led);
-            let taken = self.lead(session, link, left);
+            let taken = self.lead(session, link, seen, left);
             self.step_down(taken);
             if self.tickets.load(Ordering::SeqCst) > 0 {
                 self.nudge.raise();
@@ -118,11 +119,16 @@ impl Waiters {
     }
 
     /// Returns how many completions it took in.
-    fn lead(&self, session: &Session, link: &Link, left: Duration) -> usize {
+    fn lead(&self, session: &Session, link: &Link, seen: u64, left: Duration) -> usize {
         let Some(mut completions) = session.try_completions() else {
             std::thread::yield_now();
             return 0;
         };
+        // Until here others could take completions in, ours or those of threads that sleep because we lead; from here on
+        // nobody can.
+        if session.events() != seen {
+            return 0;
+        }
         let spun = Instant::now();
         while spun.elapsed() < SPIN.min(left) {
             for _ in 0..LOOKS {
@@ -153,12 +159,14 @@ impl Waiters {
         taken
     }
 
-    /// Takes the lead for the watcher, if tickets are out and nobody has it.
-    pub fn try_lead(&self) -> bool {
+    /// Takes the lead for the watcher, if tickets are out and nobody has it. Says what the session's event counter read
+    /// before: what was taken in since then may be what others sleep for, who saw that somebody leads.
+    pub fn try_lead(&self, session: &Session) -> Option<u64> {
         let mut led = session::lock(&self.led);
         let take = self.tickets.load(Ordering::SeqCst) > 0 && !*led;
+        let seen = session.events();
         *led |= take;
-        take
+        take.then_some(seen)
     }
 
     /// Gives up the lead, and tells everybody of what was taken in.

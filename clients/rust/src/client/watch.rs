@@ -37,10 +37,10 @@ fn watch(shared: &Arc<Shared>, session: &Session, link: &Link) {
     let waiters = &shared.waiters;
     while !shared.is_stopping() && !session.is_broken() {
         let (spoke, nudged);
-        if waiters.try_lead() {
+        if let Some(seen) = waiters.try_lead(session) {
             let mut rung = false;
             let mut completions = session.completions();
-            if session.control().falls_asleep(&completions) {
+            if session.events() == seen && session.control().falls_asleep(&completions) {
                 [spoke, nudged, rung] = wait::sleep([link.watched(), waiters.nudge.as_fd(), link.doorbell()], None);
             } else {
                 (spoke, nudged) = (false, false);
@@ -81,7 +81,7 @@ fn listen(shared: &Arc<Shared>, session: &Session, link: &Link) -> bool {
             }
             Ok(Some((ToClient::Recall { pool }, _))) => {
                 // What came and was not looked at yet belongs to the magazine, too.
-                session.poll();
+                shared.waiters.taken_in(session.poll() > 0);
                 session.recalled(pool);
                 shared.live().ring();
             }
