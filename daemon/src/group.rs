@@ -16,6 +16,7 @@ use lapis_arena::{
     sum, table,
 };
 use lapis_config::{ClientId, LineId, PolicyName, PoolId, PoolShape, UNIT_BYTES, topology::Spread};
+use lapis_state::{ClientRecord, Geometry, State};
 use lapis_tiering::{Chosen, Core, CoreOptions};
 use lapis_transport::{
     control::{self, Counters},
@@ -29,7 +30,6 @@ use crate::{
     kept::SharedKept,
     peers::{FETCHER, FETCHER_AHEAD},
     pins::{PinWatch, Waiting},
-    state::{ClientRecord, Geometry, State},
     status,
 };
 

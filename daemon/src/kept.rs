@@ -8,10 +8,11 @@ use lapis_config::{
     ClientId, Entry, GpuId, Key, LineId, PoolId, SlotId,
     planted::{self, Bug},
 };
+use lapis_state::State;
 use lapis_tiering::kept::{DevicePlace, Kept, KeyChange, Live, NoLine, Place, Slab, SlotState, Tier};
 
 pub use self::devices::{Devices, DevicesUnlike, GpuHere};
-use crate::{group::DevicePage, state::State};
+use crate::group::DevicePage;
 
 const FREE: u64 = 0;
 const USED: u64 = 1;

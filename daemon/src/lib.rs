@@ -20,7 +20,6 @@ pub mod pins;
 pub mod serve;
 pub mod server;
 mod stall;
-pub mod state;
 pub mod status;
 pub mod tier;
 pub mod topology;

@@ -17,6 +17,7 @@ use anyhow::Context;
 use lapis_arena::memfd::Huge;
 use lapis_config::{Effective, HugePages, Options, REGISTER_BYTES, SsdEngine, Tables, Time, Verify};
 use lapis_ssd::{engine::EngineChoice, volume::open::Identity};
+use lapis_state::Geometry;
 use lapis_tiering::CoreOptions;
 use lapis_transport::{control, hello::CallDefaults, listen::Listener, unix::UnixWire};
 
@@ -30,7 +31,6 @@ use crate::{
     movers::Threads,
     pace::Pace,
     stall::StallWatch,
-    state::Geometry,
     tier::{Tier, TierOptions},
     topology::Layout,
 };

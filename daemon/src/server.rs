@@ -11,6 +11,7 @@ use std::{
 
 use lapis_arena::{Access, Mapping, memfd};
 use lapis_config::{BLOCK_BYTES_MAX, ClientId, PIECES_MAX, PoolShape, Time, sizes};
+use lapis_state::{CLIENT_EXPELLED, CLIENT_MAY_PUT, CLIENT_WRITES_BY_DMA, ClientRecord};
 use lapis_transport::{
     control::{self, ControlDaemon},
     hello::{Resume, ToClient, ToDaemon},
@@ -23,7 +24,6 @@ use crate::{
     error::DaemonError,
     group::{Extent, Former, Group},
     movers::Movers,
-    state::{CLIENT_EXPELLED, CLIENT_MAY_PUT, CLIENT_WRITES_BY_DMA, ClientRecord},
     status,
 };
 

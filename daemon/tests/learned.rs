@@ -6,12 +6,10 @@ use std::{
     time::Duration,
 };
 
-use lapis::{
-    group::{Found, Group, GroupOptions, Start},
-    state::Geometry,
-};
+use lapis::group::{Found, Group, GroupOptions, Start};
 use lapis_arena::memfd::Huge;
 use lapis_config::PolicyName;
+use lapis_state::Geometry;
 use lapis_tiering::{CoreOptions, kept::Kept};
 use lapis_transport::hold::Keeper;
 

@@ -2,12 +2,12 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use lapis::state::{ClientRecord, Geometry, State};
 use lapis_arena::{
     Private,
     memfd::{self, Huge},
 };
 use lapis_config::{ClientId, Fingerprint, PoolId, PoolKind, PoolShape, SlotId, sizes::slot_bytes};
+use lapis_state::{ClientRecord, Geometry, State};
 use lapis_tiering::kept::Slab;
 
 const GEOMETRY: Geometry = Geometry { lines: 1024, dram_bytes: 64 << 20, floor_bytes: 0, ceiling_bytes: 64 << 20 };

@@ -1,7 +1,7 @@
 //! The floor plan, kept: who may import whom, where versions and lints are written.
 //!
-//! `config <- {tiering, arena, ssd, transport, clients/rust} <- {clients/c, clients/python, benches, daemon} <- tests`. The movers
-//! (`arena`, `ssd`, `transport`) know neither the core nor, `arena` apart, each other; the core knows words alone.
+//! `config <- {tiering, arena, ssd, transport, clients/rust} <- {clients/c, clients/python, benches, daemon/state, daemon} <- tests`.
+//! The movers (`arena`, `ssd`, `transport`) know neither the core nor, `arena` apart, each other; the core knows words alone.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -16,6 +16,7 @@ const CLIENT: &str = "lapis-client";
 const CLIENT_C: &str = "lapis-client-c";
 const PYTHON: &str = "lapis-python";
 const BENCHES: &str = "lapis-benches";
+const STATE: &str = "lapis-state";
 const DAEMON: &str = "lapis";
 const TESTS: &str = "lapis-tests";
 const STAND_IN: &str = "lapis-cuda-standin";
@@ -31,8 +32,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     (CLIENT_C, &[CONFIG, TRANSPORT, CLIENT]),
     (PYTHON, &[CLIENT]),
     (BENCHES, &[CONFIG, TIERING, ARENA, SSD, TRANSPORT, CLIENT]),
-    (DAEMON, &[CONFIG, TIERING, ARENA, SSD, TRANSPORT, CLIENT, BENCHES]),
-    (TESTS, &[CONFIG, TIERING, ARENA, SSD, TRANSPORT, CLIENT, BENCHES, DAEMON]),
+    (STATE, &[CONFIG, TIERING, ARENA]),
+    (DAEMON, &[CONFIG, TIERING, ARENA, SSD, TRANSPORT, CLIENT, BENCHES, STATE]),
+    (TESTS, &[CONFIG, TIERING, ARENA, SSD, TRANSPORT, CLIENT, BENCHES, STATE, DAEMON]),
     // Its tests call it as the arena does.
     (STAND_IN, &[CONFIG, ARENA]),
 ];

@@ -10,10 +10,11 @@ use lapis_arena::{
     memfd::{self, Huge},
 };
 use lapis_config::ClientId;
+use lapis_state::State;
 use lapis_transport::hold::Keeper;
 
 use super::Found;
-use crate::{error::DaemonError, kept::Devices, state::State};
+use crate::{error::DaemonError, kept::Devices};
 
 const TABLE: &str = "devices";
 const STATES: &str = "hbm";

@@ -11,11 +11,11 @@ use std::sync::atomic::{Ordering, compiler_fence};
 
 use lapis_arena::{DeviceHazards, DeviceWriter, MappedWords, Mapping, Private, device};
 use lapis_config::{ClientId, GPUS_MAX, GpuId, LineId, SlotId, UNIT_BYTES};
+use lapis_state::slabs::{SlabMap, SlabRecord, records_for};
 use lapis_tiering::kept::{DevicePlace, Slab, SlotState};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{slot_state_of, slot_word};
-use crate::state::slabs::{SlabMap, SlabRecord, records_for};
 
 /// "LAPISHBM".
 const MAGIC: u64 = u64::from_le_bytes(*b"LAPISHBM");

@@ -12,7 +12,6 @@ use lapis::{
     error::DaemonError,
     group::{Group, GroupOptions},
     peers::{Member, PeersOptions},
-    state::Geometry,
     tier::TierOptions,
 };
 use lapis_arena::memfd::Huge;
@@ -22,6 +21,7 @@ use lapis_ssd::{
     faulty::Faults,
     volume::open::{Identity, SEGMENTS_START},
 };
+use lapis_state::Geometry;
 use lapis_tiering::{
     CoreOptions,
     kept::{Kept, Tier},

@@ -7,6 +7,7 @@ use lapis_config::{
     Fingerprint, GpuId, Key, PolicyName, PoolId, PoolKind, PoolShape, SlotId, Time, UNIT_BYTES,
     topology::{Node, Spread, Topology},
 };
+use lapis_state::{ClientRecord, Geometry};
 use lapis_tiering::{
     CoreOptions,
     kept::{DevicePlace, Kept, Place, Slab, SlotState, Tier},
@@ -17,7 +18,6 @@ use crate::{
     group::{Former, Group, GroupOptions, Start},
     kept::GpuHere,
     pins::Waiting,
-    state::{ClientRecord, Geometry},
 };
 
 const GPU_BYTES: u64 = 8 << 20;

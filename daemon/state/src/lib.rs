@@ -5,7 +5,7 @@
 //! every store that was made, in order.
 
 mod learned;
-pub(crate) mod slabs;
+pub mod slabs;
 
 use std::sync::atomic::{Ordering, compiler_fence};
 

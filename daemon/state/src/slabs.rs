@@ -16,7 +16,7 @@ const SLAB_UNITS_MIN: u64 = 16;
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub(crate) struct SlabRecord {
+pub struct SlabRecord {
     /// 0: no slab starts here.
     units: u32,
     stride: u32,
@@ -27,13 +27,13 @@ pub(crate) struct SlabRecord {
 const _: () = assert!(size_of::<SlabRecord>() == 16, "layout of kept memory");
 
 /// Records that so much memory may need.
-pub(crate) fn records_for(bytes: u64) -> u64 {
+pub fn records_for(bytes: u64) -> u64 {
     bytes / UNIT_BYTES / SLAB_UNITS_MIN + 1
 }
 
 /// Which record holds the slab that starts at a unit; and the records that are free below the high mark.
 #[derive(Debug, Default)]
-pub(crate) struct SlabMap {
+pub struct SlabMap {
     by_base: BTreeMap<u32, usize>,
     free: Vec<usize>,
 }
