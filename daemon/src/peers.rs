@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use hashbrown::HashMap;
 pub use lapis_config::Member;
 use lapis_config::{ClientId, HitPolicy, Key, PoolId, SlotId, Time, Wait};
+use lapis_membership::KnownBy;
 use lapis_tiering::{face::Caller, kept::Kept};
 use lapis_transport::peers::{
     asker::AskerOptions,
@@ -18,7 +19,7 @@ use lapis_transport::peers::{
 };
 
 use self::strangers::Strangers;
-use crate::{engine::Drain, group::Group, membership::KnownBy};
+use crate::{engine::Drain, group::Group};
 
 /// The clients of every core that put what was fetched from other hosts: for somebody who waits for it, and ahead, for
 /// nobody. Local clients count up from 1, other hosts from after these.

@@ -5,11 +5,12 @@ mod peers;
 mod ssd;
 
 use lapis_config::{PoolKind, Time};
+use lapis_membership::KnownBy;
 use lapis_tiering::face::Counts;
 use lapis_transport::{control::Counters, wire::Wire};
 use serde::{Deserialize, Serialize};
 
-use crate::{engine::Engine, group::Group, membership::KnownBy, movers::Movers, peers::PeerCounts};
+use crate::{engine::Engine, group::Group, movers::Movers, peers::PeerCounts};
 
 pub use gpus::{Gpu, GpuHeld, GpuLoad, Hbm};
 pub use peers::{PeerHost, Peers};

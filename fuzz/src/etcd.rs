@@ -2,11 +2,11 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use lapis::membership::{
+use lapis_config::Time;
+use lapis_membership::{
     machine::{Ask, Membership, MembershipOptions},
     words,
 };
-use lapis_config::Time;
 
 const LINES_MAX: usize = 1000;
 const OWN: &str = "a";

@@ -3,16 +3,15 @@
 use std::{fs, os::unix::fs::MetadataExt, path::Path, time::Duration};
 
 use lapis_config::Options;
-use tokio::{task::LocalSet, time::timeout};
-
-use super::Finding;
-use crate::membership::{
-    EtcdOptions,
-    client::Client,
+use lapis_membership::{
     machine::other_hosts,
     view::View,
     words::{Answer, Failure, FailureKind, Place, Request},
 };
+use tokio::{task::LocalSet, time::timeout};
+
+use super::Finding;
+use crate::membership::{EtcdOptions, client::Client};
 
 const ETCD: &str = "etcd";
 /// One endpoint's time.

@@ -18,6 +18,7 @@ use std::collections::BTreeSet;
 
 use filling::Answer;
 use lapis_config::{Key, PoolId, Refusal, SlotId, Time, UNIT_BYTES};
+use lapis_membership::KnownBy;
 use lapis_tiering::face::{Caller, Reply};
 use lapis_transport::{
     frame::Completion,
@@ -34,7 +35,6 @@ use lapis_transport::{
 use super::Engine;
 use crate::{
     group::Extent,
-    membership::KnownBy,
     movers::{Job, Movers},
     peers::{FETCHER, FETCHER_AHEAD, GroupPeers, LinkRole, Looking, Member, Offered, PeerCounts, Peers, PeersOptions},
 };

@@ -20,6 +20,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use lapis_config::Endpoint;
+use lapis_membership::words::{self, Answer, Failure, FailureKind, Place, Request, Watched};
 use lapis_transport::peers::tls::server;
 use rustls::pki_types::ServerName;
 use serde_json::Value;
@@ -29,10 +30,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::{
-    EtcdOptions,
-    words::{self, Answer, Failure, FailureKind, Place, Request, Watched},
-};
+use super::EtcdOptions;
 
 /// Thousands of hosts in one list are less than a tenth of it.
 const ANSWER_BYTES_MAX: usize = 8 << 20;

@@ -9,18 +9,18 @@ use std::{
 };
 
 use lapis_config::{Member, Time};
+use lapis_membership::{
+    KnownBy,
+    machine::{Ask, Membership, MembershipOptions, Note},
+    words::{Answer, Failure, FailureKind, Place, Request, Watched},
+};
 use tokio::{
     sync::{mpsc as tasks, oneshot},
     task::{AbortHandle, LocalSet, spawn_local},
     time::timeout,
 };
 
-use super::{
-    EtcdOptions, KnownBy,
-    client::Client,
-    machine::{Ask, Membership, MembershipOptions, Note},
-    words::{Answer, Failure, FailureKind, Place, Request, Watched},
-};
+use super::{EtcdOptions, client::Client};
 
 /// What was heard and not yet told to the machine.
 const HEARD_MAX: usize = 64;

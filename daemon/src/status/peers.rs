@@ -1,10 +1,11 @@
 //! What `lapis status` shows of other hosts.
 
 use lapis_config::Time;
+use lapis_membership::KnownBy;
 use lapis_transport::wire::Wire;
 use serde::{Deserialize, Serialize};
 
-use crate::{engine::Engine, membership::KnownBy, movers::Movers};
+use crate::{engine::Engine, movers::Movers};
 
 /// Of one group. All but `hosts` and `membership` counts since the daemon's start.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

@@ -9,11 +9,11 @@ use std::{
 };
 
 use lapis::membership::{
-    EtcdOptions, KnownBy,
+    EtcdOptions,
     driver::{Driver, News},
-    machine::MembershipOptions,
 };
 use lapis_config::{Endpoint, Time};
+use lapis_membership::{KnownBy, machine::MembershipOptions};
 
 use self::fake::{Fake, Mood};
 

@@ -4,12 +4,12 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use anyhow::Context;
 use lapis_config::{Member, Options, PEERS_MAX};
+use lapis_membership::{KnownBy, machine::MembershipOptions};
 
 use crate::{
     membership::{
-        EtcdOptions, KnownBy,
+        EtcdOptions,
         driver::{Driver, News},
-        machine::MembershipOptions,
     },
     serve,
 };
