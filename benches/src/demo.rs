@@ -14,6 +14,7 @@ use std::{collections::HashSet, path::PathBuf, time::Instant};
 use anyhow::{Context, ensure};
 use clap::Args;
 use lapis_config::{Bytes, DRAM_BYTES_MIN, DRAM_STEP_BYTES, Key, Machine};
+use lapis_trace::{Generate, Request, generate, read_all};
 
 use self::{
     progress::Progress,
@@ -24,7 +25,6 @@ use crate::{
     load::{self, Load},
     pattern,
     stop::Stop,
-    trace::{self, Generate, Request},
 };
 
 /// Memory of the DRAM tier where there is enough.
@@ -159,9 +159,9 @@ fn requests(args: &DemoArgs) -> anyhow::Result<Vec<Request>> {
     let limit = args.requests.map_or(usize::MAX, |requests| requests as usize);
     let Some(path) = &args.trace else {
         let shape = Generate { seed: args.seed, ..Generate::default() };
-        return Ok(trace::generate(&Generate { requests: limit.min(shape.requests), ..shape }));
+        return Ok(generate(&Generate { requests: limit.min(shape.requests), ..shape }));
     };
-    let mut requests = trace::read_all(std::slice::from_ref(path))?;
+    let mut requests = read_all(std::slice::from_ref(path))?;
     requests.truncate(limit);
     Ok(requests)
 }

@@ -11,11 +11,12 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use clap::Args;
 use lapis_config::{Bytes, size};
+use lapis_trace::{BLOCK_TOKENS, read_all};
 use serde::Serialize;
 
 use crate::{
     replay::{Outcome, Setting, Subject, Subjects, Workload, names, rounded, subjects},
-    trace::{BLOCK_TOKENS, print, read_all},
+    trace::print,
 };
 use models::Model;
 
@@ -222,8 +223,9 @@ fn policy(text: &str) -> Result<Subjects, String> {
 
 #[cfg(test)]
 mod tests {
+    use lapis_trace::{Generate, generate};
+
     use super::*;
-    use crate::trace::{Generate, generate};
 
     fn plan(workload: &Workload, block_bytes: u64) -> Plan<'_> {
         Plan { workload, block_bytes, policy: subjects("lru").expect("a policy")[0], span_s: 1_000.0 }

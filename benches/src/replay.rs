@@ -18,8 +18,9 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use lapis_config::PolicyName;
+use lapis_trace::{Request, read_all};
 
-use crate::trace::{Request, print, read_all};
+use crate::trace::print;
 use outcome::Of;
 use plot::{Curve, Labels, PlotFile};
 use table::Table;
@@ -215,9 +216,9 @@ fn name(path: &Path) -> &str {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use lapis_trace::{Generate, generate, write};
 
     use super::*;
-    use crate::trace::{Generate, generate, write};
 
     #[derive(Parser)]
     struct Cli {

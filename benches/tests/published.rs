@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use lapis_benches::replay::{
     Admission, HostsPlan, Outcome, Peers, Route, Scan, Setting, SsdOutcome, Workload, WriteBudget, subjects,
 };
-use lapis_benches::trace::read_all;
+use lapis_trace::read_all;
 
 const CAPACITIES: [u64; 4] = [1_000, 3_000, 10_000, 30_000];
 

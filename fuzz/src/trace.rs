@@ -2,7 +2,7 @@
 
 use std::io::Cursor;
 
-use lapis_benches::trace::{Merged, TraceReader};
+use lapis_trace::{Merged, TraceReader};
 
 /// Longer compressed input may become gigabytes of empty lines: right, and slow.
 const COMPRESSED_BYTES_MAX: usize = 512;

@@ -1,8 +1,8 @@
 //! The floor plan, kept: who may import whom, where versions and lints are written.
 //!
 //! `config <- {tiering, arena, ssd, transport, clients/rust, daemon/membership} <- {clients/c, clients/python, benches,
-//! daemon/state, daemon} <- tests`. The movers (`arena`, `ssd`, `transport`) know neither the core nor, `arena` apart, each
-//! other; the core knows words alone.
+//! daemon/state, daemon} <- tests`; `benches/trace <- benches`. The movers (`arena`, `ssd`, `transport`) know neither the core
+//! nor, `arena` apart, each other; the core knows words alone.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -16,6 +16,7 @@ const TRANSPORT: &str = "lapis-transport";
 const CLIENT: &str = "lapis-client";
 const CLIENT_C: &str = "lapis-client-c";
 const PYTHON: &str = "lapis-python";
+const TRACE: &str = "lapis-trace";
 const BENCHES: &str = "lapis-benches";
 const MEMBERSHIP: &str = "lapis-membership";
 const STATE: &str = "lapis-state";
@@ -33,11 +34,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     (CLIENT, &[CONFIG, ARENA, TRANSPORT]),
     (CLIENT_C, &[CONFIG, TRANSPORT, CLIENT]),
     (PYTHON, &[CLIENT]),
-    (BENCHES, &[CONFIG, TIERING, ARENA, SSD, TRANSPORT, CLIENT]),
+    (TRACE, &[]),
+    (BENCHES, &[CONFIG, TIERING, ARENA, SSD, TRANSPORT, CLIENT, TRACE]),
     (MEMBERSHIP, &[CONFIG]),
     (STATE, &[CONFIG, TIERING, ARENA]),
     (DAEMON, &[CONFIG, TIERING, ARENA, SSD, TRANSPORT, CLIENT, BENCHES, MEMBERSHIP, STATE]),
-    (TESTS, &[CONFIG, TIERING, ARENA, SSD, TRANSPORT, CLIENT, BENCHES, MEMBERSHIP, STATE, DAEMON]),
+    (TESTS, &[CONFIG, TIERING, ARENA, SSD, TRANSPORT, CLIENT, TRACE, BENCHES, MEMBERSHIP, STATE, DAEMON]),
     // Its tests call it as the arena does.
     (STAND_IN, &[CONFIG, ARENA]),
 ];

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use lapis_benches::replay::{Outcome, capacities, replay};
-use lapis_benches::trace::{Generate, Request, generate, read_all};
 use lapis_config::PolicyName;
+use lapis_trace::{Generate, Request, generate, read_all};
 
 const CAPACITIES: &str = "1k,3k,10k,30k,50k,100k";
 

@@ -1,9 +1,9 @@
 //! What a replay says of the SSD tier: how much is written for what is kept, and that nothing that fits is lost.
 
 use lapis_benches::replay::{Outcome, SsdOutcome, replay, replay_ssd};
-use lapis_benches::trace::{Generate, Request, generate};
 use lapis_config::PolicyName;
 use lapis_tiering::{Lru, Replay, SsdTier};
+use lapis_trace::{Generate, Request, generate};
 
 /// Device bytes by admitted bytes: what is written again, headers and tables of contents are at most a tenth.
 const WRITE_AMPLIFICATION_MAX: f64 = 1.10;

@@ -5,6 +5,7 @@ use std::{fmt::Write, time::Instant};
 
 use anyhow::Context;
 use lapis_config::Bytes;
+use lapis_trace::Request;
 use serde_json::Value;
 
 use super::{DemoArgs, progress::Progress, ssd, table};
@@ -13,7 +14,6 @@ use crate::{
     hosts::{self, Hosts},
     load::{self, Counts, Load},
     stop::Stop,
-    trace::Request,
 };
 
 /// What one host is given at least of memory.

@@ -3,10 +3,10 @@
 
 use lapis_config::{Key, PolicyName, PoolId};
 use lapis_tiering::{Chosen, Policy, Replay, SsdTier, kept::Kept, replay::ghost_bytes};
+use lapis_trace::Request;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{Outcome, outcome::SsdCounts, workload::Workload};
-use crate::trace::Request;
 
 pub trait Cache {
     /// Serves a request; returns how many of its leading blocks were there.

@@ -16,6 +16,7 @@ use anyhow::{Context, ensure};
 use lapis_client::{Client, GetOptions, Pool, PutOptions, PutResult, Refusal};
 use lapis_config::{BATCH_KEYS_MAX, Bytes, DRAM_BYTES_MIN, DRAM_STEP_BYTES, HitPolicy, Key};
 use lapis_tiering::replay::ghost_bytes;
+use lapis_trace::{BLOCK_TOKENS, Request};
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use serde_json::Value;
@@ -33,7 +34,6 @@ use crate::{
     load::shape,
     pattern::{self, Pattern},
     stop::Stop,
-    trace::{BLOCK_TOKENS, Request},
 };
 
 /// What a block of the trace is scaled to: one slot of the arena is a page.

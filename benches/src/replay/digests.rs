@@ -2,6 +2,7 @@
 //! the others hear what changed at one.
 
 use lapis_config::Key;
+use lapis_trace::Request;
 use lapis_transport::peers::{
     digest::Digest,
     directory::{Directory, PeerId},
@@ -10,7 +11,6 @@ use lapis_transport::peers::{
 use serde::Serialize;
 
 use super::Cache;
-use crate::trace::Request;
 
 /// Between two deltas of a host.
 const DELTA_MS: u64 = 100;
@@ -126,6 +126,7 @@ fn name(id: u64) -> ShortName {
 #[cfg(test)]
 mod tests {
     use lapis_config::PolicyName;
+    use lapis_trace::{Generate, generate};
 
     use super::super::{
         hosts::{HostsPlan, Peers, Route},
@@ -133,7 +134,6 @@ mod tests {
         words::Subject,
         workload::Workload,
     };
-    use crate::trace::{Generate, generate};
 
     #[test]
     fn digests_find_nearly_what_an_oracle_does() {

@@ -1,12 +1,12 @@
 //! Several hosts with a cache each: who gets a request, and whether one may read what another has.
 
+use lapis_trace::Request;
 use serde::Serialize;
 
 use super::{
     Cache,
     digests::{Digests, DigestsOutcome},
 };
-use crate::trace::Request;
 
 /// Most hosts of a replay.
 pub const HOSTS_MAX: u64 = 1024;
@@ -179,6 +179,7 @@ impl HostsPlan {
 #[cfg(test)]
 mod tests {
     use lapis_config::PolicyName;
+    use lapis_trace::{BLOCK_TOKENS, Generate, generate};
 
     use super::{
         super::{
@@ -187,7 +188,6 @@ mod tests {
         },
         *,
     };
-    use crate::trace::{BLOCK_TOKENS, Generate, generate};
 
     fn workload(requests: &[&[u64]]) -> Workload {
         let request = |ids: &&[u64]| Request {

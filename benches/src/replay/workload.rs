@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::trace::{BLOCK_TOKENS, Request};
+use lapis_trace::{BLOCK_TOKENS, Request};
 
 /// A tenant that reads and never returns: after each `every`-th request one of `blocks` blocks that nobody asks for
 /// again.

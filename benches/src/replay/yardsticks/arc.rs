@@ -3,8 +3,9 @@
 //! Invariant: both lists together hold at most the capacity, all four twice that; what is asked for once and its
 //! ghosts, at most the capacity.
 
+use lapis_trace::Request;
+
 use super::{super::cache::Cache, lists::Lists};
-use crate::trace::Request;
 
 /// Asked for once; more often; and the ghosts of each.
 const ONCE: usize = 0;

@@ -9,8 +9,9 @@
 
 use std::collections::BinaryHeap;
 
+use lapis_trace::Request;
+
 use super::super::{cache::Cache, workload::Workload};
-use crate::trace::Request;
 
 const NEVER: u32 = u32::MAX;
 

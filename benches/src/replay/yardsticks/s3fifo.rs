@@ -1,8 +1,9 @@
 //! S3-FIFO (Yang et al., SOSP 2023) as published: a small queue that sorts out what is asked for once, a main queue
 //! with second chances, and a ghost queue as long as both. Blocks of a request come deepest first.
 
+use lapis_trace::Request;
+
 use super::{super::cache::Cache, lists::Lists};
-use crate::trace::Request;
 
 const SMALL: usize = 0;
 const MAIN: usize = 1;

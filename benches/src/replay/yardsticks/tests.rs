@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use lapis_trace::{BLOCK_TOKENS, Generate, Request, generate};
 use proptest::prelude::*;
 
 use super::{
@@ -11,7 +12,6 @@ use super::{
     },
     WriteThrough, Yardstick, arc, s3fifo,
 };
-use crate::trace::{BLOCK_TOKENS, Generate, Request, generate};
 
 fn request(ids: &[u64]) -> Request {
     Request { input_length: ids.len() as u64 * BLOCK_TOKENS, ids: ids.into(), ..Request::default() }

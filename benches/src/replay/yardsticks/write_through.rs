@@ -1,11 +1,12 @@
 //! Two tiers the simple way: whatever comes into memory is written to SSD at once. Both tiers are lists by recency; a
 //! block that is on SSD is not written again. What an admission by demotion saves is measured against this.
 
+use lapis_trace::Request;
+
 use super::{
     super::{cache::Cache, outcome::SsdCounts},
     lists::Lists,
 };
-use crate::trace::Request;
 
 pub struct WriteThrough {
     dram: Lists<1>,

@@ -8,8 +8,8 @@
 use super::{BLOCK_TOKENS, Request};
 
 /// As many as in one hour of conversations.
-pub(super) const REQUESTS_DEFAULT: usize = 12_031;
-pub(super) const SPAN_S_DEFAULT: u64 = 3_537;
+pub const REQUESTS_DEFAULT: usize = 12_031;
+pub const SPAN_S_DEFAULT: u64 = 3_537;
 /// No input is longer, tokens.
 const INPUT_LENGTH_MAX: u64 = 126_195;
 /// Blocks of each system prompt after the one block that all requests begin with; the n-th is chosen 1/n as often as
@@ -207,7 +207,7 @@ impl Maker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trace::Stats;
+    use crate::Stats;
 
     fn stats(seed: u64) -> Stats {
         let trace = generate(&Generate { seed, ..Generate::default() });

@@ -23,7 +23,7 @@ pub fn write(out: &mut impl Write, trace: &[Request]) -> io::Result<()> {
 }
 
 /// Writes beside `path` and renames at the end; compressed if the name ends in ".zst".
-pub(super) fn to_file(path: &Path, trace: &[Request]) -> anyhow::Result<()> {
+pub fn to_file(path: &Path, trace: &[Request]) -> anyhow::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let writing = || format!("writing {}", path.display());
     let mut file = tempfile::NamedTempFile::new_in(folder).with_context(writing)?;
