@@ -28,8 +28,9 @@ pub fn cuda_stand_in() -> PathBuf {
 }
 
 /// How the C library is built: with the features that `cargo test --workspace` gave what it stands on, which is not built
-/// anew then. A package alone would have others; a test among what is built makes those of tests count.
-const C_BUILD: [&str; 4] = ["--workspace", "--lib", "--test", "header"];
+/// anew then. A package alone would have others; a test among what is built makes those of tests count. The Python module has
+/// no tests in Rust, and is not built by them.
+const C_BUILD: [&str; 6] = ["--workspace", "--exclude", "lapis-python", "--lib", "--test", "header"];
 
 /// The folder that has the C library, shared and static.
 pub fn c_library() -> &'static Path {
@@ -62,9 +63,21 @@ fn find_or_build(file: &str, sources: &[&str], package: &[&str]) -> PathBuf {
     if folder.file_name().is_some_and(|name| name == "release") {
         cargo.arg("--release");
     }
+    forget_the_package(&mut cargo);
     let status = cargo.status().expect("cargo starts");
     assert!(status.success(), "{cargo:?} ended with {status}");
     binary
+}
+
+/// What Cargo says to a test of its package: build scripts that look at it (ring's does) would run again, and all that stands
+/// on them would be compiled again, here and in the next `cargo test`.
+fn forget_the_package(cargo: &mut Command) {
+    const OF_THE_PACKAGE: [&str; 4] = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_EXE_", "CARGO_PRIMARY_PACKAGE"];
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(|name| OF_THE_PACKAGE.iter().any(|prefix| name.starts_with(prefix))) {
+            cargo.env_remove(name);
+        }
+    }
 }
 
 /// When the newest file in it was changed. What builds leave behind is no source.
