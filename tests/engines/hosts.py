@@ -61,13 +61,18 @@ class Host:
         return json.loads(told.stdout) if told.returncode == 0 else None
 
     @contextlib.contextmanager
-    def stopped(self):
-        """A daemon that hangs, meanwhile."""
-        self.daemon.send_signal(signal.SIGSTOP)
+    def stopped(self, seconds: float | None = None):
+        """A daemon that hangs, meanwhile; no longer than so many seconds."""
+        daemon = self.daemon
+        goes_on = threading.Timer(seconds or threading.TIMEOUT_MAX, daemon.send_signal, [signal.SIGCONT])
+        daemon.send_signal(signal.SIGSTOP)
+        if seconds is not None:
+            goes_on.start()
         try:
             yield
         finally:
-            self.daemon.send_signal(signal.SIGCONT)
+            goes_on.cancel()
+            daemon.send_signal(signal.SIGCONT)
 
     def kill(self, holder: bool = False):
         """`kill -9` of the daemon, and of the holder of its memory."""
